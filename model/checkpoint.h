@@ -1,0 +1,87 @@
+#ifndef DDL_MODEL_CHECKPOINT_H_
+#define DDL_MODEL_CHECKPOINT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "model/model_config.h"
+
+namespace ddl {
+
+// Element type of a stored tensor.
+enum class StoredType { kFloat32, kBFloat16, kFloat16, kFloat64 };
+std::string_view StoredTypeName(StoredType type);  // "F32", "BF16", "F16", "F64"
+int64_t StoredTypeSize(StoredType type);           // bytes
+
+// One tensor of a checkpoint, row-major and contiguous. `data` is aligned to the element size
+// and lives as long as the Checkpoint it came from.
+struct TensorView {
+  StoredType type = StoredType::kFloat32;
+  std::vector<int64_t> shape;
+  const std::byte* data = nullptr;
+
+  int64_t num_elements() const;
+  int64_t num_bytes() const;
+};
+
+// Tensors by name, with whatever keeps their bytes alive (a mapping, a torch tensor).
+struct TensorFile {
+  std::map<std::string, TensorView, std::less<>> tensors;
+  std::shared_ptr<const void> storage;
+};
+
+// A checkpoint's folder, opened and proven whole: config.json and `model.safetensors`, or
+// `model.safetensors.index.json` with its shards, or the official `pytorch_model.bin`.
+// safetensors stay memory-mapped. Immutable; any thread may read.
+class Checkpoint {
+ public:
+  // Fails with one message that names the file and every tensor that is missing, unexpected or
+  // misshapen, with found and expected shapes. Older layouts of the official repository are
+  // accepted and their names brought to today's:
+  //   TC `*.shortconv.conv.weight` (d*dv, 1, k) -> `*.shortconv.weight` (d*dv, k)
+  //   CC `*.shortconv.weight`      (d, 1, k)    -> `*.weight` (d, k), with legacy_cc()
+  static absl::StatusOr<Checkpoint> Open(const std::filesystem::path& folder);
+
+  const ModelConfig& config() const { return config_; }
+  Variant variant() const { return variant_; }
+  // dv: rows of the state's second axis; 1 for gpt and vdim1.
+  int64_t value_channels() const { return value_channels_; }
+  // The older CC layout, which obeyed ddl_state_dv_shortconv_causal and allowed k < dv.
+  bool legacy_cc() const { return legacy_cc_; }
+
+  // By today's official name, e.g. "transformer.h.0.ddl_attn.v_proj.weight".
+  bool Has(std::string_view name) const;
+  const TensorView& Get(std::string_view name) const;  // must exist
+  const std::map<std::string, TensorView, std::less<>>& tensors() const { return tensors_; }
+
+  int64_t parameter_count() const;  // tied weights once
+  // The type most weights are stored in.
+  StoredType stored_type() const;
+  // Hex SHA-256 over all tensors' names, types, shapes and bytes in name order. Reads every
+  // byte; independent of the file format's padding, order and sharding.
+  std::string WeightsSha256() const;
+
+  const std::filesystem::path& folder() const { return folder_; }
+
+ private:
+  Checkpoint() = default;
+
+  std::filesystem::path folder_;
+  ModelConfig config_;
+  Variant variant_ = Variant::kGpt;
+  int64_t value_channels_ = 1;
+  bool legacy_cc_ = false;
+  std::map<std::string, TensorView, std::less<>> tensors_;
+  std::vector<std::shared_ptr<const void>> storage_;
+};
+
+}  // namespace ddl
+
+#endif  // DDL_MODEL_CHECKPOINT_H_

@@ -1,0 +1,79 @@
+#ifndef DDL_MODEL_MODEL_CONFIG_H_
+#define DDL_MODEL_MODEL_CONFIG_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "absl/status/statusor.h"
+
+namespace ddl {
+
+// The six members of the family. config.json does not tell them apart; tensor names and ranks do
+// (see Checkpoint).
+enum class Variant {
+  kGpt,    // additive baseline
+  kVdim1,  // DDL with dv = 1
+  kTc,     // DDL-TC without input expansion: compress convolves over tokens
+  kTcec,   // DDL-TC
+  kCc,     // DDL-CC without input expansion: compress convolves over value channels
+  kCcec,   // DDL-CC, the paper's "DDL"
+};
+std::string_view VariantName(Variant variant);  // "gpt", "vdim1", "tc", "tcec", "cc", "ccec"
+
+enum class Activation { kIdentity, kSilu, kRelu, kElu1 };
+
+// config.json of the official code (`model_type: "nanogpt-pro"`). Field names and defaults are
+// the official ones; keys that only matter to training, and unknown keys, are accepted and
+// ignored. A plain value.
+struct ModelConfig {
+  // Types are strict (a quoted "true" is refused), as are ranges. `source` names the file in
+  // messages. One message lists every bad key with the value found and what is allowed.
+  static absl::StatusOr<ModelConfig> Parse(std::string_view json, std::string_view source);
+
+  int64_t vocab_size = 50304;
+  int64_t num_hidden_layers = 12;
+  int64_t num_attention_heads = 6;
+  int64_t hidden_size = 768;
+  int64_t head_dim = 128;
+  int64_t block_size = 1024;  // context the model was trained for, tokens
+
+  bool using_groupnorm = false;
+  bool use_output_gate = false;
+  bool use_qk_rmsnorm = true;
+  bool use_k_shift = false;
+  bool use_v_shift = false;
+  Activation q_activation = Activation::kIdentity;
+  Activation k_activation = Activation::kIdentity;
+  Activation v_activation = Activation::kIdentity;
+  double rope_ratio = 1.0;
+  double rope_base = 10000.0;
+  double rms_norm_eps = 1e-5;
+  bool mup = false;
+  int64_t hidden_size_base = 1024;
+  std::optional<int64_t> intermediate_size;  // baseline only
+  double mlp_hidden_mult = 8.0 / 3.0;        // baseline only
+
+  double ddl_k_eps = 1e-5;
+  bool ddl_beta_single_linear = true;
+  int64_t ddl_beta_hidden_size = 128;
+  bool ddl_v_sigmoid = true;
+  double ddl_v_sigmoid_scale = 4.0;
+  int64_t ddl_value_channels = 4;
+  std::optional<int64_t> ddl_state_shortconv_kernel_size;  // CC: dv; TC: 4
+  bool ddl_v_constant = false;                             // dv > 1
+  double ddl_v_constant_value = 2.0;
+  bool ddl_v_dim1_constant = false;  // vdim1
+  double ddl_v_dim1_constant_value = 2.0;
+  int64_t input_embed_shortconv_kernel_size = 4;
+  bool ddl_state_dv_shortconv_causal = false;
+};
+
+// Width m of the MLP: floor(8/3 d), or what intermediate_size / mlp_hidden_mult say in the
+// baseline.
+int64_t MlpWidth(const ModelConfig& config, Variant variant);
+
+}  // namespace ddl
+
+#endif  // DDL_MODEL_MODEL_CONFIG_H_

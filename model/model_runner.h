@@ -1,0 +1,115 @@
+#ifndef DDL_MODEL_MODEL_RUNNER_H_
+#define DDL_MODEL_MODEL_RUNNER_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "model/checkpoint.h"
+#include "model/sampler.h"
+#include "model/token.h"
+
+// The seam between the engine, which deals in integers, and the model, which deals in tensors.
+// This header knows nothing of LibTorch, so that the engine and every server test build
+// without it.
+
+namespace ddl {
+
+// Which positions of a chunk a vector is wanted for.
+enum class Rows { kNone, kLast, kAll };
+
+// What one sequence contributes to a step: the positions [start, tokens.size()).
+struct SequenceChunk {
+  // Every token of the sequence up to the chunk's end, not only the chunk's own: convolutions
+  // over the input read the few before `start`. Must outlive the call.
+  absl::Span<const TokenId> tokens;
+  int32_t start = 0;
+  // Physical block of each block_size positions, covering tokens.size() of them. Must outlive
+  // the call.
+  absl::Span<const int32_t> block_table;
+  // Where the sequence's tails live, in [0, max_sequences). A chunk with start == 0 resets them;
+  // otherwise they hold what the chunk that ended at `start` left there.
+  int32_t slot = 0;
+
+  std::optional<SampleRequest> sample;  // draw a token after the last position
+  Rows hidden = Rows::kNone;            // final-norm vectors, what the LM head reads
+  Rows logits = Rows::kNone;
+  // The state X after this layer's block, for every position of the chunk. In [0, num_layers).
+  std::optional<int32_t> state_layer;
+};
+
+struct ChunkOutput {
+  // INTERNAL when the logits or vectors that were asked for are not finite: that sequence alone
+  // has failed.
+  absl::Status status;
+  std::optional<SampledToken> sampled;
+  std::vector<float> hidden;  // [rows, d]
+  std::vector<float> logits;  // [rows, vocab]
+  std::vector<float> state;   // [chunk positions, d, dv]
+};
+
+// What the engine and the service need to know of a loaded model.
+struct ModelDescription {
+  Variant variant = Variant::kGpt;
+  std::string dtype;   // "float32" | "bfloat16": of activations, cache and large weights
+  std::string device;  // "cpu" | "cuda:N"
+  int64_t num_layers = 0;
+  int64_t num_heads = 0;
+  int64_t hidden_size = 0;     // d
+  int64_t value_channels = 0;  // dv
+  int64_t vocab_size = 0;      // rows of the embedding, padding included
+  int64_t block_size = 0;      // context length of config.json, tokens
+  int64_t parameter_count = 0;
+  int64_t kv_bytes_per_token = 0;
+
+  // Capacity of the caches, as allocated.
+  int32_t kv_block_size = 0;  // tokens per block
+  int32_t kv_num_blocks = 0;
+  int32_t max_sequences = 0;  // slots
+};
+
+enum class RunnerDType { kFloat32, kBFloat16 };
+
+struct RunnerOptions {
+  RunnerDType dtype = RunnerDType::kFloat32;
+  int32_t kv_block_size = 16;  // tokens
+  int32_t kv_num_blocks = 0;   // > 0
+  int32_t max_sequences = 64;  // slots for tails
+  int32_t max_step_tokens = 2048;
+  int num_threads = 0;  // 0: as many as the process may use
+  // Obey ddl_state_dv_shortconv_causal, as the official accelerated model does. The eager
+  // official model ignores the key, and so does the server unless told otherwise.
+  bool obey_dv_shortconv_causal = false;
+};
+
+// Bytes of K/V cache that one token takes in the given type, all layers.
+int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype);
+
+// A DDL transformer with its paged caches. Forward must be called by one thread at a time.
+class ModelRunner {
+ public:
+  // The checkpoint's mappings are kept alive by the runner where weights are used in place.
+  static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(
+      std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options);
+  virtual ~ModelRunner() = default;
+
+  // Constant after creation.
+  virtual const ModelDescription& description() const = 0;
+
+  // One step over a packed ragged batch: outputs in the order of `chunks`. At most
+  // max_step_tokens positions and max_sequences chunks, each at least one position long, no two
+  // with the same slot. A failed status means that the whole step failed (an exception of the
+  // tensor library, an exhausted device): the caches' content for these sequences is then
+  // undefined, everyone else's is untouched.
+  virtual absl::StatusOr<std::vector<ChunkOutput>> Forward(
+      absl::Span<const SequenceChunk> chunks) = 0;
+};
+
+}  // namespace ddl
+
+#endif  // DDL_MODEL_MODEL_RUNNER_H_

@@ -1,0 +1,53 @@
+#ifndef DDL_MODEL_SAMPLER_H_
+#define DDL_MODEL_SAMPLER_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "model/token.h"
+
+namespace ddl {
+
+// How the next token is drawn. A plain value; ranges are checked where requests come in.
+struct SamplingParams {
+  float temperature = 1.0f;  // [0, 2]; 0 is greedy
+  int32_t top_k = -1;        // the k most likely tokens only; -1 is off
+  float top_p = 1.0f;        // (0, 1]; the smallest set of tokens that holds this much probability
+  uint64_t seed = 0;
+};
+
+// One draw from one row of logits.
+struct SampleRequest {
+  SamplingParams params;
+  // Number of tokens the sequence has generated before this one. (seed, index) decide the draw,
+  // so that it is the same in any batch and after a preemption.
+  uint64_t index = 0;
+  // Ids at or past this are padding rows of the embedding and never drawn.
+  TokenId vocab_size = 0;
+  // Never drawn either (end and stop tokens while min_tokens holds). Must outlive the call.
+  absl::Span<const TokenId> banned;
+  // -1: no logprobs; 0: the chosen token's; k > 0: the k most likely tokens' as well.
+  int32_t logprobs = -1;
+};
+
+struct TokenLogprob {
+  TokenId id = 0;
+  float logprob = 0.0f;
+};
+
+struct SampledToken {
+  TokenId id = 0;
+  // Natural logarithm of the probability that the model gives the token: log softmax over all
+  // vocab_size logits, before temperature, filters and bans, so that it equals what scoring
+  // the same text reports. Always computed.
+  float logprob = 0.0f;
+  std::vector<TokenLogprob> top;  // most likely first, as many as asked
+};
+
+// Draws a token from `logits` [vocab]. Ties go to the lower id. Logits must be finite.
+SampledToken Sample(absl::Span<const float> logits, const SampleRequest& request);
+
+}  // namespace ddl
+
+#endif  // DDL_MODEL_SAMPLER_H_
