@@ -1,0 +1,35 @@
+#ifndef DDL_SERVER_ENGINE_STATUS_DETAILS_H_
+#define DDL_SERVER_ENGINE_STATUS_DETAILS_H_
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace ddl {
+
+struct FieldViolation {
+  std::string field;        // path in the request, e.g. "sampling.temperature"
+  std::string description;  // what is allowed, what was found
+};
+
+// What a client can act on beside the code and message. Travels inside absl::Status as a
+// payload and leaves the server as google.rpc.ErrorInfo, RetryInfo and BadRequest.
+struct StatusDetails {
+  std::string reason;  // "QUEUE_FULL", "TOKENS_FULL", "TOO_LARGE", ...; empty: none
+  std::optional<absl::Duration> retry_after;
+  std::vector<FieldViolation> field_violations;
+};
+
+absl::Status WithDetails(absl::Status status, const StatusDetails& details);
+StatusDetails DetailsOf(const absl::Status& status);
+
+// INVALID_ARGUMENT about one field of the request.
+absl::Status InvalidField(std::string_view field, std::string_view description);
+
+}  // namespace ddl
+
+#endif  // DDL_SERVER_ENGINE_STATUS_DETAILS_H_
