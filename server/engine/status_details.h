@@ -24,10 +24,12 @@ struct StatusDetails {
   std::vector<FieldViolation> field_violations;
 };
 
+// `status` with `details`, in place of any it had. OK statuses carry none.
 absl::Status WithDetails(absl::Status status, const StatusDetails& details);
+// Empty when the status carries none.
 StatusDetails DetailsOf(const absl::Status& status);
 
-// INVALID_ARGUMENT about one field of the request.
+// INVALID_ARGUMENT about one field of the request; the message is "field: description".
 absl::Status InvalidField(std::string_view field, std::string_view description);
 
 }  // namespace ddl
