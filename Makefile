@@ -1,0 +1,48 @@
+# Every target installs what it needs first (scripts/install_dependencies.sh; nothing once all is there).
+SHELL := /bin/bash
+JOBS ?= $(shell nproc)
+PRESET ?= release
+INSTALL_DEPS := scripts/install_dependencies.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long serve build format format-check clean install-deps
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## Build, start the server on the bundled model, generate and embed over gRPC, stop it
+	@$(INSTALL_DEPS) build client
+	@scripts/build.sh $(PRESET) ddl_server
+	@scripts/demo.sh
+
+test: ## Build everything and run the test suite
+	@$(INSTALL_DEPS) build client test
+	@scripts/build.sh release
+	@scripts/run_tests.sh release
+
+test-long: ## Run the long tests too, and the suite under AddressSanitizer
+	@$(INSTALL_DEPS) build client test
+	@scripts/test_long.sh
+
+serve: ## Serve the bundled model on 127.0.0.1:50051 until Ctrl-C (MODEL=folder serves another one)
+	@$(INSTALL_DEPS) build
+	@scripts/build.sh release ddl_server
+	@scripts/serve.sh
+
+build: ## Build build/release/bin/ddl_server
+	@$(INSTALL_DEPS) build
+	@scripts/build.sh $(PRESET) ddl_server
+
+format: ## Format all C++ files in place
+	@$(INSTALL_DEPS) format
+	@scripts/format.sh
+
+format-check: ## Fail if a C++ file is not formatted
+	@$(INSTALL_DEPS) format
+	@scripts/format.sh --check
+
+install-deps: ## Only install what is needed
+	@$(INSTALL_DEPS) build client test
+
+clean: ## Remove what was built (not .venv)
+	rm -rf build

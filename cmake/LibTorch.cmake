@@ -1,0 +1,35 @@
+# Defines ddl::libtorch: the CPU part of LibTorch, as the PyTorch wheel carries it.
+#
+# libtorch_cpu.so and libc10.so are linked by name instead of libtorch.so, which would pull in libtorch_cuda.so and with
+# it the rest of CUDA. libtorch_cpu.so itself needs the CUDA runtime and CUPTI to load, so their folder is on the run path.
+
+# The site-packages folder with torch/ and nvidia/: from DDL_LIBTORCH_ROOT, else the project's .venv, else $DDL_VENV.
+set(_ddl_candidates "")
+foreach(_venv ${PROJECT_SOURCE_DIR}/.venv $ENV{DDL_VENV})
+  file(GLOB _found LIST_DIRECTORIES true ${_venv}/lib/python3*/site-packages)
+  list(APPEND _ddl_candidates ${_found})
+endforeach()
+find_path(DDL_LIBTORCH_ROOT torch/include/ATen/ATen.h PATHS ${_ddl_candidates} NO_DEFAULT_PATH
+          DOC "The site-packages folder that holds torch/ and nvidia/ (scripts/requirements-libtorch.txt)")
+if(NOT DDL_LIBTORCH_ROOT)
+  message(FATAL_ERROR "LibTorch was not found: no torch/ in .venv or in $DDL_VENV. Run scripts/install_dependencies.sh, "
+                      "or set DDL_LIBTORCH_ROOT to a site-packages folder that holds torch/ and nvidia/.")
+endif()
+
+set(DDL_LIBTORCH_LIB_DIR ${DDL_LIBTORCH_ROOT}/torch/lib)
+set(DDL_CUDA_LIB_DIR ${DDL_LIBTORCH_ROOT}/nvidia/cu13/lib)
+foreach(_file ${DDL_LIBTORCH_LIB_DIR}/libtorch_cpu.so ${DDL_LIBTORCH_LIB_DIR}/libc10.so ${DDL_CUDA_LIB_DIR}/libcudart.so.13)
+  if(NOT EXISTS ${_file})
+    message(FATAL_ERROR "LibTorch in ${DDL_LIBTORCH_ROOT} is incomplete: ${_file} is missing "
+                        "(scripts/requirements-libtorch.txt names the packages).")
+  endif()
+endforeach()
+
+add_library(ddl_libtorch INTERFACE)
+add_library(ddl::libtorch ALIAS ddl_libtorch)
+# The wheel's include/ also holds an older google/protobuf. -idirafter, unlike -I and -isystem, lets the system's win.
+target_compile_options(ddl_libtorch INTERFACE
+  "SHELL:-idirafter ${DDL_LIBTORCH_ROOT}/torch/include"
+  "SHELL:-idirafter ${DDL_LIBTORCH_ROOT}/torch/include/torch/csrc/api/include")
+target_link_libraries(ddl_libtorch INTERFACE ${DDL_LIBTORCH_LIB_DIR}/libtorch_cpu.so ${DDL_LIBTORCH_LIB_DIR}/libc10.so)
+target_link_options(ddl_libtorch INTERFACE "LINKER:-rpath-link,${DDL_LIBTORCH_LIB_DIR}:${DDL_CUDA_LIB_DIR}")

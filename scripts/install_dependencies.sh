@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# Installs what the project needs on Debian 12, and nothing the second time.
+#
+#   scripts/install_dependencies.sh [build] [client] [test] [format]        (no argument: build client test)
+#
+# Debian packages come through apt (with sudo when not root); everything else goes into the virtual environment
+# .venv inside the project: LibTorch and the Python packages, from the package index that pip is configured for.
+# DDL_PYTHON names another Python than /usr/bin/python3 to make the virtual environment with.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly venv=$PWD/.venv
+readonly attempts=3
+
+say() { printf 'install: %s\n' "$*" >&2; }
+fail() { say "$@"; exit 1; }
+
+# Runs a command that downloads something, again if it fails: networks do.
+with_retries() {
+  local attempt
+  for ((attempt = 1; ; attempt++)); do
+    "$@" && return 0
+    ((attempt < attempts)) || return 1
+    say "attempt $attempt of $attempts failed, trying again: $*"
+    sleep $((attempt * 5))
+  done
+}
+
+# ---- Debian packages ----
+
+# Prints the entries of a list file: comments and blank lines removed.
+entries() { sed -e 's/#.*//' -e 's/[[:space:]]*$//' -e '/^$/d' "$1"; }
+
+is_installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+# Runs a command as root, by way of sudo if we are not.
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+can_be_root() {
+  [ "$(id -u)" = 0 ] && return 0
+  command -v sudo >/dev/null || return 1
+  sudo -n true 2>/dev/null && return 0
+  [ -t 0 ] && sudo -v  # asks for the password, once
+}
+
+install_debian_packages() {  # LIST_FILE
+  local list=$1 package missing=()
+  for package in $(entries "$list"); do is_installed "$package" || missing+=("$package"); done
+  ((${#missing[@]})) || return 0
+  say "these Debian packages are missing:"
+  for package in "${missing[@]}"; do awk -v name="$package" '$1 == name' "$list" >&2; done
+  can_be_root || fail "installing them needs root rights or sudo. Have an administrator run this, then try again:
+  apt-get update && apt-get install --no-install-recommends ${missing[*]}"
+  with_retries as_root apt-get -o Acquire::Retries=3 -qq update
+  with_retries as_root env DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 -qq \
+    install --yes --no-install-recommends "${missing[@]}" >&2 </dev/null ||
+    fail "apt-get could not install: ${missing[*]}"
+}
+
+# promtool checks the metrics in the tests. Its package would also start a Prometheus server as a system service,
+# so the program alone is taken out of the package.
+install_promtool() {
+  [ ! -x "$venv/bin/promtool" ] || return 0
+  say "taking promtool out of Debian's package 'prometheus' (the tests check /metrics with it)"
+  local folder
+  folder=$(mktemp -d)
+  # apt's own download user must be able to write here; without one, apt warns and goes on.
+  (cd "$folder" && chmod 755 . && with_retries apt-get -o Acquire::Retries=3 -o APT::Sandbox::User=root -qq download prometheus &&
+    dpkg-deb --extract prometheus_*.deb extracted && install -m 755 extracted/usr/bin/promtool "$venv/bin/promtool") >&2 ||
+    { rm -rf "$folder"; fail "could not download Debian's package 'prometheus' (is 'apt-get update' needed?)"; }
+  rm -rf "$folder"
+}
+
+# ---- the virtual environment ----
+
+make_venv() {
+  [ ! -x "$venv/bin/pip" ] || return 0
+  local python=${DDL_PYTHON:-/usr/bin/python3}
+  say "making the virtual environment .venv with $python"
+  "$python" -m venv "$venv" || fail "$python could not make a virtual environment"
+}
+
+# pip also complains about the parts of torch's wheel set that we leave out on purpose: those lines are dropped.
+pip_install() {
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --retries 5 "$@" \
+    2> >(grep -v -e "pip's dependency resolver does not" -e '^torch .* which is not installed' >&2)
+}
+
+# Installs a requirements file unless its very content was installed before.
+install_python_packages() {  # REQUIREMENTS_FILE WHY [pip option...]
+  local file=$1 why=$2
+  shift 2
+  local stamp=$venv/installed/${file//\//_} content
+  content=$(sha256sum <"$file")
+  [ "$(cat "$stamp" 2>/dev/null)" != "$content" ] || return 0
+  say "installing into .venv, for $why:" $(entries "$file")
+  with_retries pip_install "$@" --requirement "$file" || fail "pip could not install $file"
+  mkdir -p "${stamp%/*}"
+  printf '%s\n' "$content" >"$stamp"
+}
+
+# ---- what was asked for ----
+
+[ "$(uname -m)" = x86_64 ] || fail "the project builds on x86-64, this machine is $(uname -m)"
+[ $# -gt 0 ] || set -- build client test
+for group in "$@"; do
+  case $group in
+    build | client | test | format) ;;
+    *) fail "unknown group '$group': allowed are build, client, test and format" ;;
+  esac
+done
+command -v apt-get >/dev/null || {
+  say "this is no Debian: apt-get is missing. The build needs what these packages contain:"
+  fail "$(entries scripts/apt-build.txt | tr '\n' ' ')"
+}
+
+install_debian_packages scripts/apt-build.txt
+mkdir -p "$venv/"
+exec 9>"$venv/.lock"
+flock 9  # two builds at a time, for instance in two worktrees that share .venv
+make_venv
+for group in "$@"; do
+  case $group in
+    build) install_python_packages scripts/requirements-libtorch.txt "the server (LibTorch)" --no-deps ;;
+    client) install_python_packages clients/python/requirements.txt "the Python client and the demo" ;;
+    test)
+      install_python_packages clients/python/requirements.txt "the Python client and the demo"
+      install_python_packages tests/requirements.txt "the tests"
+      install_promtool
+      ;;
+    format) install_python_packages scripts/requirements-format.txt "make format" ;;
+  esac
+done
