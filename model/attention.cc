@@ -1,0 +1,134 @@
+#include "model/attention.h"
+
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+
+#include "model/weights.h"
+
+namespace ddl {
+namespace {
+
+kernels::Type KernelType(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kFloat ? kernels::Type::kFloat32 : kernels::Type::kBFloat16;
+}
+
+kernels::Activation KernelActivation(Activation activation) {
+  switch (activation) {
+    case Activation::kIdentity:
+      return kernels::Activation::kIdentity;
+    case Activation::kSilu:
+      return kernels::Activation::kSilu;
+    case Activation::kRelu:
+      return kernels::Activation::kRelu;
+    case Activation::kElu1:
+      return kernels::Activation::kElu1;
+  }
+  return kernels::Activation::kIdentity;
+}
+
+const float* DataOrNull(const std::vector<float>& values) {
+  return values.empty() ? nullptr : values.data();
+}
+
+}  // namespace
+
+RotaryTable::RotaryTable(const ModelConfig& config, int64_t positions) {
+  rotary_dims_ =
+      2 * (static_cast<int64_t>(static_cast<double>(config.head_dim) * config.rope_ratio) / 2);
+  for (int64_t position = 0; position < positions; ++position) {
+    for (int64_t n = 0; n < rotary_dims_ / 2; ++n) {
+      const auto exponent = -2.0 * static_cast<double>(n) / static_cast<double>(rotary_dims_);
+      const auto theta = static_cast<float>(std::pow(config.rope_base, exponent));
+      const float angle = static_cast<float>(position) * theta;  // float32, as the official code
+      cos_.push_back(std::cos(angle));
+      sin_.push_back(std::sin(angle));
+    }
+  }
+}
+
+Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix, at::ScalarType dtype,
+                     const RotaryTable* rotary)
+    : d_(checkpoint.config().hidden_size),
+      heads_(checkpoint.config().num_attention_heads),
+      head_dim_(checkpoint.config().head_dim),
+      rotary_(rotary),
+      q_activation_(KernelActivation(checkpoint.config().q_activation)),
+      k_activation_(KernelActivation(checkpoint.config().k_activation)),
+      v_activation_(KernelActivation(checkpoint.config().v_activation)) {
+  const ModelConfig& config = checkpoint.config();
+  const auto weight = [&](const std::string& name) {
+    return WeightAs(checkpoint.Get(prefix + name), dtype);
+  };
+  const auto floats = [&](const std::string& name) {
+    return WeightFloats(checkpoint.Get(prefix + name));
+  };
+  qkv_ = Linear({weight("c_q.weight"),
+                 weight(config.use_k_shift ? "c_k.linear.weight" : "c_k.weight"),
+                 weight(config.use_v_shift ? "c_v.linear.weight" : "c_v.weight")});
+  output_ = Linear({weight("c_proj.weight")});
+  if (config.use_k_shift) k_shift_ = floats("c_k.shift_proj.weight");
+  if (config.use_v_shift) v_shift_ = floats("c_v.shift_proj.weight");
+  if (config.use_qk_rmsnorm) {
+    q_norm_ = floats("q_rms.weight");
+    k_norm_ = floats("k_rms.weight");
+  }
+  has_gate_ = config.use_output_gate;
+  if (has_gate_) gate_ = Linear({weight("g_proj.weight")});
+  if (config.using_groupnorm) {
+    output_norm_ = floats("subln.weight");
+  } else if (has_gate_) {
+    output_norm_ = floats("o_norm.weight");
+    output_norm_eps_ = static_cast<float>(config.rms_norm_eps);
+  }
+}
+
+at::Tensor Attention::Forward(const kernels::Executor& executor, const kernels::Batch& batch,
+                              const at::Tensor& c, const kernels::KvCache& cache,
+                              Tails* shift_tails, int64_t layer) const {
+  const at::Tensor qkv = qkv_(c);  // [tokens, 3, H, hd]
+  const int64_t width = heads_ * head_dim_;
+
+  kernels::AttentionInputArgs input;
+  input.type = KernelType(c);
+  input.d = d_;
+  input.heads = heads_;
+  input.head_dim = head_dim_;
+  input.c = c.const_data_ptr();
+  input.qkv = qkv.data_ptr();
+  input.q_activation = q_activation_;
+  input.k_activation = k_activation_;
+  input.v_activation = v_activation_;
+  if (!k_shift_.empty()) {
+    input.k_shift = {k_shift_.data(), shift_tails->data(2 * layer), shift_tails->stride()};
+  }
+  if (!v_shift_.empty()) {
+    input.v_shift = {v_shift_.data(), shift_tails->data(2 * layer + 1), shift_tails->stride()};
+  }
+  input.rotary_dims = rotary_->rotary_dims();
+  input.rope_cos = rotary_->cos();
+  input.rope_sin = rotary_->sin();
+  input.q_norm = DataOrNull(q_norm_);
+  input.k_norm = DataOrNull(k_norm_);
+  input.norm_eps = 1e-5f;
+  input.cache = cache;
+  kernels::AttentionInput(executor, batch, input);
+
+  const at::Tensor gate = has_gate_ ? gate_(c) : at::Tensor();
+  const at::Tensor y = at::empty({batch.tokens, width}, c.options());
+  kernels::PagedAttentionArgs attention;
+  attention.type = input.type;
+  attention.heads = heads_;
+  attention.head_dim = head_dim_;
+  attention.q = qkv.const_data_ptr();
+  attention.q_stride = 3 * width;
+  attention.cache = cache;
+  attention.norm_weight = DataOrNull(output_norm_);
+  attention.norm_eps = output_norm_eps_;
+  attention.gate = has_gate_ ? gate.const_data_ptr() : nullptr;
+  attention.y = y.data_ptr();
+  kernels::PagedAttention(executor, batch, attention);
+  return output_(y);
+}
+
+}  // namespace ddl

@@ -1,0 +1,69 @@
+#ifndef DDL_MODEL_ATTENTION_H_
+#define DDL_MODEL_ATTENTION_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/checkpoint.h"
+#include "model/kernels/kernels.h"
+#include "model/kv_cache.h"
+#include "model/linear.h"
+
+namespace ddl {
+
+// cos and sin of position * theta_n, theta_n = rope_base^(-2n / rotary_dims), for every position
+// up to the longest context. Shared by all layers.
+class RotaryTable {
+ public:
+  RotaryTable(const ModelConfig& config, int64_t positions);
+
+  int64_t rotary_dims() const { return rotary_dims_; }  // even; 0 when there is no rotation
+  const float* cos() const { return cos_.data(); }      // [positions, rotary_dims / 2]
+  const float* sin() const { return sin_.data(); }
+
+ private:
+  int64_t rotary_dims_ = 0;
+  std::vector<float> cos_;
+  std::vector<float> sin_;
+};
+
+// The attention sublayer of one layer: causal multi-head attention over paged K/V, with every
+// option of the official code. Order: products, shift, activation, RoPE, QK-RMSNorm, attention,
+// norm per head, gate, output product.
+class Attention {
+ public:
+  // `prefix` is "transformer.h.{i}.attn.". `rotary` must outlive the layer.
+  Attention(const Checkpoint& checkpoint, const std::string& prefix, at::ScalarType dtype,
+            const RotaryTable* rotary);
+
+  // c [tokens, d], the normalised input -> [tokens, d]. Writes the batch's K and V to `cache`.
+  // `shift_tails` holds, per slot, o_k then o_v of the last token; null where nothing shifts.
+  // The kernels run on `executor`.
+  at::Tensor Forward(const kernels::Executor& executor, const kernels::Batch& batch,
+                     const at::Tensor& c, const kernels::KvCache& cache, Tails* shift_tails,
+                     int64_t layer) const;
+
+ private:
+  int64_t d_ = 0;
+  int64_t heads_ = 0;
+  int64_t head_dim_ = 0;
+  const RotaryTable* rotary_;
+  kernels::Activation q_activation_, k_activation_, v_activation_;
+  float output_norm_eps_ = 1e-5f;
+
+  Linear qkv_;
+  Linear gate_;  // without use_output_gate: unused
+  Linear output_;
+  bool has_gate_ = false;
+  // Empty where the option is off.
+  std::vector<float> q_norm_, k_norm_;    // [hd]
+  std::vector<float> output_norm_;        // [hd]
+  std::vector<float> k_shift_, v_shift_;  // [H, d]
+};
+
+}  // namespace ddl
+
+#endif  // DDL_MODEL_ATTENTION_H_

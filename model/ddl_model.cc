@@ -1,0 +1,177 @@
+#include "model/ddl_model.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <string>
+#include <utility>
+
+#include "model/weights.h"
+
+namespace ddl {
+namespace {
+
+// Kernels share LibTorch's threads: a second team on the same cores would slow both.
+void ParallelForOnTorchThreads(int64_t n, int64_t grain, kernels::Executor::Body body,
+                               void* context) {
+  at::parallel_for(0, n, grain,
+                   [&](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+bool HasTokenConvolution(Variant variant) {
+  return variant == Variant::kTc || variant == Variant::kTcec;
+}
+
+// Whether the convolution over value channels looks only backwards. The older layout's code
+// obeyed the key; today's eager code ignores it.
+bool ChannelsAreCausal(const Checkpoint& checkpoint, const RunnerOptions& options) {
+  return checkpoint.config().ddl_state_dv_shortconv_causal &&
+         (checkpoint.legacy_cc() || options.obey_dv_shortconv_causal);
+}
+
+int64_t MaxContextLength(const Checkpoint& checkpoint, const RunnerOptions& options) {
+  return options.max_context_length > 0 ? options.max_context_length
+                                        : checkpoint.config().block_size;
+}
+
+}  // namespace
+
+DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
+                   const RunnerOptions& options)
+    : checkpoint_(std::move(checkpoint_pointer)),
+      dtype_(options.dtype == RunnerDType::kFloat32 ? at::kFloat : at::kBFloat16),
+      kernel_type_(options.dtype == RunnerDType::kFloat32 ? kernels::Type::kFloat32
+                                                          : kernels::Type::kBFloat16),
+      executor_{ParallelForOnTorchThreads},
+      rewrite_(checkpoint_->variant() == Variant::kGpt ? kernels::Rewrite::kAdd
+                                                       : kernels::Rewrite::kDelta),
+      d_(checkpoint_->config().hidden_size),
+      dv_(checkpoint_->value_channels()),
+      mlp_width_(MlpWidth(checkpoint_->config(), checkpoint_->variant())),
+      k_eps_(static_cast<float>(checkpoint_->config().ddl_k_eps)),
+      rotary_(checkpoint_->config(), MaxContextLength(*checkpoint_, options)) {
+  const Checkpoint& checkpoint = *checkpoint_;
+  const ModelConfig& config = checkpoint.config();
+  const auto weight = [&](const std::string& name) {
+    return WeightAs(checkpoint.Get(name), dtype_);
+  };
+  if (config.mup) {
+    logit_scale_ = static_cast<float>(static_cast<double>(config.hidden_size_base) /
+                                      static_cast<double>(config.hidden_size));
+  }
+  embedding_ = weight("transformer.wte.weight");
+  head_ = Linear({embedding_});  // tied
+  if (checkpoint.Has("input_embed.conv.weight")) {
+    const TensorView& conv = checkpoint.Get("input_embed.conv.weight");
+    input_taps_ = conv.shape[2];
+    input_conv_ = WeightFloats(conv);
+  }
+
+  const bool dv_causal = ChannelsAreCausal(checkpoint, options);
+  for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
+    const std::string prefix = "transformer.h." + std::to_string(i) + ".";
+    layers_.push_back({DeltaResidual::BeforeSublayer(checkpoint, prefix, "attn", dv_causal),
+                       Attention(checkpoint, prefix + "attn.", dtype_, &rotary_),
+                       DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal),
+                       Linear({weight(prefix + "mlp.c_fc1.weight"),
+                               weight(prefix + "mlp.c_fc2.weight")}),
+                       Linear({weight(prefix + "mlp.c_proj.weight")})});
+  }
+  before_head_ = DeltaResidual::BeforeHead(checkpoint, dv_causal);
+
+  const int64_t width = config.num_attention_heads * config.head_dim;
+  kv_cache_ = KvCache({config.num_hidden_layers, options.kv_num_blocks, config.num_attention_heads,
+                       options.kv_block_size, config.head_dim},
+                      dtype_);
+  if (HasTokenConvolution(checkpoint.variant())) {
+    const int64_t boundaries = 2 * config.num_hidden_layers + 1;
+    compress_tails_ =
+        Tails(options.max_sequences, boundaries, (before_head_.taps() - 1) * d_);
+  }
+  if (config.use_k_shift || config.use_v_shift) {
+    shift_tails_ = Tails(options.max_sequences, 2 * config.num_hidden_layers, width);
+  }
+
+  const int64_t rows = options.max_step_tokens;
+  const at::TensorOptions activations = at::TensorOptions().dtype(dtype_);
+  const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);
+  x_ = at::empty({rows, d_, dv_}, activations);
+  c_ = at::empty({rows, d_}, activations);
+  v_ = at::empty({rows, dv_}, floats);
+  beta_ = at::empty({rows}, floats);
+}
+
+void DdlModel::ExpandInput(const kernels::Batch& batch, const std::vector<int32_t>& ids) {
+  kernels::ExpandInputArgs args;
+  args.type = kernel_type_;
+  args.d = d_;
+  args.dv = dv_;
+  args.taps = input_taps_;
+  args.embedding = embedding_.const_data_ptr();
+  args.conv = input_conv_.empty() ? nullptr : input_conv_.data();
+  args.ids = ids.data();
+  args.x = x_.data_ptr();
+  kernels::ExpandInput(executor_, batch.tokens, args);
+}
+
+void DdlModel::Boundary(const kernels::Batch& batch, const DeltaResidual& residual,
+                        const at::Tensor& h, int64_t index) {
+  kernels::DeltaStepArgs args;
+  args.type = kernel_type_;
+  args.d = d_;
+  args.dv = dv_;
+  args.x = x_.data_ptr();
+  args.rewrite = h.defined() ? rewrite_ : kernels::Rewrite::kNone;
+  args.h = h.defined() ? h.const_data_ptr() : nullptr;
+  args.k_eps = k_eps_;
+  residual.Describe(args);
+  if (residual.taps() > 1) {
+    args.tail = compress_tails_.data(index);
+    args.tail_stride = compress_tails_.stride();
+  }
+  args.c = c_.data_ptr();
+  args.v = v_.data_ptr<float>();
+  args.beta = beta_.data_ptr<float>();
+  kernels::DeltaStep(executor_, batch, args);
+}
+
+at::Tensor DdlModel::Mlp(const Layer& layer, const at::Tensor& c) const {
+  const at::Tensor ab = layer.mlp_input(c);
+  const at::Tensor y = at::empty({c.size(0), mlp_width_}, c.options());
+  kernels::SwiGluArgs args;
+  args.type = kernel_type_;
+  args.m = mlp_width_;
+  args.ab = ab.const_data_ptr();
+  args.y = y.data_ptr();
+  kernels::SwiGlu(executor_, c.size(0), args);
+  return layer.mlp_output(y);
+}
+
+at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
+                             const StateObserver& observe_state) {
+  const at::Tensor c = c_.narrow(0, 0, batch.tokens);
+  const auto observe = [&](int64_t layer) {
+    if (observe_state && layer >= 0) observe_state(layer, x_.narrow(0, 0, batch.tokens));
+  };
+  ExpandInput(batch, ids);
+  at::Tensor h;
+  for (int64_t l = 0; l < static_cast<int64_t>(layers_.size()); ++l) {
+    const Layer& layer = layers_[l];
+    Boundary(batch, layer.before_attention, h, 2 * l);
+    observe(l - 1);
+    h = layer.attention.Forward(executor_, batch, c, kv_cache_.layer(l), &shift_tails_, l);
+    Boundary(batch, layer.before_mlp, h, 2 * l + 1);
+    h = Mlp(layer, c);
+  }
+  Boundary(batch, before_head_, h, 2 * static_cast<int64_t>(layers_.size()));
+  observe(static_cast<int64_t>(layers_.size()) - 1);
+  return c;
+}
+
+at::Tensor DdlModel::Logits(const at::Tensor& hidden) const {
+  at::Tensor logits = head_(hidden).to(at::kFloat);
+  if (logit_scale_ != 1.0f) logits.mul_(logit_scale_);
+  return logits;
+}
+
+}  // namespace ddl

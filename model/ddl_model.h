@@ -1,0 +1,99 @@
+#ifndef DDL_MODEL_DDL_MODEL_H_
+#define DDL_MODEL_DDL_MODEL_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "absl/status/statusor.h"
+#include "model/attention.h"
+#include "model/checkpoint.h"
+#include "model/delta_residual.h"
+#include "model/kernels/kernels.h"
+#include "model/kv_cache.h"
+#include "model/linear.h"
+#include "model/model_runner.h"
+
+namespace ddl {
+
+// The forward pass of every variant over a packed ragged batch, with its caches:
+//
+//   X = expand(e)
+//   per layer:  boundary (rewrite by the MLP before, compress, ln_1, v, beta) -> attention
+//               boundary (rewrite by attention,      compress, ln_2, v, beta) -> MLP
+//   boundary (rewrite by the last MLP, readout, ln_f) -> hidden -> logits
+//
+// Built once per checkpoint; Forward and Logits by one thread at a time. May throw c10::Error:
+// ModelRunner turns that into a Status.
+class DdlModel {
+ public:
+  DdlModel(std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options);
+
+  // Called with the layer and X [tokens, d, dv] once the layer's block has written it.
+  using StateObserver = std::function<void(int64_t layer, const at::Tensor& x)>;
+
+  // `ids` [tokens, input_taps()]: each position's token last, before it the ones that the input
+  // expansion sees, -1 before the start. `batch` and `ids` need only live during the call.
+  // Returns hidden [tokens, d], the final norm's output, overwritten by the next call.
+  at::Tensor Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
+                     const StateObserver& observe_state);
+
+  // hidden [rows, d] -> logits [rows, vocab] in float32.
+  at::Tensor Logits(const at::Tensor& hidden) const;
+
+  int64_t input_taps() const { return input_taps_; }
+  at::ScalarType dtype() const { return dtype_; }
+
+ private:
+  struct Layer {
+    DeltaResidual before_attention;
+    Attention attention;
+    DeltaResidual before_mlp;
+    Linear mlp_input;  // c_fc1 and c_fc2
+    Linear mlp_output;
+  };
+
+  void ExpandInput(const kernels::Batch& batch, const std::vector<int32_t>& ids);
+  // One boundary: X takes in `h` (undefined before the first), c_, v_ and beta_ are what the next
+  // sublayer reads. `index` numbers the boundaries from 0 to 2 * layers.
+  void Boundary(const kernels::Batch& batch, const DeltaResidual& residual, const at::Tensor& h,
+                int64_t index);
+  at::Tensor Mlp(const Layer& layer, const at::Tensor& c) const;
+
+  // Constant after construction.
+  std::shared_ptr<const Checkpoint> checkpoint_;  // keeps mapped weights alive
+  at::ScalarType dtype_;
+  kernels::Type kernel_type_;
+  kernels::Executor executor_;
+  kernels::Rewrite rewrite_;
+  int64_t d_ = 0;
+  int64_t dv_ = 1;
+  int64_t mlp_width_ = 0;
+  int64_t input_taps_ = 1;
+  float k_eps_ = 0.0f;
+  float logit_scale_ = 1.0f;
+  at::Tensor embedding_;           // [vocab, d]
+  std::vector<float> input_conv_;  // [d, dv, taps] or empty
+  RotaryTable rotary_;
+  std::vector<Layer> layers_;
+  DeltaResidual before_head_;
+  Linear head_;
+
+  // Caches, by block and slot.
+  KvCache kv_cache_;
+  Tails compress_tails_;  // per boundary and tap, [d]; TC only
+  Tails shift_tails_;     // per layer o_k, o_v, [H * hd]; with shifts only
+
+  // Buffers of a step, [max_step_tokens, ...].
+  at::Tensor x_;     // [., d, dv]
+  at::Tensor c_;     // [., d]
+  at::Tensor v_;     // [., dv] float32
+  at::Tensor beta_;  // [.] float32
+};
+
+}  // namespace ddl
+
+#endif  // DDL_MODEL_DDL_MODEL_H_

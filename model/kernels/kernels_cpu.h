@@ -1,0 +1,36 @@
+#ifndef DDL_MODEL_KERNELS_KERNELS_CPU_H_
+#define DDL_MODEL_KERNELS_KERNELS_CPU_H_
+
+#include "model/kernels/kernels.h"
+
+// The CPU bodies. kernels_cpu.cc is compiled once per instruction set, each time into its own
+// namespace; kernels.cc picks one when the process starts.
+
+namespace ddl::kernels {
+
+struct CpuKernels {
+  const char* instruction_set;
+  decltype(&ExpandInput) expand_input;
+  decltype(&DeltaStep) delta_step;
+  decltype(&AttentionInput) attention_input;
+  decltype(&PagedAttention) paged_attention;
+  decltype(&SwiGlu) swiglu;
+  decltype(&SoftmaxWeights) softmax_weights;
+};
+
+namespace portable {
+extern const CpuKernels kCpuKernels;
+}
+namespace avx2 {
+extern const CpuKernels kCpuKernels;
+}
+namespace avx512 {
+extern const CpuKernels kCpuKernels;
+}
+
+// The kernels of the best instruction set that this processor has.
+const CpuKernels& BestCpuKernels();
+
+}  // namespace ddl::kernels
+
+#endif  // DDL_MODEL_KERNELS_KERNELS_CPU_H_

@@ -1,0 +1,55 @@
+#ifndef DDL_MODEL_KV_CACHE_H_
+#define DDL_MODEL_KV_CACHE_H_
+
+#include <cstdint>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/kernels/kernels.h"
+
+namespace ddl {
+
+// Paged keys and values of every layer. Which blocks a sequence owns is the engine's business.
+class KvCache {
+ public:
+  struct Shape {
+    int64_t layers = 0;
+    int64_t blocks = 0;
+    int64_t heads = 0;
+    int64_t block_size = 0;  // positions
+    int64_t head_dim = 0;
+  };
+
+  KvCache() = default;
+  // Reserves address space; memory is taken as blocks are first written.
+  KvCache(const Shape& shape, at::ScalarType dtype);
+
+  kernels::KvCache layer(int64_t index) const;
+
+ private:
+  Shape shape_;
+  std::vector<at::Tensor> k_;  // per layer [blocks, heads, head_dim, block_size]
+  std::vector<at::Tensor> v_;  // per layer [blocks, heads, block_size, head_dim]
+};
+
+// What convolutions and shifts over tokens remember of each sequence: `count` vectors of
+// `width` float32 numbers per slot.
+class Tails {
+ public:
+  Tails() = default;
+  Tails(int64_t slots, int64_t count, int64_t width);
+
+  // Vector `index` of slot 0; the same vector of slot s lies s * stride() further.
+  float* data(int64_t index) { return values_.data() + index * width_; }
+  int64_t stride() const { return count_ * width_; }
+
+ private:
+  int64_t count_ = 0;
+  int64_t width_ = 0;
+  std::vector<float> values_;  // [slots, count, width]
+};
+
+}  // namespace ddl
+
+#endif  // DDL_MODEL_KV_CACHE_H_

@@ -1,0 +1,65 @@
+#include "model/linear.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/linear.h>
+
+#include <optional>
+
+namespace ddl {
+namespace {
+
+using at::Tensor;
+
+// oneDNN's products on prepacked weights are operators without a C++ header: they are reached
+// through the dispatcher.
+Tensor Pack(const Tensor& weight) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("mkldnn::_reorder_linear_weight", "")
+          .typed<Tensor(const Tensor&, std::optional<c10::SymInt>)>();
+  return op.call(weight, std::nullopt);
+}
+
+Tensor PackedProduct(const Tensor& x, const Tensor& packed) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+          .typed<Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&,
+                        c10::string_view, c10::List<std::optional<at::Scalar>>,
+                        std::optional<c10::string_view>)>();
+  return op.call(x, packed, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), "");
+}
+
+// oneDNN multiplies bfloat16 only where these are (or AMX, which implies them).
+bool CanPack(at::ScalarType type) {
+#if defined(__x86_64__)
+  if (type == at::kBFloat16) {
+    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq");
+  }
+  return type == at::kFloat && __builtin_cpu_supports("avx2");
+#else
+  static_cast<void>(type);
+  return false;
+#endif
+}
+
+}  // namespace
+
+Linear::Linear(const std::vector<Tensor>& weights) {
+  const Tensor stacked = weights.size() == 1 ? weights[0] : at::cat(weights);
+  out_features_ = stacked.size(0);
+  is_packed_ = CanPack(stacked.scalar_type());
+  weight_ = is_packed_ ? Pack(stacked) : stacked;
+}
+
+Tensor Linear::operator()(const Tensor& x) const {
+  if (!is_packed_) return at::linear(x, weight_);
+  // A single row takes another path in oneDNN, with sums in another order: give it a companion,
+  // so that a row's bits are the same in every batch.
+  if (x.size(0) == 1) return PackedProduct(x.expand({2, -1}).contiguous(), weight_).narrow(0, 0, 1);
+  return PackedProduct(x, weight_);
+}
+
+}  // namespace ddl

@@ -1,0 +1,35 @@
+#ifndef DDL_MODEL_LINEAR_H_
+#define DDL_MODEL_LINEAR_H_
+
+#include <cstdint>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace ddl {
+
+// y = W x without a bias. The weight is packed once, at load, in the order that the processor's
+// matrix product reads: a copy that makes small batches two to three times as fast as packing in
+// every call. Where oneDNN has no such product (bfloat16 without AVX-512), it stays as it is.
+class Linear {
+ public:
+  Linear() = default;
+  // `weights` [out_i, in] each, of one floating type: their rows are stacked, so that several
+  // products of the same input are one.
+  explicit Linear(const std::vector<at::Tensor>& weights);
+
+  // x [rows, in] of the weights' type, contiguous -> [rows, sum of out_i]. With packed weights a
+  // row of the result depends on that row of x only, bit for bit, whatever the number of rows.
+  at::Tensor operator()(const at::Tensor& x) const;
+
+  int64_t out_features() const { return out_features_; }
+
+ private:
+  at::Tensor weight_;  // packed, or [out, in]
+  bool is_packed_ = false;
+  int64_t out_features_ = 0;
+};
+
+}  // namespace ddl
+
+#endif  // DDL_MODEL_LINEAR_H_

@@ -1,0 +1,258 @@
+#include "model/model_runner.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/tensor.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/util/Exception.h>
+
+#include <cstring>
+#include <exception>
+#include <numeric>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "model/check.h"
+#include "model/ddl_model.h"
+
+namespace ddl {
+namespace {
+
+absl::Status TensorLibraryError(absl::string_view doing, const std::exception& error) {
+  return absl::InternalError(absl::StrCat(doing, " failed in the tensor library: ", error.what()));
+}
+
+bool AllFinite(absl::Span<const float> values) {
+  bool finite = true;
+  for (const float value : values) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    finite &= (bits & 0x7f800000u) != 0x7f800000u;
+  }
+  return finite;
+}
+
+std::vector<float> Floats(const at::Tensor& tensor) {
+  const at::Tensor floats = tensor.to(at::kFloat).contiguous();
+  const float* data = floats.const_data_ptr<float>();
+  return std::vector<float>(data, data + floats.numel());
+}
+
+// The packed form of a step's chunks: what kernels::Batch points into.
+class PackedBatch {
+ public:
+  PackedBatch(absl::Span<const SequenceChunk> chunks, int64_t kv_block_size, int64_t input_taps) {
+    size_t stride = 0;
+    for (const SequenceChunk& chunk : chunks) stride = std::max(stride, chunk.block_table.size());
+    row_begin_.push_back(0);
+    for (const SequenceChunk& chunk : chunks) {
+      const auto length = static_cast<int32_t>(chunk.tokens.size());
+      DDL_CHECK(chunk.start >= 0 && chunk.start < length, "a chunk has at least one position");
+      DDL_CHECK(static_cast<int64_t>(chunk.block_table.size()) * kv_block_size >= length,
+                "the block table covers the chunk");
+      for (int32_t position = chunk.start; position < length; ++position) {
+        row_sequence_.push_back(static_cast<int32_t>(slot_.size()));
+        position_.push_back(position);
+        for (int64_t tap = input_taps - 1; tap >= 0; --tap) {
+          ids_.push_back(position >= tap ? chunk.tokens[position - tap] : -1);
+        }
+      }
+      row_begin_.push_back(static_cast<int32_t>(position_.size()));
+      slot_.push_back(chunk.slot);
+      block_table_.insert(block_table_.end(), chunk.block_table.begin(), chunk.block_table.end());
+      block_table_.resize(slot_.size() * stride, 0);
+    }
+    batch_.tokens = static_cast<int64_t>(position_.size());
+    batch_.sequences = static_cast<int64_t>(slot_.size());
+    batch_.row_begin = row_begin_.data();
+    batch_.row_sequence = row_sequence_.data();
+    batch_.position = position_.data();
+    batch_.slot = slot_.data();
+    batch_.block_table = block_table_.data();
+    batch_.block_table_stride = static_cast<int64_t>(stride);
+  }
+  PackedBatch(const PackedBatch&) = delete;
+  PackedBatch& operator=(const PackedBatch&) = delete;
+
+  const kernels::Batch& batch() const { return batch_; }
+  const std::vector<int32_t>& ids() const { return ids_; }  // [tokens, input_taps]
+
+ private:
+  std::vector<int32_t> row_begin_, row_sequence_, position_, slot_, block_table_, ids_;
+  kernels::Batch batch_;
+};
+
+// Rows of the batch that an output is wanted for, of one chunk.
+struct RowRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+RowRange Select(Rows rows, int64_t begin, int64_t end) {
+  switch (rows) {
+    case Rows::kNone:
+      return {end, end};
+    case Rows::kLast:
+      return {end - 1, end};
+    case Rows::kAll:
+      return {begin, end};
+  }
+  return {end, end};
+}
+
+class DdlModelRunner final : public ModelRunner {
+ public:
+  DdlModelRunner(const std::shared_ptr<const Checkpoint>& checkpoint, const RunnerOptions& options)
+      : options_(options), model_(checkpoint, options) {
+    const ModelConfig& config = checkpoint->config();
+    description_.variant = checkpoint->variant();
+    description_.dtype = options.dtype == RunnerDType::kFloat32 ? "float32" : "bfloat16";
+    description_.device = "cpu";
+    description_.num_layers = config.num_hidden_layers;
+    description_.num_heads = config.num_attention_heads;
+    description_.hidden_size = config.hidden_size;
+    description_.value_channels = checkpoint->value_channels();
+    description_.vocab_size = config.vocab_size;
+    description_.block_size = config.block_size;
+    description_.parameter_count = checkpoint->parameter_count();
+    description_.kv_bytes_per_token = KvBytesPerToken(*checkpoint, options.dtype);
+    description_.kv_block_size = options.kv_block_size;
+    description_.kv_num_blocks = options.kv_num_blocks;
+    description_.max_sequences = options.max_sequences;
+  }
+
+  const ModelDescription& description() const override { return description_; }
+
+  absl::StatusOr<std::vector<ChunkOutput>> Forward(
+      absl::Span<const SequenceChunk> chunks) override {
+    try {
+      const c10::InferenceMode inference_mode;
+      return Run(chunks);
+    } catch (const std::exception& error) {
+      return TensorLibraryError("the forward pass", error);
+    }
+  }
+
+ private:
+  std::vector<ChunkOutput> Run(absl::Span<const SequenceChunk> chunks) {
+    const PackedBatch packed(chunks, options_.kv_block_size, model_.input_taps());
+    const kernels::Batch& batch = packed.batch();
+    DDL_CHECK(batch.tokens <= options_.max_step_tokens, "the step is within max_step_tokens");
+    std::vector<ChunkOutput> outputs(chunks.size());
+
+    bool wants_state = false;
+    for (const SequenceChunk& chunk : chunks) wants_state |= chunk.state_layer.has_value();
+    DdlModel::StateObserver observe_state;
+    if (wants_state) {
+      observe_state = [&](int64_t layer, const at::Tensor& x) {
+        for (size_t i = 0; i < chunks.size(); ++i) {
+          if (chunks[i].state_layer != layer) continue;
+          outputs[i].state = Floats(x.slice(0, batch.row_begin[i], batch.row_begin[i + 1]));
+        }
+      };
+    }
+    const at::Tensor hidden = model_.Forward(batch, packed.ids(), observe_state);
+
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      if (chunks[i].hidden == Rows::kNone) continue;
+      const RowRange rows =
+          Select(chunks[i].hidden, batch.row_begin[i], batch.row_begin[i + 1]);
+      outputs[i].hidden = Floats(hidden.slice(0, rows.begin, rows.end));
+      if (!AllFinite(outputs[i].hidden)) outputs[i].status = NonFinite("hidden vectors");
+    }
+    ComputeLogits(chunks, batch, hidden, outputs);
+    return outputs;
+  }
+
+  // Logits of the rows that someone asked for, and the tokens drawn from them.
+  void ComputeLogits(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
+                     const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
+    std::vector<int64_t> wanted_rows;        // in the batch
+    std::vector<RowRange> ranges(chunks.size());  // of each chunk, in wanted_rows
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      Rows rows = chunks[i].logits;
+      if (rows == Rows::kNone && chunks[i].sample.has_value()) rows = Rows::kLast;
+      const RowRange range = Select(rows, batch.row_begin[i], batch.row_begin[i + 1]);
+      ranges[i].begin = static_cast<int64_t>(wanted_rows.size());
+      for (int64_t row = range.begin; row < range.end; ++row) wanted_rows.push_back(row);
+      ranges[i].end = static_cast<int64_t>(wanted_rows.size());
+    }
+    if (wanted_rows.empty()) return;
+    const bool all_rows = static_cast<int64_t>(wanted_rows.size()) == batch.tokens;
+    const at::Tensor logits = model_.Logits(
+        all_rows ? hidden : at::index_select(hidden, 0, at::tensor(wanted_rows)));
+    const int64_t vocab = logits.size(1);
+    const float* data = logits.const_data_ptr<float>();
+
+    at::parallel_for(0, static_cast<int64_t>(chunks.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const RowRange& range = ranges[i];
+        if (range.begin == range.end) continue;
+        const absl::Span<const float> rows(data + range.begin * vocab,
+                                           static_cast<size_t>((range.end - range.begin) * vocab));
+        if (!AllFinite(rows)) {
+          outputs[i].status = NonFinite("logits");
+          continue;
+        }
+        if (chunks[i].logits != Rows::kNone) outputs[i].logits.assign(rows.begin(), rows.end());
+        if (chunks[i].sample.has_value()) {
+          outputs[i].sampled =
+              Sample(rows.last(static_cast<size_t>(vocab)), chunks[i].sample.value());
+        }
+      }
+    });
+  }
+
+  static absl::Status NonFinite(absl::string_view what) {
+    return absl::InternalError(
+        absl::StrCat("the model's ", what, " are not finite (NaN or infinity)"));
+  }
+
+  const RunnerOptions options_;
+  DdlModel model_;
+  ModelDescription description_;
+};
+
+absl::Status CheckOptions(const Checkpoint& checkpoint, const RunnerOptions& options) {
+  if (options.kv_block_size < 1 || options.kv_num_blocks < 1 || options.max_sequences < 1 ||
+      options.max_step_tokens < 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "kv_block_size, kv_num_blocks, max_sequences and max_step_tokens must be at least 1, found ",
+        options.kv_block_size, ", ", options.kv_num_blocks, ", ", options.max_sequences, ", ",
+        options.max_step_tokens));
+  }
+  constexpr int64_t kMaxTaps = 64;  // what the token convolution's kernels hold in registers
+  if (checkpoint.Has("readout.shortconv.weight")) {
+    const int64_t taps = checkpoint.Get("readout.shortconv.weight").shape[1];
+    if (taps > kMaxTaps) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("readout.shortconv.weight: kernel size ", taps, " is more than ", kMaxTaps));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype) {
+  const ModelConfig& config = checkpoint.config();
+  const int64_t element_bytes = dtype == RunnerDType::kFloat32 ? 4 : 2;
+  return 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim *
+         element_bytes;
+}
+
+absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
+    std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options) {
+  if (absl::Status status = CheckOptions(*checkpoint, options); !status.ok()) return status;
+  try {
+    const c10::InferenceMode inference_mode;
+    if (options.num_threads > 0) at::set_num_threads(options.num_threads);
+    return std::make_unique<DdlModelRunner>(checkpoint, options);
+  } catch (const std::exception& error) {
+    return TensorLibraryError("loading the model", error);
+  }
+}
+
+}  // namespace ddl
