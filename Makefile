@@ -24,7 +24,7 @@ test-long: ## Run the long tests too, and the suite under AddressSanitizer
 	@$(INSTALL_DEPS) build client test
 	@scripts/test_long.sh
 
-serve: ## Serve the bundled model on 127.0.0.1:50051 until Ctrl-C (MODEL=folder serves another one)
+serve: ## Serve the bundled model on 127.0.0.1:8500 until Ctrl-C (MODEL=folder serves another one)
 	@$(INSTALL_DEPS) build
 	@scripts/build.sh release ddl_server
 	@scripts/serve.sh

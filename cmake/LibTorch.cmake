@@ -31,5 +31,7 @@ add_library(ddl::libtorch ALIAS ddl_libtorch)
 target_compile_options(ddl_libtorch INTERFACE
   "SHELL:-idirafter ${DDL_LIBTORCH_ROOT}/torch/include"
   "SHELL:-idirafter ${DDL_LIBTORCH_ROOT}/torch/include/torch/csrc/api/include")
+# Lets ccache look through precompiled headers.
+target_compile_options(ddl_libtorch INTERFACE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
 target_link_libraries(ddl_libtorch INTERFACE ${DDL_LIBTORCH_LIB_DIR}/libtorch_cpu.so ${DDL_LIBTORCH_LIB_DIR}/libc10.so)
 target_link_options(ddl_libtorch INTERFACE "LINKER:-rpath-link,${DDL_LIBTORCH_LIB_DIR}:${DDL_CUDA_LIB_DIR}")
