@@ -1,43 +1,16 @@
 #include "model/sampler.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <limits>
 
 #include "model/check.h"
 #include "model/kernels/kernels.h"
+#include "model/kernels/philox.h"
 
 namespace ddl {
 namespace {
-
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a
-// counter-based generator, so that (seed, index) is all the state there is.
-std::array<uint32_t, 4> Philox(uint64_t key, uint64_t counter) {
-  constexpr uint64_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
-  constexpr uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;
-  std::array<uint32_t, 4> c = {static_cast<uint32_t>(counter),
-                               static_cast<uint32_t>(counter >> 32), 0, 0};
-  auto k0 = static_cast<uint32_t>(key);
-  auto k1 = static_cast<uint32_t>(key >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t product0 = kMultiplier0 * c[0];
-    const uint64_t product1 = kMultiplier1 * c[2];
-    c = {static_cast<uint32_t>(product1 >> 32) ^ c[1] ^ k0, static_cast<uint32_t>(product1),
-         static_cast<uint32_t>(product0 >> 32) ^ c[3] ^ k1, static_cast<uint32_t>(product0)};
-    k0 += kWeyl0;
-    k1 += kWeyl1;
-  }
-  return c;
-}
-
-// Uniform in [0, 1), 53 bits.
-double Uniform(uint64_t seed, uint64_t index) {
-  const std::array<uint32_t, 4> bits = Philox(seed, index);
-  const uint64_t word = (static_cast<uint64_t>(bits[0]) << 32) | bits[1];
-  return static_cast<double>(word >> 11) * 0x1.0p-53;
-}
 
 bool IsBanned(const SampleRequest& request, TokenId id) {
   return std::find(request.banned.begin(), request.banned.end(), id) != request.banned.end();
@@ -76,7 +49,7 @@ size_t Walk(size_t n, double target, WeightOf weight_of) {
 // Draws by `weights` [vocab], not normalised; banned ids weigh 0.
 TokenId Draw(const SampleRequest& request, absl::Span<const float> weights) {
   const SamplingParams& params = request.params;
-  const double u = Uniform(params.seed, request.index);
+  const double u = kernels::PhiloxUniform(params.seed, request.index);
   const size_t n = weights.size();
   const bool filtered = params.top_k > 0 || params.top_p < 1.0f;
   double total = 0.0;
