@@ -26,6 +26,12 @@ with_retries() {
   done
 }
 
+# Runs a command and shows what it printed only if it fails.
+quietly() {
+  local output
+  output=$("$@" 2>&1 </dev/null) || { printf '%s\n' "$output" >&2; return 1; }
+}
+
 # ---- Debian packages ----
 
 # Prints the entries of a list file: comments and blank lines removed.
@@ -45,6 +51,14 @@ can_be_root() {
   [ -t 0 ] && sudo -v  # asks for the password, once
 }
 
+update_package_lists() { quietly as_root apt-get -o Acquire::Retries=3 -q update; }
+
+update_and_install() {
+  update_package_lists &&
+    quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 -q \
+      install --yes --no-install-recommends "$@"
+}
+
 install_debian_packages() {  # LIST_FILE
   local list=$1 package missing=()
   for package in $(entries "$list"); do is_installed "$package" || missing+=("$package"); done
@@ -53,10 +67,8 @@ install_debian_packages() {  # LIST_FILE
   for package in "${missing[@]}"; do awk -v name="$package" '$1 == name' "$list" >&2; done
   can_be_root || fail "installing them needs root rights or sudo. Have an administrator run this, then try again:
   apt-get update && apt-get install --no-install-recommends ${missing[*]}"
-  with_retries as_root apt-get -o Acquire::Retries=3 -qq update
-  with_retries as_root env DEBIAN_FRONTEND=noninteractive apt-get -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 -qq \
-    install --yes --no-install-recommends "${missing[@]}" >&2 </dev/null ||
-    fail "apt-get could not install: ${missing[*]}"
+  say "installing them with apt-get (about a minute)"
+  with_retries update_and_install "${missing[@]}" || fail "apt-get could not install: ${missing[*]}"
 }
 
 # promtool checks the metrics in the tests. Its package would also start a Prometheus server as a system service,
@@ -66,12 +78,14 @@ install_promtool() {
   say "taking promtool out of Debian's package 'prometheus' (the tests check /metrics with it)"
   local folder
   folder=$(mktemp -d)
-  # apt's own download user must be able to write here; without one, apt warns and goes on.
-  (cd "$folder" && chmod 755 . && with_retries apt-get -o Acquire::Retries=3 -o APT::Sandbox::User=root -qq download prometheus &&
-    dpkg-deb --extract prometheus_*.deb extracted && install -m 755 extracted/usr/bin/promtool "$venv/bin/promtool") >&2 ||
-    { rm -rf "$folder"; fail "could not download Debian's package 'prometheus' (is 'apt-get update' needed?)"; }
+  (cd "$folder" && { download_package prometheus || { can_be_root && update_package_lists && with_retries download_package prometheus; }; } &&
+    dpkg-deb --extract prometheus_*.deb . && install -m 755 usr/bin/promtool "$venv/bin/promtool") ||
+    { rm -rf "$folder"; fail "apt-get could not download Debian's package 'prometheus' (does 'apt-get update' help?)"; }
   rm -rf "$folder"
 }
+
+# Into the current folder. The sandbox user that apt otherwise downloads as could not write there.
+download_package() { quietly apt-get -o Acquire::Retries=3 -o APT::Sandbox::User=root -q download "$1"; }
 
 # ---- the virtual environment ----
 
@@ -84,7 +98,7 @@ make_venv() {
 
 # pip also complains about the parts of torch's wheel set that we leave out on purpose: those lines are dropped.
 pip_install() {
-  "$venv/bin/pip" install --quiet --disable-pip-version-check --retries 5 "$@" \
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --retries 5 --use-pep517 "$@" \
     2> >(grep -v -e "pip's dependency resolver does not" -e '^torch .* which is not installed' >&2)
 }
 
