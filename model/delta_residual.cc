@@ -109,7 +109,7 @@ DeltaResidual DeltaResidual::BeforeSublayer(const Checkpoint& checkpoint,
 DeltaResidual DeltaResidual::BeforeHead(const Checkpoint& checkpoint, bool dv_causal) {
   DeltaResidual result;
   result.SetCompress(checkpoint, "readout.", dv_causal);
-  result.norm_weight_ = WeightFloats(checkpoint.Get("transformer.ln_f.weight"));
+  result.norm_weight_ = WeightFloats(checkpoint.Get("ln_f.weight"));
   result.norm_eps_ = checkpoint.variant() == Variant::kGpt
                          ? static_cast<float>(checkpoint.config().rms_norm_eps)
                          : 1e-5f;

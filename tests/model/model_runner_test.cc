@@ -55,6 +55,7 @@ class Driver {
     options.max_sequences = kMaxSequences;
     options.max_step_tokens = 256;
     options.max_context_length = kBlockSize * kBlocksPerSequence;
+    options.num_threads = 1;  // waking a second thread takes longer than these models do
     options.obey_dv_shortconv_causal = obey_causal;
     auto runner =
         ModelRunner::Create(std::make_shared<const Checkpoint>(*std::move(checkpoint)), options);
