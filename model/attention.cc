@@ -33,7 +33,7 @@ const float* DataOrNull(const std::vector<float>& values) {
 
 }  // namespace
 
-RotaryTable::RotaryTable(const ModelConfig& config, int64_t positions) {
+RotaryTable::RotaryTable(const ModelConfig& config, int64_t positions) : positions_(positions) {
   rotary_dims_ =
       2 * (static_cast<int64_t>(static_cast<double>(config.head_dim) * config.rope_ratio) / 2);
   for (int64_t position = 0; position < positions; ++position) {

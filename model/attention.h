@@ -20,11 +20,13 @@ class RotaryTable {
  public:
   RotaryTable(const ModelConfig& config, int64_t positions);
 
+  int64_t positions() const { return positions_; }
   int64_t rotary_dims() const { return rotary_dims_; }  // even; 0 when there is no rotation
   const float* cos() const { return cos_.data(); }      // [positions, rotary_dims / 2]
   const float* sin() const { return sin_.data(); }
 
  private:
+  int64_t positions_ = 0;
   int64_t rotary_dims_ = 0;
   std::vector<float> cos_;
   std::vector<float> sin_;

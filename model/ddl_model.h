@@ -45,6 +45,7 @@ class DdlModel {
   at::Tensor Logits(const at::Tensor& hidden) const;
 
   int64_t input_taps() const { return input_taps_; }
+  int64_t max_context_length() const { return rotary_.positions(); }
   at::ScalarType dtype() const { return dtype_; }
 
  private:

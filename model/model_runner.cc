@@ -6,9 +6,9 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
-#include <numeric>
 #include <string>
 #include <utility>
 
@@ -43,13 +43,15 @@ std::vector<float> Floats(const at::Tensor& tensor) {
 // The packed form of a step's chunks: what kernels::Batch points into.
 class PackedBatch {
  public:
-  PackedBatch(absl::Span<const SequenceChunk> chunks, int64_t kv_block_size, int64_t input_taps) {
+  PackedBatch(absl::Span<const SequenceChunk> chunks, int64_t kv_block_size, int64_t input_taps,
+              int64_t max_context_length) {
     size_t stride = 0;
     for (const SequenceChunk& chunk : chunks) stride = std::max(stride, chunk.block_table.size());
     row_begin_.push_back(0);
     for (const SequenceChunk& chunk : chunks) {
       const auto length = static_cast<int32_t>(chunk.tokens.size());
       DDL_CHECK(chunk.start >= 0 && chunk.start < length, "a chunk has at least one position");
+      DDL_CHECK(length <= max_context_length, "the sequence is within max_context_length");
       DDL_CHECK(static_cast<int64_t>(chunk.block_table.size()) * kv_block_size >= length,
                 "the block table covers the chunk");
       for (int32_t position = chunk.start; position < length; ++position) {
@@ -137,7 +139,8 @@ class DdlModelRunner final : public ModelRunner {
 
  private:
   std::vector<ChunkOutput> Run(absl::Span<const SequenceChunk> chunks) {
-    const PackedBatch packed(chunks, options_.kv_block_size, model_.input_taps());
+    const PackedBatch packed(chunks, options_.kv_block_size, model_.input_taps(),
+                             model_.max_context_length());
     const kernels::Batch& batch = packed.batch();
     DDL_CHECK(batch.tokens <= options_.max_step_tokens, "the step is within max_step_tokens");
     std::vector<ChunkOutput> outputs(chunks.size());
