@@ -109,7 +109,7 @@ install_python_packages() {  # REQUIREMENTS_FILE WHY [pip option...]
   local stamp=$venv/installed/${file//\//_} content
   content=$(sha256sum <"$file")
   [ "$(cat "$stamp" 2>/dev/null)" != "$content" ] || return 0
-  say "installing into .venv, for $why:" $(entries "$file")
+  say "installing into .venv, for $why: $(entries "$file" | tr '\n' ' ')"
   with_retries pip_install "$@" --requirement "$file" || fail "pip could not install $file"
   mkdir -p "${stamp%/*}"
   printf '%s\n' "$content" >"$stamp"
