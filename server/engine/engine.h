@@ -1,24 +1,43 @@
 #ifndef DDL_SERVER_ENGINE_ENGINE_H_
 #define DDL_SERVER_ENGINE_ENGINE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "model/model_runner.h"
 #include "model/tokenizer.h"
+#include "server/engine/active_request.h"
+#include "server/engine/block_manager.h"
+#include "server/engine/mutex.h"
 #include "server/engine/observer.h"
+#include "server/engine/rate_meter.h"
 #include "server/engine/request.h"
+#include "server/engine/scheduler.h"
 
 namespace ddl {
 
 struct EngineOptions {
+  // Sequences in the batch; the runner's slots bound it too.
   int32_t max_running_sequences = 64;
+  // Requests admitted beyond those that could run at once, max_running_sequences.
   int32_t max_waiting_requests = 256;
+  // Prompt tokens of requests that wait. A request that finds none waiting is admitted whatever
+  // its size.
   int64_t max_waiting_tokens = 262144;
-  // Positions computed per step: decodes first, prefill chunks fill the rest.
+  // Positions computed per step: decodes first, prefill chunks fill the rest. At least
+  // max_running_sequences.
   int32_t max_step_tokens = 512;
   int32_t max_context_length = 1024;  // tokens, prompt and completion together
 };
@@ -32,51 +51,132 @@ struct RequestHandle {
 // positions, decode tokens of running sequences and chunks of prompts and embed inputs together.
 // A request's tokens depend on its own input and seed only.
 //
-// Submit, Cancel and the other public methods may be called from any thread. Exactly one thread
-// steps: the engine's own after Start, or the caller of Step in tests.
+// Submit, Cancel and the other public methods may be called from any thread, Submit and Cancel
+// also from a sink. Exactly one thread steps: the engine's own after Start, or the caller of
+// Step in tests. As long as a request is there, a step has something to compute, so cancels and
+// deadlines, which every step reads, never wait for other traffic.
 class Engine {
  public:
-  // `tokenizer` may be null (token ids only). `observer` must outlive the engine. `now` is the
-  // clock that deadlines are read against.
+  // `tokenizer` may be null (token ids only). `observer` must outlive the engine and must not
+  // call it. `now` is the clock that deadlines are read against and durations measured with; any
+  // thread may call it. INVALID_ARGUMENT for options that cannot work together.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(
       const EngineOptions& options, std::unique_ptr<ModelRunner> runner,
       std::shared_ptr<const Tokenizer> tokenizer, EngineObserver* observer,
       std::function<absl::Time()> now = absl::Now);
 
-  // Stops the step thread; requests not ended get UNAVAILABLE.
-  virtual ~Engine() = default;
+  ~Engine();  // Stop()
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   // Queues a validated request, or refuses it at once:
   //   RESOURCE_EXHAUSTED  QUEUE_FULL, TOKENS_FULL with RetryInfo from the measured rate
   //   FAILED_PRECONDITION TOO_LARGE: can never fit in the KV cache, needed and available tokens
-  //   UNAVAILABLE         DRAINING
+  //   UNAVAILABLE         DRAINING, with RetryInfo
   //   DEADLINE_EXCEEDED   already past
   // After a failure the sink is never called. After success OnEnd comes exactly once, possibly
   // before Submit returns.
-  virtual absl::StatusOr<RequestHandle> Submit(Request request,
-                                               std::shared_ptr<RequestSink> sink) = 0;
+  absl::StatusOr<RequestHandle> Submit(Request request, std::shared_ptr<RequestSink> sink);
   // The request leaves the batch before the next step and ends with CANCELLED. Nothing happens
   // when it has ended.
-  virtual void Cancel(RequestHandle handle) = 0;
+  void Cancel(RequestHandle handle);
 
   // Runs one step of each kind the model will see, through the real runner, before anyone is
   // served. Call before Start.
-  virtual absl::Status WarmUp() = 0;
-  // Starts the step thread.
-  virtual void Start() = 0;
+  absl::Status WarmUp();
+  // Starts the step thread. At most once.
+  void Start();
   // One step on the calling thread, without Start. False when there was nothing to do.
-  virtual bool Step() = 0;
+  bool Step();
 
   // From now on Submit answers UNAVAILABLE.
-  virtual void StopAdmission() = 0;
-  // Waits until every request has ended; false when `deadline` came first.
-  virtual bool WaitUntilIdle(absl::Time deadline) = 0;
-  // Ends every request with UNAVAILABLE and the step thread.
-  virtual void Stop() = 0;
+  void StopAdmission();
+  // Waits until every request has ended; false when `deadline`, of the system's clock, came
+  // first.
+  bool WaitUntilIdle(absl::Time deadline);
+  // Ends every request with UNAVAILABLE and the step thread. Not from a sink.
+  void Stop();
 
-  virtual EngineLoad load() const = 0;
-  virtual const ModelDescription& model() const = 0;
-  virtual const EngineOptions& options() const = 0;
+  EngineLoad load() const;
+  const ModelDescription& model() const { return runner_->description(); }
+  const EngineOptions& options() const { return options_; }
+
+ private:
+  struct Cancellation {
+    uint64_t id = 0;
+    absl::Time asked;
+  };
+
+  Engine(const EngineOptions& options, std::unique_ptr<ModelRunner> runner,
+         std::shared_ptr<const Tokenizer> tokenizer, EngineObserver* observer,
+         std::function<absl::Time()> now);
+
+  // The parts of a step, on the thread that steps.
+  void AcceptSubmissions();
+  void EndCancelledAndExpired(absl::Time now);
+  void MarkStarted(const StepPlan& plan, absl::Time now);
+  std::vector<SequenceChunk> ToChunks(const StepPlan& plan);
+  void Postprocess(const StepPlan& plan, absl::StatusOr<std::vector<ChunkOutput>> outputs);
+  void ReportStep(const StepPlan& plan, absl::Duration scheduling, absl::Duration whole);
+  // Tells observer and sinks of the requests that End took out. False when there were none.
+  bool DeliverEnds();
+
+  void CountComputed(const ActiveRequest& request, const ComputedPositions& computed);
+  void AcceptToken(ActiveRequest& request, Sequence& sequence, SampledToken token, absl::Time now);
+  void AcceptRows(ActiveRequest& request, const ScheduledChunk& chunk, absl::Span<const float> rows,
+                  absl::Time now);
+  // Takes a request out of the batch and frees all it holds. `noticed`: when the cancel or the
+  // deadline came.
+  void End(ActiveRequest& request, absl::Status status, std::string_view finish_reason,
+           absl::Time noticed);
+  void EndExpired(ActiveRequest& request);
+  ActiveRequest& RequestOf(const Sequence& sequence) {
+    return *requests_.at(sequence.rank().request_id);
+  }
+
+  // The step thread.
+  void Run();
+  bool WaitForWork();  // false: stop
+
+  // Admission, on the submitting thread.
+  std::unique_ptr<ActiveRequest> Activate(Request request, std::shared_ptr<RequestSink> sink);
+  TokenId VocabSize() const;
+  absl::Status CheckSize(const Request& request) const;
+  absl::Status CheckAdmission(const ActiveRequest& request, absl::Status size)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Duration RetryAfter() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PublishLoad() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // Constant after construction.
+  const EngineOptions options_;
+  const std::unique_ptr<ModelRunner> runner_;  // Forward: the step thread alone
+  const std::shared_ptr<const Tokenizer> tokenizer_;
+  EngineObserver* const observer_;
+  const std::function<absl::Time()> now_;
+
+  // The step thread alone. The blocks outlive the requests' tables.
+  BlockManager blocks_;
+  Scheduler scheduler_;
+  std::unordered_map<uint64_t, std::unique_ptr<ActiveRequest>> requests_;  // by id
+  std::vector<ActiveRequest*> ended_;        // of requests_, with OnEnd due
+  std::vector<Cancellation> cancellations_;  // to be acted on in this step
+  int32_t started_in_step_ = 0;
+
+  std::atomic<uint64_t> next_id_{1};
+
+  mutable Mutex mu_;
+  CondVar work_;  // something was submitted, or stopping_
+  CondVar idle_;  // num_requests_ is 0
+  bool admitting_ ABSL_GUARDED_BY(mu_) = true;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<std::unique_ptr<ActiveRequest>> submitted_ ABSL_GUARDED_BY(mu_);
+  std::vector<Cancellation> cancelled_ ABSL_GUARDED_BY(mu_);
+  int32_t num_requests_ ABSL_GUARDED_BY(mu_) = 0;  // admitted, OnEnd not yet called
+  EngineLoad load_ ABSL_GUARDED_BY(mu_);
+  RateMeter starts_ ABSL_GUARDED_BY(mu_);  // requests started while others waited
+
+  Mutex thread_mu_;
+  std::thread thread_ ABSL_GUARDED_BY(thread_mu_);
 };
 
 }  // namespace ddl

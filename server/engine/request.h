@@ -43,19 +43,24 @@ enum class Pooling { kLastToken, kMean, kMax, kNone };
 struct EmbedParams {
   std::vector<std::vector<TokenId>> inputs;  // each 1...context tokens
   Pooling pooling = Pooling::kLastToken;
-  bool normalize = true;      // L2, after pooling and cutting
-  int32_t dimensions = 0;     // keep the first k numbers of each vector; 0: all
+  bool normalize = true;   // L2, after pooling and cutting
+  int32_t dimensions = 0;  // keep the first k numbers of each vector; 0: all
 };
 
 struct Request {
   std::string id;
   Priority priority = Priority::kNormal;
   absl::Time deadline = absl::InfiniteFuture();
-  // Longest wait before the first step that computes any of it.
+  // Longest wait before the first step that computes any of it; then the request ends with
+  // RESOURCE_EXHAUSTED, QUEUE_TIMEOUT and RetryInfo. (DEADLINE_EXCEEDED would say that the
+  // client's own deadline has passed.)
   absl::Duration queue_timeout = absl::InfiniteDuration();
   std::variant<GenerateParams, EmbedParams> params;
 };
 
+// Why a completion ended. An end token (kEos) or a stop token (kStop) that ends it is its last
+// token, and is counted, but its text is not part of the text; so are the tokens of a stop
+// string (kStop). When the last of max_tokens also fills the context, it is kLength.
 enum class FinishReason { kStop, kEos, kLength, kContext };
 
 // What one step added to a completion. Text is whole UTF-8 characters; concatenated over the
@@ -70,7 +75,7 @@ struct CompletionEnd {
   FinishReason finish_reason = FinishReason::kLength;
   std::optional<std::string> matched_stop_str;
   std::optional<TokenId> matched_token_id;
-  double cumulative_logprob = 0.0;  // of the tokens delivered
+  double cumulative_logprob = 0.0;  // of all its tokens
 };
 
 // One input's vectors: 1, or one per token with Pooling::kNone. Each `dimensions` long.
@@ -89,13 +94,14 @@ struct RequestTimings {
 
 struct RequestUsage {
   int64_t prompt_tokens = 0;
-  int64_t completion_tokens = 0;  // delivered
+  int64_t completion_tokens = 0;  // drawn; all of them delivered when the request ended OK
   int64_t cached_tokens = 0;
 };
 
 struct RequestEnd {
   // OK only when everything asked for was delivered before the deadline. Otherwise
-  // DEADLINE_EXCEEDED, CANCELLED, INTERNAL, UNAVAILABLE (the server stopped).
+  // DEADLINE_EXCEEDED, CANCELLED, RESOURCE_EXHAUSTED (QUEUE_TIMEOUT), INTERNAL (the step failed,
+  // or the logits were not finite), UNAVAILABLE (the server stopped).
   absl::Status status;
   std::optional<CompletionEnd> completion;  // of a Generate that ended OK
   RequestUsage usage;

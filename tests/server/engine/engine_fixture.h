@@ -1,0 +1,181 @@
+#ifndef DDL_TESTS_SERVER_ENGINE_ENGINE_FIXTURE_H_
+#define DDL_TESTS_SERVER_ENGINE_ENGINE_FIXTURE_H_
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/engine/engine.h"
+#include "tests/server/engine/fake_model_runner.h"
+
+namespace ddl {
+
+// Keeps everything a request was sent. For tests that step the engine themselves.
+struct RecordingSink final : RequestSink {
+  void OnDelta(CompletionDelta delta) override {
+    calls_after_end += end.has_value();
+    text += delta.text;
+    for (SampledToken& token : delta.tokens) {
+      ids.push_back(token.id);
+      tokens.push_back(std::move(token));
+    }
+    ++num_deltas;
+  }
+  void OnEmbedding(InputEmbedding embedding) override {
+    calls_after_end += end.has_value();
+    embeddings.emplace(embedding.index, std::move(embedding.vectors));
+    ++num_embeddings;
+  }
+  void OnEnd(RequestEnd request_end) override {
+    calls_after_end += end.has_value();
+    end = std::move(request_end);
+    if (on_end) on_end();
+  }
+
+  absl::Status status() const {
+    return end.has_value() ? end->status : absl::UnknownError("has not ended");
+  }
+
+  std::string text;
+  std::vector<TokenId> ids;
+  std::vector<SampledToken> tokens;
+  std::map<int32_t, std::vector<std::vector<float>>> embeddings;
+  int num_deltas = 0;
+  int num_embeddings = 0;
+  int calls_after_end = 0;
+  std::optional<RequestEnd> end;
+  std::function<void()> on_end;
+};
+
+// Adds up what the engine reports.
+struct CountingObserver final : EngineObserver {
+  void OnStep(const StepStats& step) override { steps.push_back(step); }
+  void OnLoad(const EngineLoad& load) override { last_load = load; }
+  void OnPromptTokens(Task task, int64_t computed) override { prompt_tokens[task] += computed; }
+  void OnGeneratedTokens(int64_t tokens) override { generated_tokens += tokens; }
+  void OnWastedTokens(std::string_view reason, int64_t tokens) override {
+    wasted_tokens[std::string(reason)] += tokens;
+  }
+  void OnTimeToFirstToken(absl::Duration duration) override {
+    times_to_first_token.push_back(duration);
+  }
+  void OnInterTokenLatency(absl::Duration duration) override {
+    inter_token_latencies.push_back(duration);
+  }
+  void OnPreemption() override { ++preemptions; }
+  void OnNonfiniteLogits() override { ++nonfinite_logits; }
+  void OnRejected(std::string_view reason) override { ++rejected[std::string(reason)]; }
+  void OnFinished(const FinishedRequest& request) override {
+    finished.push_back(request);
+    ++finish_reasons[std::string(request.finish_reason)];
+  }
+
+  std::vector<StepStats> steps;
+  EngineLoad last_load;
+  std::map<Task, int64_t> prompt_tokens;
+  int64_t generated_tokens = 0;
+  std::map<std::string, int64_t> wasted_tokens;
+  std::vector<absl::Duration> times_to_first_token;
+  std::vector<absl::Duration> inter_token_latencies;
+  int preemptions = 0;
+  int nonfinite_logits = 0;
+  std::map<std::string, int> rejected;
+  std::vector<FinishedRequest> finished;
+  std::map<std::string, int> finish_reasons;
+};
+
+// An engine over the fake model, stepped by the test, with a clock that only the test moves.
+class SteppedEngine {
+ public:
+  explicit SteppedEngine(const FakeModelRunner::Options& model = {}, EngineOptions options = {},
+                         std::shared_ptr<const Tokenizer> tokenizer = nullptr) {
+    options.max_step_tokens = std::min(options.max_step_tokens, model.max_step_tokens);
+    auto owned = std::make_unique<FakeModelRunner>(model);
+    runner = owned.get();
+    auto created = Engine::Create(options, std::move(owned), std::move(tokenizer), &observer,
+                                  [this] { return now; });
+    if (!created.ok()) std::abort();
+    engine = *std::move(created);
+  }
+
+  // Runs until nothing is left to do.
+  int Run() {
+    int steps = 0;
+    while (engine->Step()) ++steps;
+    return steps;
+  }
+  // The sink of a request that was admitted; null when it was refused.
+  std::shared_ptr<RecordingSink> Submit(Request request) {
+    auto sink = std::make_shared<RecordingSink>();
+    auto submitted = engine->Submit(std::move(request), sink);
+    refusal = submitted.status();
+    if (!submitted.ok()) return nullptr;
+    handle = *submitted;
+    return sink;
+  }
+
+  absl::Time now = absl::FromUnixSeconds(1'000'000);
+  CountingObserver observer;
+  FakeModelRunner* runner = nullptr;
+  std::unique_ptr<Engine> engine;
+  RequestHandle handle;  // of the last request admitted
+  absl::Status refusal;  // of the last Submit
+};
+
+// A greedy Generate.
+inline Request Generate(std::vector<TokenId> prompt, int32_t max_tokens) {
+  GenerateParams params;
+  params.prompt = std::move(prompt);
+  params.sampling.temperature = 0;
+  params.stopping.max_tokens = max_tokens;
+  Request request;
+  request.params = std::move(params);
+  return request;
+}
+
+inline GenerateParams& ParamsOf(Request& request) {
+  return std::get<GenerateParams>(request.params);
+}
+
+inline Request Embed(std::vector<std::vector<TokenId>> inputs,
+                     Pooling pooling = Pooling::kLastToken) {
+  EmbedParams params;
+  params.inputs = std::move(inputs);
+  params.pooling = pooling;
+  params.normalize = false;
+  Request request;
+  request.params = std::move(params);
+  return request;
+}
+
+// `length` tokens that depend on `seed`.
+inline std::vector<TokenId> Prompt(int32_t length, int32_t seed = 0) {
+  std::vector<TokenId> tokens;
+  for (int32_t i = 0; i < length; ++i) tokens.push_back((seed * 31 + i * 7 + 3) % 50);
+  return tokens;
+}
+
+// What the fake model generates after a prompt, from the tokens alone.
+inline std::vector<TokenId> ExpectedTokens(std::vector<TokenId> tokens, int32_t count,
+                                           const SamplingParams& sampling = {.temperature = 0},
+                                           TokenId vocab_size = 50) {
+  std::vector<TokenId> generated;
+  for (int32_t i = 0; i < count; ++i) {
+    SampleRequest sample;
+    sample.params = sampling;
+    sample.index = i;
+    sample.vocab_size = vocab_size;
+    tokens.push_back(FakeModelRunner::Next(tokens, sample).id);
+    generated.push_back(tokens.back());
+  }
+  return generated;
+}
+
+}  // namespace ddl
+
+#endif  // DDL_TESTS_SERVER_ENGINE_ENGINE_FIXTURE_H_

@@ -1,0 +1,67 @@
+#ifndef DDL_TESTS_SERVER_ENGINE_FAKE_MODEL_RUNNER_H_
+#define DDL_TESTS_SERVER_ENGINE_FAKE_MODEL_RUNNER_H_
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "model/model_runner.h"
+
+namespace ddl {
+
+// A small deterministic model that keeps its state where a real one does: "K/V" in blocks and
+// positions, "tails" in slots. What comes after a sequence depends on all that was stored for
+// it, read back through the block table and slot given, so that a wrong table, a block owned
+// twice, a wrong start or a stale slot shows up as wrong tokens. The pure functions below say
+// what is right, from the tokens alone.
+class FakeModelRunner final : public ModelRunner {
+ public:
+  struct Options {
+    int32_t kv_block_size = 4;  // tokens
+    int32_t kv_num_blocks = 64;
+    int32_t max_sequences = 8;
+    int32_t max_step_tokens = 64;
+    TokenId vocab_size = 50;
+  };
+  static constexpr int64_t kHiddenSize = 3;
+
+  explicit FakeModelRunner(const Options& options);
+
+  const ModelDescription& description() const override { return description_; }
+  absl::StatusOr<std::vector<ChunkOutput>> Forward(absl::Span<const SequenceChunk> chunks) override;
+
+  // The token that follows `tokens`, and the vector of their last position.
+  static SampledToken Next(absl::Span<const TokenId> tokens, const SampleRequest& sample);
+  static std::vector<float> Hidden(absl::Span<const TokenId> tokens);
+
+  // Called at the beginning of every Forward; a status that is not OK is its result, after the
+  // caches of the step's sequences have been overwritten.
+  std::function<absl::Status(absl::Span<const SequenceChunk>)> on_forward;
+  // Chunks for which it is true fail alone, as with logits that are not finite.
+  std::function<bool(const SequenceChunk&)> is_not_finite;
+
+  int num_steps() const { return num_steps_; }
+  int largest_step_sequences() const { return largest_step_sequences_; }
+  // What the engine did that no runner has to put up with: budgets exceeded, blocks shared ...
+  const std::vector<std::string>& violations() const { return violations_; }
+
+ private:
+  void CheckStep(absl::Span<const SequenceChunk> chunks);
+  ChunkOutput Compute(const SequenceChunk& chunk);
+
+  const Options options_;
+  ModelDescription description_;
+  std::vector<uint64_t> kv_;     // [kv_num_blocks, kv_block_size]: a mix of token and position
+  std::vector<uint64_t> tails_;  // [max_sequences]: a mix of all tokens so far
+  int num_steps_ = 0;
+  int largest_step_sequences_ = 0;
+  std::vector<std::string> violations_;
+};
+
+}  // namespace ddl
+
+#endif  // DDL_TESTS_SERVER_ENGINE_FAKE_MODEL_RUNNER_H_
