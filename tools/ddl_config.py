@@ -5,6 +5,7 @@ Needs nothing but the standard library: the PyTorch model and the numpy checkpoi
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 VARIANTS = ("gpt", "vdim1", "tc", "tcec", "cc", "ccec")
@@ -146,6 +147,23 @@ class Config:
         if values["variant"].startswith("cc") and "ddl_state_shortconv_kernel_size" not in config:
             values["ddl_state_shortconv_kernel_size"] = values.get("ddl_value_channels", 4)
         return Config(**values)
+
+
+def apply_settings(values: dict, items: list[str]) -> dict:
+    """`values` with KEY=VALUE items added, each VALUE as JSON; refuses unknown keys and those that are there already."""
+    known = {f.name for f in dataclasses.fields(Config)} - {"variant"}
+    out = dict(values)
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or key not in known:
+            raise ConfigError(f"--set {item}: not KEY=VALUE with a key among {', '.join(sorted(known - values.keys()))}")
+        if key in values:
+            raise ConfigError(f"--set {item}: {key} has an option of its own")
+        try:
+            out[key] = json.loads(value)
+        except json.JSONDecodeError:
+            raise ConfigError(f"--set {item}: {value!r} is not JSON (a string needs its quotes)")
+    return out
 
 
 def variant_of(shapes: dict[str, tuple[int, ...]]) -> str:
