@@ -18,7 +18,7 @@ Parameters carry the official names and shapes, so `state_dict()` is what an off
 
 Run as a program it compares itself with golden files (see tools/README.md):
 
-    tools/ddl_torch.py --check tests/goldens [more folders]
+    tools/ddl_torch.py --check tests/data/goldens [more folders]
 """
 from __future__ import annotations
 

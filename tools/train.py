@@ -22,11 +22,14 @@ import pathlib
 import random
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-# Without these, glibc returns every large tensor to the system and faults its pages in again: a third of the time.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
-if __name__ == "__main__" and not MALLOC.keys() & os.environ.keys():
-    os.environ.update(MALLOC)  # read when a process starts, so start again
+# One thread an operation: the threads of the pool take whole micro-batches instead, so that none of them waits for
+# another one at every operation, which is slow on a machine that does other things too. And without the MALLOC
+# settings, glibc gives every large tensor back to the system and faults its pages in again: a third of the time.
+SETTINGS = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
+if __name__ == "__main__" and any(os.environ.get(k) != v for k, v in SETTINGS.items()):
+    os.environ.update(SETTINGS)  # read when a process starts, so start again
     os.execv(sys.executable, [sys.executable, *sys.argv])
 
 import torch
@@ -148,20 +151,30 @@ def loss_of(model: Model, x, y, reduction="mean"):
     return F.cross_entropy(model(x).float().flatten(0, 1), y.flatten(), reduction=reduction)
 
 
-def train_step(model, optimizer, data, step: int, context: int, args) -> float:
-    """One update; the batch depends on the seed and the step alone, so a resumed run sees the same ones."""
+def train_step(model, optimizer, pool, data, step: int, context: int, args) -> float:
+    """One update. The batch depends on the seed and the step alone, and gradients are added up in the batch's order
+    whichever thread is done first: the same run gives the same weights, resumed or not."""
     rng = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
     rows = max(1, args.batch_tokens // context)
     at = torch.randint(0, len(data) - context, (rows,), generator=rng)
     batch = torch.stack([data[i:i + context + 1] for i in at])
-    micro = batch.split(max(1, args.micro_tokens // context))
-    total = 0.0
-    for part in micro:
+    own = list(model.parameters())
+
+    def work(part):
         with torch.autocast("cpu", torch.bfloat16, enabled=args.autocast):
             loss = loss_of(model, part[:, :-1], part[:, 1:]) * (len(part) / rows)
-        loss.backward()
-        total += loss.item()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        return loss.item(), torch.autograd.grad(loss, own)
+
+    total, sums = 0.0, None
+    for loss, grads in pool.map(work, batch.split(max(1, args.micro_tokens // context))):
+        total += loss
+        if sums is None:
+            sums = grads
+        else:
+            torch._foreach_add_(sums, grads)
+    for p, g in zip(own, sums):
+        p.grad = g
+    torch.nn.utils.clip_grad_norm_(own, 1.0)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, args)
     optimizer.step()
@@ -169,27 +182,26 @@ def train_step(model, optimizer, data, step: int, context: int, args) -> float:
     return total
 
 
-@torch.no_grad()
-def bits_per_byte(model, held: list[tuple[list[int], int]], context: int, end: int, autocast: bool, limit=None) -> float:
+def bits_per_byte(model, pool, held: list[tuple[list[int], int]], context: int, end: int, autocast: bool, limit=None) -> float:
     """Of held-out documents, each a list of tokens and a length in bytes. Every document starts after an end-of-text
-    token and is read in windows of `context` tokens that do not see each other: a lower bound of what context gives.
-    `limit`: how many tokens to read at most."""
-    model.eval()
-    nats, size, seen = 0.0, 0.0, 0
+    token and is read in windows of `context` tokens that do not see each other, so the first tokens of each window
+    are predicted from little. `limit`: how many tokens to read at most."""
+    windows, size, seen = [], 0.0, 0
     for ids, length in held:
         row = torch.tensor([end] + ids)
         for at in range(0, len(ids), context):
-            part = row[at:at + context + 1]
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                nats += loss_of(model, part[None, :-1], part[None, 1:], "sum").item()
-            seen += len(part) - 1
-            size += length * (len(part) - 1) / len(ids)
             if limit is not None and seen >= limit:
                 break
-        if limit is not None and seen >= limit:
-            break
-    model.train()
-    return nats / math.log(2) / size
+            windows.append(row[at:at + context + 1])
+            seen += len(windows[-1]) - 1
+            size += length * (len(windows[-1]) - 1) / len(ids)
+
+    @torch.no_grad()
+    def work(part):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return loss_of(model, part[None, :-1], part[None, 1:], "sum").item()
+
+    return sum(pool.map(work, windows)) / math.log(2) / size
 
 
 # ---- files
@@ -275,10 +287,10 @@ def parse(argv=None) -> argparse.Namespace:
     g.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the written weights (default bfloat16)")
 
     g = p.add_argument_group("training")
-    g.add_argument("--steps", type=int, default=1200, metavar="N", help="updates (default 1200)")
+    g.add_argument("--steps", type=int, default=1000, metavar="N", help="updates (default 1000)")
     g.add_argument("--batch-tokens", type=int, default=4096, metavar="N", help="tokens of an update (default 4096)")
-    g.add_argument("--micro-tokens", type=int, default=2048, metavar="N",
-                   help="tokens in memory at once (default 2048); changes speed and memory, not the result")
+    g.add_argument("--micro-tokens", type=int, default=512, metavar="N",
+                   help="tokens that a thread takes at once, at least one context (default 512); decides memory and speed")
     g.add_argument("--contexts", default="256:0.9,1024:0.1", metavar="LENGTH:SHARE,...",
                    help="context lengths and their shares of the steps, in order (default 256:0.9,1024:0.1); "
                         "the longest becomes the model's block_size")
@@ -291,7 +303,7 @@ def parse(argv=None) -> argparse.Namespace:
     g.add_argument("--eval-tokens", type=int, default=30_000, metavar="N",
                    help="held-out tokens that an evaluation reads; the last one reads all (default 30000)")
     g.add_argument("--seed", type=int, default=1, metavar="N", help="of the weights, the batches and the split (default 1)")
-    g.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    g.add_argument("--threads", type=int, metavar="N", help="threads (default: one a core)")
     g.add_argument("--float32", dest="autocast", action="store_false", help="compute in float32 instead of bfloat16 autocast")
     args = p.parse_args(argv)
     for key, low, high in (("steps", 1, None), ("batch_tokens", 2, None), ("micro_tokens", 1, None), ("vocab_size", 257, None),
@@ -314,7 +326,7 @@ def config_for(args, vocab: int) -> Config:
 
 def train(args) -> int:
     torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads or os.cpu_count())
+    pool = ThreadPoolExecutor(args.threads or os.cpu_count())
     plan = phases(args.contexts, args.steps)
     docs, held_docs = split(documents(args.text), args.held_out, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -352,7 +364,7 @@ def train(args) -> int:
     try:
         while step < args.steps:
             context = [p.context for p in plan if p.first_step <= step][-1]
-            recent.append(train_step(model, optimizer, data, step, context, args))
+            recent.append(train_step(model, optimizer, pool, data, step, context, args))
             step += 1
             if step % 10 == 0 or step == args.steps:
                 now = time.monotonic()
@@ -362,7 +374,7 @@ def train(args) -> int:
                       f"context {context}  left {(args.steps - step) / rate / 60:.0f} min", flush=True)
                 recent, window = [], (now, step)
             if step % args.eval_every == 0 or step == args.steps:
-                score = bits_per_byte(model, held, context, end, args.autocast, args.eval_tokens)
+                score = bits_per_byte(model, pool, held, context, end, args.autocast, args.eval_tokens)
                 log["held_out"].append([step, round(score, 4)])
                 if score < best[0]:
                     best = (score, step)
@@ -380,7 +392,7 @@ def train(args) -> int:
     minutes = (time.monotonic() - began) / 60
     write_checkpoint(args.out, cfg, best_weights, args.dtype)
     model.load_state_dict({k: v.float() for k, v in rounded(best_weights, getattr(torch, args.dtype)).items()})
-    final = bits_per_byte(model, held, cfg.block_size, end, autocast=False)
+    final = bits_per_byte(model, pool, held, cfg.block_size, end, autocast=False)
     log["result"] = {"step": best[1], "held_out_bits_per_byte": round(final, 4), "dtype": args.dtype, "minutes": round(minutes, 1),
                      "parameters": count(cfg), "training_tokens": len(data), "held_out_bytes": sum(n for _, n in held)}
     write_curve(args.out, log)
