@@ -115,6 +115,17 @@ install_python_packages() {  # REQUIREMENTS_FILE WHY [pip option...]
   printf '%s\n' "$content" >"$stamp"
 }
 
+# The project's own client, built from clients/python and proto/ whenever one of them has changed.
+install_python_client() {
+  install_python_packages clients/python/requirements.txt "the Python client and the demo"
+  local stamp=$venv/installed/ddl-client content
+  content=$(find clients/python proto -type f -not -path '*/__pycache__/*' -print0 | sort -z | xargs -0 sha256sum)
+  [ "$(cat "$stamp" 2>/dev/null)" != "$content" ] || return 0
+  say "installing into .venv: the project's Python client, clients/python"
+  pip_install --no-deps --no-build-isolation --no-index --force-reinstall ./clients/python || fail "pip could not install clients/python"
+  printf '%s\n' "$content" >"$stamp"
+}
+
 # ---- what was asked for ----
 
 [ "$(uname -m)" = x86_64 ] || fail "the project builds on x86-64, this machine is $(uname -m)"
@@ -138,9 +149,9 @@ make_venv
 for group in "$@"; do
   case $group in
     build) install_python_packages scripts/requirements-libtorch.txt "the server (LibTorch)" --no-deps ;;
-    client) install_python_packages clients/python/requirements.txt "the Python client and the demo" ;;
+    client) install_python_client ;;
     test)
-      install_python_packages clients/python/requirements.txt "the Python client and the demo"
+      install_python_client
       install_python_packages tests/requirements.txt "the tests"
       install_promtool
       ;;

@@ -1,0 +1,5 @@
+import sys
+
+from ddl_client.command_line import main
+
+sys.exit(main())
