@@ -37,16 +37,19 @@ struct TensorFile {
   std::shared_ptr<const void> storage;
 };
 
-// A checkpoint's folder, opened and proven whole: config.json and `model.safetensors`, or
-// `model.safetensors.index.json` with its shards, or the official `pytorch_model.bin`.
-// safetensors stay memory-mapped. Immutable; any thread may read.
+// A checkpoint's folder, opened and proven whole: config.json and the first of these that is
+// there, alone or as an index with shards (`<name>.index.json`): `model.safetensors`, the
+// official `pytorch_model.bin`. safetensors stay memory-mapped: nobody may shorten them in place
+// while a Checkpoint lives (see MappedFile). Immutable; any thread may read.
 class Checkpoint {
  public:
   // Fails with one message that names the file and every tensor that is missing, unexpected or
-  // misshapen, with found and expected shapes. Older layouts of the official repository are
-  // accepted and their names brought to today's:
+  // misshapen, with found and expected shapes. config.json decides every size, tensor names and
+  // ranks decide the variant. Values are not looked at: NaN is legal here. Older layouts of the
+  // official repository are accepted and their names brought to today's:
   //   TC `*.shortconv.conv.weight` (d*dv, 1, k) -> `*.shortconv.weight` (d*dv, k)
   //   CC `*.shortconv.weight`      (d, 1, k)    -> `*.weight` (d, k), with legacy_cc()
+  // `lm_head.weight` is tied to `transformer.wte.weight`: it may be absent, and is not kept.
   static absl::StatusOr<Checkpoint> Open(const std::filesystem::path& folder);
 
   const ModelConfig& config() const { return config_; }
@@ -70,6 +73,9 @@ class Checkpoint {
 
   const std::filesystem::path& folder() const { return folder_; }
 
+  // What a user should know about the files though they can be served; sentences for the log.
+  const std::vector<std::string>& warnings() const { return warnings_; }
+
  private:
   Checkpoint() = default;
 
@@ -80,6 +86,7 @@ class Checkpoint {
   bool legacy_cc_ = false;
   std::map<std::string, TensorView, std::less<>> tensors_;
   std::vector<std::shared_ptr<const void>> storage_;
+  std::vector<std::string> warnings_;
 };
 
 }  // namespace ddl

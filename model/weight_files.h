@@ -1,0 +1,37 @@
+#ifndef DDL_MODEL_WEIGHT_FILES_H_
+#define DDL_MODEL_WEIGHT_FILES_H_
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "model/checkpoint.h"
+
+namespace ddl {
+
+// A tensor and the file it is in (a name inside the folder).
+struct FiledTensor {
+  TensorView view;
+  std::string file;
+};
+
+// All tensors of a folder, wherever they are.
+struct WeightFiles {
+  std::filesystem::path path;  // of the one file, or of the index of several
+  bool sharded = false;
+  std::map<std::string, FiledTensor, std::less<>> tensors;
+  std::vector<std::shared_ptr<const void>> storage;
+};
+
+// Finds and reads a folder's weights: safetensors before PyTorch's own format, one file before an
+// index with shards. Proves each file whole and the shards in agreement with their index, but
+// knows nothing of the model.
+absl::StatusOr<WeightFiles> ReadWeightFiles(const std::filesystem::path& folder);
+
+}  // namespace ddl
+
+#endif  // DDL_MODEL_WEIGHT_FILES_H_
