@@ -124,6 +124,10 @@ class Comparison {
                 std::to_string(*config_.ddl_state_shortconv_kernel_size);
       }
     }
+    if (HasInputExpansion(layout_.variant)) {
+      text += ", input_embed_shortconv_kernel_size " +
+              std::to_string(config_.input_embed_shortconv_kernel_size);
+    }
     return text;
   }
 
@@ -137,8 +141,7 @@ class Comparison {
 
 bool SameValues(const TensorView& a, const TensorView& b) {
   return a.type == b.type && a.shape == b.shape &&
-         (a.data == b.data ||
-          std::memcmp(a.data, b.data, static_cast<size_t>(a.num_bytes())) == 0);
+         (a.data == b.data || std::memcmp(a.data, b.data, static_cast<size_t>(a.num_bytes())) == 0);
 }
 
 class Sha256 {
@@ -236,7 +239,8 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::filesystem::path& folder)
   if (const auto head = weights->tensors.find(kTiedHead); head != weights->tensors.end()) {
     if (!SameValues(head->second.view, weights->tensors.find(kEmbedding)->second.view)) {
       checkpoint.warnings_.push_back(
-          weights->path.string() + ": lm_head.weight differs from transformer.wte.weight. The "
+          weights->path.string() +
+          ": lm_head.weight differs from transformer.wte.weight. The "
           "official code ties the two, so transformer.wte.weight is used for both.");
     }
     weights->tensors.erase(head);

@@ -26,7 +26,8 @@ std::optional<std::string_view> CompressorPart(std::string_view name) {
 
 std::optional<CompressLayout> LayoutOf(std::string_view part, size_t rank) {
   if (part == "shortconv.conv.weight") return CompressLayout::kLegacyTc;
-  if (part == "shortconv.weight") return rank == 3 ? CompressLayout::kLegacyCc : CompressLayout::kTc;
+  if (part == "shortconv.weight")
+    return rank == 3 ? CompressLayout::kLegacyCc : CompressLayout::kTc;
   if (part == "weight") return CompressLayout::kCc;
   return std::nullopt;
 }
@@ -42,10 +43,6 @@ int64_t CompressTaps(const ModelConfig& config, const CheckpointLayout& layout) 
   return config.ddl_state_shortconv_kernel_size.value_or(fallback);
 }
 
-bool HasInputExpansion(Variant variant) {
-  return variant == Variant::kTcec || variant == Variant::kCcec;
-}
-
 class ShapeTable {
  public:
   explicit ShapeTable(const ModelConfig& config, const CheckpointLayout& layout)
@@ -57,7 +54,7 @@ class ShapeTable {
 
   ShapesByName Build() && {
     Add("transformer.wte.weight", {config_.vocab_size, d_});
-    Add("transformer.ln_f.weight", {d_});
+    Add("ln_f.weight", {d_});
     for (int64_t i = 0; i < config_.num_hidden_layers; ++i) {
       AddLayer(std::string(kLayerPrefix) + std::to_string(i) + ".");
     }
@@ -170,8 +167,8 @@ absl::StatusOr<CheckpointLayout> DetectLayout(const ShapesByName& found) {
         seen.emplace(*layout, ShowName(name) + ", found " + ShowShape(shape));
       }
     }
-    has_delta = has_delta || name.find(".ddl_attn.") != name.npos ||
-                name.find(".ddl_mlp.") != name.npos;
+    has_delta =
+        has_delta || name.find(".ddl_attn.") != name.npos || name.find(".ddl_mlp.") != name.npos;
   }
   if (seen.size() > 1) {
     ProblemList examples;
@@ -196,6 +193,10 @@ absl::StatusOr<CheckpointLayout> DetectLayout(const ShapesByName& found) {
     layout.variant = expands ? Variant::kCcec : Variant::kCc;
   }
   return layout;
+}
+
+bool HasInputExpansion(Variant variant) {
+  return variant == Variant::kTcec || variant == Variant::kCcec;
 }
 
 int64_t ValueChannels(const ModelConfig& config, const CheckpointLayout& layout) {

@@ -39,6 +39,9 @@ struct CheckpointLayout {
 // the layout it comes closest to, so that what it lacks can be named.
 absl::StatusOr<CheckpointLayout> DetectLayout(const ShapesByName& found);
 
+// Whether the state starts from a convolution over token embeddings (EC).
+bool HasInputExpansion(Variant variant);
+
 // dv of a model of this layout.
 int64_t ValueChannels(const ModelConfig& config, const CheckpointLayout& layout);
 

@@ -25,9 +25,15 @@ constexpr double kMaxScale = 1e6;
 
 // Keys of other code's configurations that mean something this format says otherwise. The
 // official code refuses them too, because a model built without them would be another model.
-constexpr const char* kRefusedKeys[] = {
-    "n_embd",          "n_embd_base",     "d_ff_factor", "delta_beta_init", "delta_use_short_conv",
-    "delta_conv_size", "delta_norm_eps", "q_rank",      "rank"};
+constexpr const char* kRefusedKeys[] = {"n_embd",
+                                        "n_embd_base",
+                                        "d_ff_factor",
+                                        "delta_beta_init",
+                                        "delta_use_short_conv",
+                                        "delta_conv_size",
+                                        "delta_norm_eps",
+                                        "q_rank",
+                                        "rank"};
 
 std::string Number(double value) {
   std::ostringstream text;
@@ -50,8 +56,7 @@ class ConfigKeys {
     if (fits && value->get<int64_t>() >= min && value->get<int64_t>() <= max) {
       *field = value->get<int64_t>();
     } else {
-      Refuse(key, *value,
-             "an integer from " + std::to_string(min) + " to " + std::to_string(max));
+      Refuse(key, *value, "an integer from " + std::to_string(min) + " to " + std::to_string(max));
     }
   }
 

@@ -298,8 +298,7 @@ class PickleWalk {
       Refuse(
           "holds a collections.OrderedDict, as a bare state_dict() is, expected a plain dict of "
           "tensors. This converts it:\n  python3 -c \"import torch; f = '" +
-          path +
-          "'; torch.save(dict(torch.load(f, map_location='cpu', weights_only=True)), f)\"");
+          path + "'; torch.save(dict(torch.load(f, map_location='cpu', weights_only=True)), f)\"");
     } else {
       Refuse(
           "holds a collections.OrderedDict inside of another value, expected nothing but a plain "

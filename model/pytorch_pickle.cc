@@ -148,7 +148,8 @@ absl::StatusOr<TensorView> ViewOf(const at::IValue& value, const Records& record
                                       std::to_string(record_size) + " bytes, or is empty");
   }
   const at::Tensor& kept = storage.tensors.emplace_back(tensor.contiguous());
-  return TensorView{*type, kept.sizes().vec(), static_cast<const std::byte*>(kept.const_data_ptr())};
+  return TensorView{*type, kept.sizes().vec(),
+                    static_cast<const std::byte*>(kept.const_data_ptr())};
 }
 
 absl::StatusOr<TensorFile> TensorsOf(const at::IValue& root, Records records,
@@ -170,8 +171,7 @@ absl::StatusOr<TensorFile> TensorsOf(const at::IValue& root, Records records,
     }
   }
   if (!problems.empty()) {
-    return absl::InvalidArgumentError(
-        problems.Message(path + " has entries that cannot be read:"));
+    return absl::InvalidArgumentError(problems.Message(path + " has entries that cannot be read:"));
   }
   storage->records = std::move(records).Take();
   file.storage = std::move(storage);
@@ -183,11 +183,13 @@ absl::StatusOr<TensorFile> ReadArchive(const MappedFile& file, const std::string
   caffe2::serialize::PyTorchStreamReader archive(std::make_shared<MappedReader>(file.bytes()));
   Records records(archive, file.bytes().size());
   if (archive.hasRecord("byteorder") && records.Read("byteorder") != "little") {
-    return absl::InvalidArgumentError(path + " was written on a big-endian machine, expected "
-                                             "little-endian numbers");
+    return absl::InvalidArgumentError(path +
+                                      " was written on a big-endian machine, expected "
+                                      "little-endian numbers");
   }
   if (!archive.hasRecord("data.pkl")) {
-    return absl::InvalidArgumentError(path + " has no record data.pkl: torch.save did not write it");
+    return absl::InvalidArgumentError(path +
+                                      " has no record data.pkl: torch.save did not write it");
   }
   const std::string_view pickle = records.Read("data.pkl");
   if (absl::Status status = CheckPickle(pickle, path); !status.ok()) return status;

@@ -53,11 +53,12 @@ absl::Status Bad(const std::filesystem::path& path, const std::string& what) {
 absl::StatusOr<Header> ReadHeader(const MappedFile& file, const std::filesystem::path& path) {
   const std::span<const std::byte> bytes = file.bytes();
   if (bytes.size() < kLengthBytes) {
-    return Bad(path, "it has " + std::to_string(bytes.size()) + " bytes, the header's length takes " +
-                         std::to_string(kLengthBytes));
+    return Bad(path, "it has " + std::to_string(bytes.size()) +
+                         " bytes, the header's length takes " + std::to_string(kLengthBytes));
   }
   uint64_t length = 0;
-  for (size_t i = 0; i < kLengthBytes; ++i) length |= std::to_integer<uint64_t>(bytes[i]) << (8 * i);
+  for (size_t i = 0; i < kLengthBytes; ++i)
+    length |= std::to_integer<uint64_t>(bytes[i]) << (8 * i);
   if (length > kMaxHeaderBytes) {
     return Bad(path, "its first 8 bytes announce a header of " + std::to_string(length) +
                          " bytes, at most " + std::to_string(kMaxHeaderBytes) +
@@ -80,8 +81,8 @@ std::optional<uint64_t> AsUnsigned(const Json& value) {
 }
 
 std::optional<StoredType> ParseType(const Json& dtype) {
-  for (StoredType type : {StoredType::kFloat32, StoredType::kBFloat16, StoredType::kFloat16,
-                          StoredType::kFloat64}) {
+  for (StoredType type :
+       {StoredType::kFloat32, StoredType::kBFloat16, StoredType::kFloat16, StoredType::kFloat64}) {
     if (dtype.is_string() && dtype.get_ref<const std::string&>() == StoredTypeName(type)) {
       return type;
     }
@@ -133,9 +134,9 @@ absl::StatusOr<TensorView> ParseEntry(const Json& entry, std::span<const std::by
   if (!offsets) return bad("data_offsets", offsets_json, "[begin, end] with begin <= end");
   std::tie(extent.begin, extent.end) = *offsets;
   if (extent.end > data.size()) {
-    return absl::InvalidArgumentError(
-        "ends at byte " + std::to_string(extent.end) + " of the data, but the file holds only " +
-        std::to_string(data.size()) + " (was it cut off?)");
+    return absl::InvalidArgumentError("ends at byte " + std::to_string(extent.end) +
+                                      " of the data, but the file holds only " +
+                                      std::to_string(data.size()) + " (was it cut off?)");
   }
   TensorView view{*type, *shape, data.data() + extent.begin};
   const auto expected = static_cast<uint64_t>(view.num_bytes());

@@ -79,8 +79,8 @@ absl::StatusOr<Json> ParseJsonObject(std::string_view text, std::string_view sou
       return strictness.Accept(depth, event, value);
     });
   } catch (const Json::exception& error) {
-    return absl::InvalidArgumentError(std::string(source) + " is not valid JSON: " +
-                                      ParserComplaint(error.what()));
+    return absl::InvalidArgumentError(std::string(source) +
+                                      " is not valid JSON: " + ParserComplaint(error.what()));
   }
   if (!strictness.problem().empty()) {
     return absl::InvalidArgumentError(std::string(source) +

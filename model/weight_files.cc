@@ -89,10 +89,10 @@ absl::StatusOr<WeightMap> ReadIndex(const std::filesystem::path& path, const For
   ProblemList problems;
   for (const auto& [tensor, shard] : weight_map.items()) {
     // A plain name cannot lead out of the folder.
-    const bool plain = shard.is_string() &&
-                       shard.get_ref<const std::string&>().ends_with(format.shard_ending) &&
-                       shard.get_ref<const std::string&>().find_first_of(
-                           std::string_view("/\0", 2)) == std::string::npos;
+    const bool plain =
+        shard.is_string() && shard.get_ref<const std::string&>().ends_with(format.shard_ending) &&
+        shard.get_ref<const std::string&>().find_first_of(std::string_view("/\0", 2)) ==
+            std::string::npos;
     if (plain) {
       shards.emplace(tensor, shard.get<std::string>());
     } else {
