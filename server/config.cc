@@ -1,0 +1,404 @@
+#include "server/config.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <set>
+#include <system_error>
+#include <utility>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
+
+// Types of flags that are one of a few words. Abseil finds the functions by their names.
+namespace ddl::flags {
+
+enum class Device { kAuto, kCpu };
+enum class DType { kAuto, kFloat32, kBFloat16 };
+// Bytes; 0 is "auto".
+struct CacheMemory {
+  int64_t bytes = 0;
+};
+
+template <typename Value>
+struct Word {
+  const char* text;
+  Value value;
+};
+
+template <typename Value, size_t kSize>
+bool ParseWord(const Word<Value> (&words)[kSize], absl::string_view text, Value* value,
+               std::string* error) {
+  for (const Word<Value>& word : words) {
+    if (text == word.text) {
+      *value = word.value;
+      return true;
+    }
+    absl::StrAppend(error, error->empty() ? "must be " : ", ", word.text);
+  }
+  return false;
+}
+
+template <typename Value, size_t kSize>
+std::string UnparseWord(const Word<Value> (&words)[kSize], Value value) {
+  for (const Word<Value>& word : words) {
+    if (word.value == value) return word.text;
+  }
+  return "";
+}
+
+constexpr Word<Device> kDevices[] = {{"auto", Device::kAuto}, {"cpu", Device::kCpu}};
+constexpr Word<DType> kDTypes[] = {
+    {"auto", DType::kAuto}, {"float32", DType::kFloat32}, {"bfloat16", DType::kBFloat16}};
+
+bool AbslParseFlag(absl::string_view text, Device* device, std::string* error) {
+  if (text == "cuda" || absl::StartsWith(text, "cuda:")) {
+    *error = "this build has no CUDA support; use --device=cpu or --device=auto";
+    return false;
+  }
+  return ParseWord(kDevices, text, device, error);
+}
+std::string AbslUnparseFlag(Device device) { return UnparseWord(kDevices, device); }
+
+bool AbslParseFlag(absl::string_view text, DType* dtype, std::string* error) {
+  return ParseWord(kDTypes, text, dtype, error);
+}
+std::string AbslUnparseFlag(DType dtype) { return UnparseWord(kDTypes, dtype); }
+
+bool AbslParseFlag(absl::string_view text, CacheMemory* memory, std::string* error) {
+  if (text == "auto") {
+    memory->bytes = 0;
+    return true;
+  }
+  const absl::StatusOr<int64_t> bytes = ParseMemorySize(std::string(text));
+  if (!bytes.ok()) {
+    *error = absl::StrCat(bytes.status().message(), ", or auto");
+    return false;
+  }
+  memory->bytes = *bytes;
+  return true;
+}
+std::string AbslUnparseFlag(CacheMemory memory) {
+  return memory.bytes == 0 ? "auto" : absl::StrCat(memory.bytes);
+}
+
+}  // namespace ddl::flags
+
+namespace ddl {
+
+constexpr flags::Word<LogLevel> kLogLevels[] = {{"debug", LogLevel::kDebug},
+                                                {"info", LogLevel::kInfo},
+                                                {"warning", LogLevel::kWarning},
+                                                {"error", LogLevel::kError}};
+bool AbslParseFlag(absl::string_view text, LogLevel* level, std::string* error) {
+  return flags::ParseWord(kLogLevels, text, level, error);
+}
+std::string AbslUnparseFlag(LogLevel level) { return flags::UnparseWord(kLogLevels, level); }
+
+}  // namespace ddl
+
+ABSL_FLAG(std::string, model, "",
+          "Required. The checkpoint to serve: [NAME=]DIR[,[NAME=]DIR...]. DIR holds config.json, "
+          "the weights and, for text, the tokenizer. NAME is what clients call it and defaults to "
+          "the folder's name. This version serves one model.");
+ABSL_FLAG(ddl::flags::Device, device, ddl::flags::Device::kAuto,
+          "Where to compute: auto or cpu. This build has no CUDA support.");
+ABSL_FLAG(ddl::flags::DType, dtype, ddl::flags::DType::kAuto,
+          "Type of activations, cache and large weights: auto (bfloat16 for checkpoints stored in "
+          "it, else float32), float32 or bfloat16.");
+ABSL_FLAG(int32_t, threads, 0, "Threads that compute. 0: as many as the process may use.");
+ABSL_FLAG(bool, obey_dv_shortconv_causal, false,
+          "Obey ddl_state_dv_shortconv_causal of config.json, as the official accelerated code "
+          "does. The official eager code ignores the key, and so does the server by default.");
+
+ABSL_FLAG(std::string, grpc_address, "0.0.0.0:8500",
+          "HOST:PORT that gRPC listens on. Port 0 picks a free one and logs it.");
+ABSL_FLAG(std::string, metrics_address, "0.0.0.0:9464",
+          "HOST:PORT of the HTTP page /metrics for Prometheus. Port 0 picks a free one and logs "
+          "it.");
+
+ABSL_FLAG(int32_t, max_context_length, 0,
+          "Longest sequence, prompt and completion together, in tokens. 0: block_size of the "
+          "checkpoint's config.json, the context that the model was trained for.");
+ABSL_FLAG(int32_t, max_client_batch_size, 256, "Most inputs in one Embed, Tokenize or Detokenize.");
+ABSL_FLAG(int32_t, default_max_tokens, 256,
+          "Longest completion, in tokens, for requests that leave max_tokens unset.");
+
+ABSL_FLAG(int32_t, max_running_sequences, 64, "Sequences that are computed at the same time.");
+ABSL_FLAG(int32_t, max_waiting_requests, 256,
+          "Requests that may wait. More are refused with RESOURCE_EXHAUSTED, QUEUE_FULL.");
+ABSL_FLAG(int64_t, max_waiting_tokens, 262144,
+          "Prompt tokens of all waiting requests together. More are refused with "
+          "RESOURCE_EXHAUSTED, TOKENS_FULL.");
+ABSL_FLAG(int32_t, max_step_tokens, 512,
+          "Positions computed in one step: one for each running completion, and chunks of prompts "
+          "with what is left. Larger prefills faster; smaller keeps streams smoother beside long "
+          "prompts. At least max_running_sequences.");
+ABSL_FLAG(int32_t, kv_block_size, 16, "Tokens per block of the K/V cache.");
+ABSL_FLAG(ddl::flags::CacheMemory, kv_cache_memory, {},
+          "Memory for the K/V cache, such as 512MiB or 2GiB. auto: enough for "
+          "max_running_sequences of max_context_length, but at most a quarter of the memory that "
+          "is available.");
+
+ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(20),
+          "After SIGTERM, how long running calls may take to finish, such as 20s or 2m.");
+ABSL_FLAG(absl::Duration, drain_delay, absl::ZeroDuration(),
+          "After SIGTERM, how long new calls are still accepted while health already says "
+          "NOT_SERVING, so that load balancers can notice.");
+ABSL_FLAG(ddl::LogLevel, log_level, ddl::LogLevel::kInfo,
+          "Least severe lines to log to stderr: debug, info, warning or error.");
+
+namespace ddl {
+namespace {
+
+constexpr char kUsage[] =
+    "Serves a Deep Delta Learning model over gRPC.\n"
+    "\n"
+    "  ddl_server --model=[NAME=]DIR [--flag=value ...]\n"
+    "\n"
+    "Every flag can also be set by DDL_<FLAG> in the environment, for instance DDL_MODEL; the\n"
+    "command line wins. --flagfile=FILE reads flags from a file, one per line, as if they stood\n"
+    "in its place. --version prints the version.\n"
+    "\n"
+    "Exit codes: 0 after SIGTERM or SIGINT, 1 when an address cannot be listened on or the device\n"
+    "fails, 2 for a bad flag or a checkpoint that cannot be served.\n";
+
+// A whole number that a flag may have.
+template <typename Number>
+struct Range {
+  const char* flag;
+  Number value;
+  Number least;
+  Number most;
+};
+
+template <typename Number>
+absl::Status CheckRange(const Range<Number>& range) {
+  if (range.value >= range.least && range.value <= range.most) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", range.flag, "=", range.value, ": must be ", range.least, "...", range.most));
+}
+
+absl::Status CheckNumbers(const ServerConfig& config) {
+  constexpr int32_t kMaxInt = std::numeric_limits<int32_t>::max();
+  const Range<int64_t> ranges[] = {
+      {"threads", config.num_threads, 0, 1024},
+      {"max_context_length", config.max_context_length, 0, 1 << 20},
+      {"max_client_batch_size", config.max_client_batch_size, 1, 1 << 16},
+      {"default_max_tokens", config.default_max_tokens, 1, kMaxInt},
+      {"max_running_sequences", config.max_running_sequences, 1, 1 << 16},
+      {"max_waiting_requests", config.max_waiting_requests, 1, 1 << 20},
+      {"max_waiting_tokens", config.max_waiting_tokens, 1, int64_t{1} << 40},
+      {"max_step_tokens", config.max_step_tokens, 1, 1 << 20},
+      {"kv_block_size", config.kv_block_size, 1, 1024},
+  };
+  for (const Range<int64_t>& range : ranges) {
+    if (absl::Status status = CheckRange(range); !status.ok()) return status;
+  }
+  if (config.max_step_tokens < config.max_running_sequences) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--max_step_tokens=", config.max_step_tokens, " is less than --max_running_sequences=",
+        config.max_running_sequences, ": a step computes one position for each of them"));
+  }
+  if (config.max_context_length == 1) {
+    return absl::InvalidArgumentError(
+        "--max_context_length=1: must be at least 2, a prompt token and a generated one");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckDuration(const char* flag, absl::Duration value) {
+  if (value >= absl::ZeroDuration() && value <= absl::Hours(24)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", flag, "=", absl::FormatDuration(value), ": must be 0s...24h"));
+}
+
+absl::Status CheckAddress(const char* flag, const std::string& address) {
+  const size_t colon = address.rfind(':');
+  uint32_t port = 0;
+  if (colon != std::string::npos && colon > 0 &&
+      absl::SimpleAtoi(address.substr(colon + 1), &port) && port <= 65535) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "--", flag, "=", address, ": must be HOST:PORT, for instance 0.0.0.0:8500 or [::]:8500"));
+}
+
+std::optional<int64_t> ReadNumber(const std::string& path, const std::string& key) {
+  std::ifstream file(path);
+  for (std::string word; file >> word;) {
+    if (key.empty() || word == key) {
+      if (!key.empty() && !(file >> word)) return std::nullopt;
+      int64_t value = 0;
+      if (absl::SimpleAtoi(word, &value)) return value;
+      return std::nullopt;  // "max": no limit
+    }
+  }
+  return std::nullopt;
+}
+
+ServerConfig ConfigFromFlags() {
+  ServerConfig config;
+  config.grpc_address = absl::GetFlag(FLAGS_grpc_address);
+  config.metrics_address = absl::GetFlag(FLAGS_metrics_address);
+  switch (absl::GetFlag(FLAGS_dtype)) {
+    case flags::DType::kAuto:
+      break;
+    case flags::DType::kFloat32:
+      config.dtype = RunnerDType::kFloat32;
+      break;
+    case flags::DType::kBFloat16:
+      config.dtype = RunnerDType::kBFloat16;
+      break;
+  }
+  config.num_threads = absl::GetFlag(FLAGS_threads);
+  config.obey_dv_shortconv_causal = absl::GetFlag(FLAGS_obey_dv_shortconv_causal);
+  config.max_context_length = absl::GetFlag(FLAGS_max_context_length);
+  config.max_client_batch_size = absl::GetFlag(FLAGS_max_client_batch_size);
+  config.default_max_tokens = absl::GetFlag(FLAGS_default_max_tokens);
+  config.max_running_sequences = absl::GetFlag(FLAGS_max_running_sequences);
+  config.max_waiting_requests = absl::GetFlag(FLAGS_max_waiting_requests);
+  config.max_waiting_tokens = absl::GetFlag(FLAGS_max_waiting_tokens);
+  config.max_step_tokens = absl::GetFlag(FLAGS_max_step_tokens);
+  config.kv_block_size = absl::GetFlag(FLAGS_kv_block_size);
+  if (const auto memory = absl::GetFlag(FLAGS_kv_cache_memory); memory.bytes > 0) {
+    config.kv_cache_bytes = memory.bytes;
+  }
+  config.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
+  config.drain_delay = absl::GetFlag(FLAGS_drain_delay);
+  config.log_level = absl::GetFlag(FLAGS_log_level);
+  return config;
+}
+
+}  // namespace
+
+absl::Span<const FlagGroup> ServerFlagGroups() {
+  static const auto* const groups = new std::vector<FlagGroup>{
+      {"Model", {"model", "device", "dtype", "threads", "obey_dv_shortconv_causal"}},
+      {"Addresses", {"grpc_address", "metrics_address"}},
+      {"Requests", {"max_context_length", "max_client_batch_size", "default_max_tokens"}},
+      {"Engine",
+       {"max_running_sequences", "max_waiting_requests", "max_waiting_tokens", "max_step_tokens",
+        "kv_block_size", "kv_cache_memory"}},
+      {"Operation", {"drain_timeout", "drain_delay", "log_level"}},
+  };
+  return *groups;
+}
+
+std::string ServerHelpText() { return HelpText(ServerFlagGroups(), kUsage); }
+
+absl::StatusOr<CommandLine> ReadCommandLine(absl::Span<const std::string> arguments,
+                                            const Environment& environment) {
+  absl::StatusOr<CommandLineAction> action =
+      ParseCommandLine(ServerFlagGroups(), arguments, environment);
+  if (!action.ok()) return action.status();
+  if (*action != CommandLineAction::kRun) return CommandLine{*action, {}};
+
+  CommandLine command_line{*action, ConfigFromFlags()};
+  ServerConfig& config = command_line.config;
+  absl::StatusOr<std::vector<ModelSource>> models =
+      ParseModelSources(absl::GetFlag(FLAGS_model));
+  if (!models.ok()) return models.status();
+  config.models = *std::move(models);
+  if (config.models.size() > 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--model names ", config.models.size(),
+                     " models; the server serves one model in this version"));
+  }
+  for (const absl::Status& status : {CheckAddress("grpc_address", config.grpc_address),
+                                     CheckAddress("metrics_address", config.metrics_address),
+                                     CheckNumbers(config),
+                                     CheckDuration("drain_timeout", config.drain_timeout),
+                                     CheckDuration("drain_delay", config.drain_delay)}) {
+    if (!status.ok()) return status;
+  }
+  return command_line;
+}
+
+absl::StatusOr<std::vector<ModelSource>> ParseModelSources(const std::string& text) {
+  if (text.empty()) {
+    return absl::InvalidArgumentError(
+        "--model is required: --model=DIR, a folder with config.json and the weights");
+  }
+  std::vector<ModelSource> models;
+  std::set<std::string> names;
+  for (const absl::string_view entry : absl::StrSplit(text, ',')) {
+    const std::pair<std::string, std::string> parts = absl::StrSplit(entry, absl::MaxSplits('=', 1));
+    const bool named =
+        absl::StrContains(entry, '=') && !absl::StrContains(parts.first, '/');
+    const std::string folder = named ? parts.second : std::string(entry);
+    if (folder.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--model=", text, ": an entry without a folder"));
+    }
+    std::error_code ignored;
+    std::filesystem::path absolute = std::filesystem::absolute(folder, ignored).lexically_normal();
+    if (!absolute.has_filename()) absolute = absolute.parent_path();  // "models/demo/"
+    const std::string name = named ? parts.first : absolute.filename().string();
+    const bool plain = !name.empty() && name.size() <= 128 &&
+                       std::all_of(name.begin(), name.end(), [](char c) {
+                         return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+                                absl::StrContains("._-:@+", c);
+                       });
+    if (!plain || name == "unknown") {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--model=", text, ": '", name,
+          "' cannot be a model's name: up to 128 letters, digits and . _ - : @ +, and not "
+          "'unknown'; NAME=DIR gives it another"));
+    }
+    if (!names.insert(name).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--model=", text, ": two models are called '", name,
+                       "'; NAME=DIR gives one another name"));
+    }
+    models.push_back({name, folder});
+  }
+  return models;
+}
+
+absl::StatusOr<int64_t> ParseMemorySize(const std::string& text) {
+  constexpr std::pair<const char*, double> kUnits[] = {
+      {"KiB", 1024.0},          {"MiB", 1048576.0}, {"GiB", 1073741824.0},
+      {"TiB", 1099511627776.0}, {"KB", 1e3},        {"MB", 1e6},
+      {"GB", 1e9},              {"TB", 1e12},       {"B", 1.0}};
+  absl::string_view number = text;
+  double unit = 1.0;
+  for (const auto& [suffix, bytes] : kUnits) {
+    if (absl::ConsumeSuffix(&number, suffix)) {
+      unit = bytes;
+      break;
+    }
+  }
+  double value = 0.0;
+  if (!absl::SimpleAtod(number, &value) || !(value * unit >= 1.0) || value * unit > 1e15) {
+    return absl::InvalidArgumentError(
+        "must be a size of at least one byte, such as 512MiB, 2GiB or 1073741824");
+  }
+  return static_cast<int64_t>(value * unit);
+}
+
+int64_t AvailableMemoryBytes() {
+  int64_t available = 0;
+  if (const auto kib = ReadNumber("/proc/meminfo", "MemAvailable:")) available = *kib * 1024;
+  // Control groups, version 2, as seen from inside a container.
+  const auto limit = ReadNumber("/sys/fs/cgroup/memory.max", "");
+  const auto used = ReadNumber("/sys/fs/cgroup/memory.current", "");
+  if (limit.has_value() && used.has_value()) {
+    const int64_t left = std::max<int64_t>(*limit - *used, 1);
+    available = available == 0 ? left : std::min(available, left);
+  }
+  return available;
+}
+
+int64_t AutomaticKvCacheBytes(int64_t bytes_per_token, int64_t sequences, int64_t context,
+                              int64_t available) {
+  const int64_t wanted = bytes_per_token * sequences * context;
+  return available == 0 ? wanted : std::min(wanted, available / 4);
+}
+
+}  // namespace ddl

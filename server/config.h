@@ -1,0 +1,83 @@
+#ifndef DDL_SERVER_CONFIG_H_
+#define DDL_SERVER_CONFIG_H_
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "model/model_runner.h"
+#include "server/command_line.h"
+#include "server/logging.h"
+
+namespace ddl {
+
+struct ModelSource {
+  std::string name;  // what clients call it
+  std::filesystem::path folder;
+};
+
+// Everything the server can be told, checked as far as possible without the checkpoint. The
+// flags' help texts in config.cc say what each means.
+struct ServerConfig {
+  std::vector<ModelSource> models;  // exactly one in this version
+  std::string grpc_address = "0.0.0.0:8500";
+  std::string metrics_address = "0.0.0.0:9464";
+
+  std::optional<RunnerDType> dtype;  // unset: as stored in the checkpoint
+  int num_threads = 0;               // 0: as many as the process may use
+  bool obey_dv_shortconv_causal = false;
+
+  int32_t max_context_length = 0;  // tokens; 0: block_size of the checkpoint
+  int32_t max_running_sequences = 64;
+  int32_t max_waiting_requests = 256;
+  int64_t max_waiting_tokens = 262144;
+  int32_t max_step_tokens = 512;
+  int32_t kv_block_size = 16;                // tokens
+  std::optional<int64_t> kv_cache_bytes;     // unset: by KvCacheBytes
+
+  int32_t max_client_batch_size = 256;  // inputs per call
+  int32_t default_max_tokens = 256;
+
+  absl::Duration drain_timeout = absl::Seconds(20);
+  absl::Duration drain_delay;
+  LogLevel log_level = LogLevel::kInfo;
+};
+
+struct CommandLine {
+  CommandLineAction action = CommandLineAction::kRun;
+  ServerConfig config;  // with kRun
+};
+
+// Reads the server's flags. INVALID_ARGUMENT, in one line, for what ParseCommandLine refuses and
+// for settings that cannot be.
+absl::StatusOr<CommandLine> ReadCommandLine(absl::Span<const std::string> arguments,
+                                            const Environment& environment);
+
+// The server's flags in the groups of --help: every flag that config.cc defines.
+absl::Span<const FlagGroup> ServerFlagGroups();
+std::string ServerHelpText();
+
+// "[NAME=]DIR[,[NAME=]DIR...]". NAME defaults to the folder's name. What stands before a '=' is
+// a name unless it holds a '/'.
+absl::StatusOr<std::vector<ModelSource>> ParseModelSources(const std::string& text);
+
+// "512MiB", "2GiB", "1.5GB", "1073741824" (bytes).
+absl::StatusOr<int64_t> ParseMemorySize(const std::string& text);
+
+// Bytes of memory that the process could still take: the machine's, or its control group's where
+// that allows less. 0 when neither can be read.
+int64_t AvailableMemoryBytes();
+
+// How large a K/V cache to make when nobody says: room for `sequences` of `context` tokens, but
+// at most a quarter of `available` bytes (0: unknown).
+int64_t AutomaticKvCacheBytes(int64_t bytes_per_token, int64_t sequences, int64_t context,
+                              int64_t available);
+
+}  // namespace ddl
+
+#endif  // DDL_SERVER_CONFIG_H_

@@ -1,0 +1,71 @@
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include <spdlog/spdlog.h>
+
+#include "server/build_info.h"
+#include "server/config.h"
+#include "server/logging.h"
+#include "server/model_loader.h"
+#include "server/server.h"
+#include "server/signals.h"
+
+extern char** environ;
+
+namespace {
+
+// Also in docs and in --help (config.cc).
+constexpr int kExitStopped = 0;
+constexpr int kExitCannotRun = 1;
+constexpr int kExitBadSetting = 2;
+
+ddl::Environment ReadEnvironment() {
+  ddl::Environment environment;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string text = *entry;
+    const size_t equals = text.find('=');
+    if (equals != std::string::npos) environment[text.substr(0, equals)] = text.substr(equals + 1);
+  }
+  return environment;
+}
+
+int Fail(const absl::Status& status, int exit_code) {
+  std::fprintf(stderr, "ddl_server: %s\n", std::string(status.message()).c_str());
+  return exit_code;
+}
+
+int Run(const ddl::ServerConfig& config) {
+  ddl::BlockStopSignals();
+  ddl::Server server(config, ddl::LoadModel);
+  const ddl::SignalWatcher signals([&server](int /*count*/) { server.RequestStop(); });
+  if (absl::Status status = server.Listen(); !status.ok()) return Fail(status, kExitCannotRun);
+  if (absl::Status status = server.Serve(); !status.ok()) return Fail(status, kExitBadSetting);
+  spdlog::info("stopped");
+  // Nobody is being served any more, and a loader that cannot be interrupted holds nothing but
+  // memory.
+  if (server.still_loading()) std::_Exit(kExitStopped);
+  return kExitStopped;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  const absl::StatusOr<ddl::CommandLine> command_line =
+      ddl::ReadCommandLine(arguments, ReadEnvironment());
+  if (!command_line.ok()) return Fail(command_line.status(), kExitBadSetting);
+  switch (command_line->action) {
+    case ddl::CommandLineAction::kHelp:
+      std::fputs(ddl::ServerHelpText().c_str(), stdout);
+      return kExitStopped;
+    case ddl::CommandLineAction::kVersion:
+      std::printf("ddl_server %s\n", std::string(ddl::GetBuildInfo().version).c_str());
+      return kExitStopped;
+    case ddl::CommandLineAction::kRun:
+      break;
+  }
+  ddl::SetUpLogging(command_line->config.log_level);
+  return Run(command_line->config);
+}

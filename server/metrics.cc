@@ -1,0 +1,526 @@
+#include "server/metrics.h"
+
+#include <prometheus/collectable.h>
+#include <prometheus/counter.h>
+#include <prometheus/exposer.h>
+#include <prometheus/family.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <array>
+#include <atomic>
+#include <exception>
+#include <iterator>
+#include <map>
+#include <utility>
+
+#include "model/check.h"
+#include "server/process_stats.h"
+
+namespace ddl {
+namespace {
+
+using ::prometheus::BuildCounter;
+using ::prometheus::BuildGauge;
+using ::prometheus::BuildHistogram;
+using ::prometheus::Counter;
+using ::prometheus::Family;
+using ::prometheus::Gauge;
+using ::prometheus::Histogram;
+using ::prometheus::Labels;
+using Buckets = Histogram::BucketBoundaries;
+
+constexpr std::array<std::string_view, kNumMethods> kMethodNames = {
+    "Generate",   "GenerateStream", "Embed",        "Score",        "Tokenize",
+    "Detokenize", "ListModels",     "GetModelInfo", "GetServerInfo"};
+
+constexpr std::array<std::string_view, kNumStatusCodes> kStatusCodeNames = {
+    "OK",                  "CANCELLED",      "UNKNOWN",          "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",   "NOT_FOUND",      "ALREADY_EXISTS",   "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",  "FAILED_PRECONDITION", "ABORTED",     "OUT_OF_RANGE",
+    "UNIMPLEMENTED",       "INTERNAL",       "UNAVAILABLE",      "DATA_LOSS",
+    "UNAUTHENTICATED"};
+
+// Seconds, for what takes a step or a few.
+const Buckets& ShortSeconds() {
+  static const auto* const buckets =
+      new Buckets{.0001, .00025, .0005, .001, .002, .003, .005, .0075, .01, .015,
+                  .02,   .03,    .05,   .075, .1,   .15,  .25,  .5,    1,   2.5};
+  return *buckets;
+}
+
+// Seconds, for whole requests.
+const Buckets& LongSeconds() {
+  static const auto* const buckets =
+      new Buckets{.001, .0025, .005, .01, .02, .04, .06, .08, .1, .15, .25, .5,
+                  .75,  1,     2.5,  5,   7.5, 10,  20,  30,  60, 120, 300};
+  return *buckets;
+}
+
+// 1, 2, 5, 10 ... up to `most` tokens.
+Buckets TokenBuckets(int64_t most) {
+  Buckets buckets;
+  for (int64_t decade = 1; decade < most; decade *= 10) {
+    for (const int64_t step : {1, 2, 5}) {
+      if (decade * step < most) buckets.push_back(static_cast<double>(decade * step));
+    }
+  }
+  buckets.push_back(static_cast<double>(most));
+  return buckets;
+}
+
+// Powers of two to 1024.
+Buckets BatchBuckets() {
+  Buckets buckets;
+  for (int size = 1; size <= 1024; size *= 2) buckets.push_back(size);
+  return buckets;
+}
+
+std::string_view TaskName(Task task) { return task == Task::kGenerate ? "generate" : "embed"; }
+
+// The member of a small set of labelled series that `label` names.
+template <typename Metric, size_t kSize>
+Metric& Find(const std::array<std::pair<std::string_view, Metric*>, kSize>& series,
+             std::string_view label) {
+  for (const auto& [name, metric] : series) {
+    if (name == label) return *metric;
+  }
+  DDL_CHECK(false, "a label that the metrics do not have");
+}
+
+Family<Counter>& CounterFamily(prometheus::Registry& registry, const char* name,
+                               const char* help) {
+  return BuildCounter().Name(name).Help(help).Register(registry);
+}
+Family<Gauge>& GaugeFamily(prometheus::Registry& registry, const char* name, const char* help) {
+  return BuildGauge().Name(name).Help(help).Register(registry);
+}
+Family<Histogram>& HistogramFamily(prometheus::Registry& registry, const char* name,
+                                   const char* help) {
+  return BuildHistogram().Name(name).Help(help).Register(registry);
+}
+
+double Seconds(absl::Duration duration) { return absl::ToDoubleSeconds(duration); }
+
+}  // namespace
+
+std::string_view MethodName(Method method) { return kMethodNames[static_cast<size_t>(method)]; }
+
+std::string_view StatusCodeName(int code) {
+  return code >= 0 && code < kNumStatusCodes ? kStatusCodeNames[code] : "UNKNOWN";
+}
+
+// Calls of one model name. A status code's series appears with its first call; that of OK is
+// there from the start for the names served.
+class Metrics::RpcMetrics {
+ public:
+  struct Families {
+    Family<Counter>& requests;
+    Family<Gauge>& in_flight;
+    Family<Histogram>& duration;
+    Family<Counter>& rejections;
+    Family<Histogram>& embed_inputs;
+  };
+
+  RpcMetrics(const Families& families, std::string model, bool served)
+      : families_(families), model_(std::move(model)) {
+    if (!served) return;
+    for (int method = 0; method < kNumMethods; ++method) {
+      InFlight(method);
+      Of(method, 0);
+    }
+    for (const char* reason : {"queue_full", "tokens_full", "too_large", "draining", "loading"}) {
+      Rejections(reason);
+    }
+    EmbedInputs();
+  }
+
+  Gauge& InFlight(int method) {
+    return Once(in_flight_[method], [&]() -> Gauge& {
+      return families_.in_flight.Add({{"method", Text(kMethodNames[method])}, {"model", model_}});
+    });
+  }
+
+  struct Answers {
+    Counter& count;
+    Histogram& duration;
+  };
+  Answers Of(int method, int code) {
+    const auto labels = [&]() -> Labels {
+      return {{"method", Text(kMethodNames[method])},
+              {"code", Text(kStatusCodeNames[code])},
+              {"model", model_}};
+    };
+    return {Once(requests_[method][code],
+                 [&]() -> Counter& { return families_.requests.Add(labels()); }),
+            Once(durations_[method][code],
+                 [&]() -> Histogram& { return families_.duration.Add(labels(), LongSeconds()); })};
+  }
+
+  Counter& Rejections(std::string_view reason) {
+    return families_.rejections.Add({{"reason", Text(reason)}, {"model", model_}});
+  }
+
+  Histogram& EmbedInputs() {
+    return families_.embed_inputs.Add({{"model", model_}}, BatchBuckets());
+  }
+
+ private:
+  static std::string Text(std::string_view text) { return std::string(text); }
+
+  // The series in `slot`, made by `make` when first needed. Two threads may both make it:
+  // Family::Add gives them the same one.
+  template <typename Metric, typename Make>
+  static Metric& Once(std::atomic<Metric*>& slot, const Make& make) {
+    Metric* metric = slot.load(std::memory_order_acquire);
+    if (metric == nullptr) {
+      metric = &make();
+      slot.store(metric, std::memory_order_release);
+    }
+    return *metric;
+  }
+
+  const Families families_;
+  const std::string model_;
+  std::array<std::atomic<Gauge*>, kNumMethods> in_flight_ = {};
+  std::array<std::array<std::atomic<Counter*>, kNumStatusCodes>, kNumMethods> requests_ = {};
+  std::array<std::array<std::atomic<Histogram*>, kNumStatusCodes>, kNumMethods> durations_ = {};
+};
+
+// One engine's series.
+class Metrics::ModelMetrics final : public EngineObserver {
+ public:
+  ModelMetrics(prometheus::Registry& registry, RpcMetrics& rpc, const std::string& model,
+               const ModelMetricsInfo& info)
+      : registry_(registry), rpc_(rpc), model_(model), tokens_(TokenBuckets(info.max_context_length)) {
+    GaugeFamily(registry, "ddl_model_info", "The model served; always 1.")
+        .Add({{"model", model},
+              {"variant", info.variant},
+              {"dtype", info.dtype},
+              {"device", info.device},
+              {"weights_sha256", info.weights_sha256}})
+        .Set(1);
+  }
+
+  void OnStep(const StepStats& step) override {
+    const std::string_view phase = step.decode_tokens == 0    ? "prefill"
+                                   : step.prefill_tokens == 0 ? "decode"
+                                                              : "mixed";
+    Find(step_duration_, phase).Observe(Seconds(step.duration));
+    Find(step_tokens_, phase).Observe(step.prefill_tokens + step.decode_tokens);
+    Find(step_batch_size_, phase).Observe(step.sequences);
+    scheduler_duration_.Observe(Seconds(step.scheduler_duration));
+    last_step_.SetToCurrentTime();
+  }
+
+  void OnLoad(const EngineLoad& load) override {
+    generate_running_.Set(load.generate_running);
+    generate_waiting_.Set(load.generate_waiting);
+    embed_running_.Set(load.embed_running);
+    embed_waiting_.Set(load.embed_waiting);
+    waiting_tokens_.Set(static_cast<double>(load.waiting_tokens));
+    kv_free_.Set(load.kv_blocks_free);
+    kv_used_.Set(load.kv_blocks_used);
+    const double blocks = load.kv_blocks_free + load.kv_blocks_used;
+    kv_usage_.Set(blocks > 0 ? load.kv_blocks_used / blocks : 0.0);
+  }
+
+  void OnPromptTokens(Task task, int64_t computed) override {
+    Find(prompt_tokens_, TaskName(task)).Increment(static_cast<double>(computed));
+  }
+  void OnGeneratedTokens(int64_t tokens) override {
+    generated_tokens_.Increment(static_cast<double>(tokens));
+  }
+  void OnWastedTokens(std::string_view reason, int64_t tokens) override {
+    Find(wasted_tokens_, reason).Increment(static_cast<double>(tokens));
+  }
+  void OnTimeToFirstToken(absl::Duration duration) override {
+    time_to_first_token_.Observe(Seconds(duration));
+  }
+  void OnInterTokenLatency(absl::Duration duration) override {
+    inter_token_latency_.Observe(Seconds(duration));
+  }
+  void OnPreemption() override { preemptions_.Increment(); }
+  void OnNonfiniteLogits() override { nonfinite_logits_.Increment(); }
+  void OnRejected(std::string_view reason) override { rpc_.Rejections(reason).Increment(); }
+
+  void OnFinished(const FinishedRequest& request) override {
+    const std::string_view task = TaskName(request.task);
+    if (request.task == Task::kGenerate) {
+      Find(generate_finished_, request.finish_reason).Increment();
+      generated_per_request_.Observe(static_cast<double>(request.generated_tokens));
+    } else {
+      Find(embed_finished_, request.finish_reason).Increment();
+    }
+    Find(prompt_per_request_, task).Observe(static_cast<double>(request.prompt_tokens));
+    Find(queue_, task).Observe(Seconds(request.queue));
+    Find(prefill_, task).Observe(Seconds(request.prefill));
+    Find(decode_, task).Observe(Seconds(request.decode));
+    if (request.finish_reason == "cancel" || request.finish_reason == "deadline") {
+      Find(cancel_latency_, request.finish_reason).Observe(Seconds(request.cancel_latency));
+    }
+  }
+
+ private:
+  template <typename Metric, size_t kSize>
+  using Series = std::array<std::pair<std::string_view, Metric*>, kSize>;
+  static constexpr std::array<std::string_view, 2> kTasks = {"generate", "embed"};
+  static constexpr std::array<std::string_view, 3> kPhases = {"prefill", "decode", "mixed"};
+
+  Labels With(Labels labels) const {
+    labels.insert({"model", model_});
+    return labels;
+  }
+  Counter& NewCounter(const char* name, const char* help, Labels labels = {}) {
+    return CounterFamily(registry_, name, help).Add(With(std::move(labels)));
+  }
+  Gauge& NewGauge(const char* name, const char* help, Labels labels = {}) {
+    return GaugeFamily(registry_, name, help).Add(With(std::move(labels)));
+  }
+  Histogram& NewHistogram(const char* name, const char* help, const Buckets& buckets,
+                          Labels labels = {}) {
+    return HistogramFamily(registry_, name, help).Add(With(std::move(labels)), buckets);
+  }
+  // One series for each of the values that the label `key` can have.
+  template <size_t kSize>
+  Series<Counter, kSize> NewCounters(const char* name, const char* help, const char* key,
+                                     const std::array<std::string_view, kSize>& values,
+                                     Labels labels = {}) {
+    Series<Counter, kSize> series;
+    for (size_t i = 0; i < kSize; ++i) {
+      labels[key] = std::string(values[i]);
+      series[i] = {values[i], &NewCounter(name, help, labels)};
+    }
+    return series;
+  }
+  template <size_t kSize>
+  Series<Histogram, kSize> NewHistograms(const char* name, const char* help,
+                                         const Buckets& buckets, const char* key,
+                                         const std::array<std::string_view, kSize>& values) {
+    Series<Histogram, kSize> series;
+    for (size_t i = 0; i < kSize; ++i) {
+      series[i] = {values[i],
+                   &NewHistogram(name, help, buckets, {{key, std::string(values[i])}})};
+    }
+    return series;
+  }
+
+  static constexpr char kFinishedName[] = "ddl_request_finished_total";
+  static constexpr char kFinishedHelp[] = "Admitted requests that have ended, by how they ended.";
+  static constexpr char kRunningName[] = "ddl_requests_running";
+  static constexpr char kRunningHelp[] = "Requests with at least one position computed.";
+  static constexpr char kWaitingName[] = "ddl_requests_waiting";
+  static constexpr char kWaitingHelp[] = "Requests that no step has computed anything of yet.";
+  static constexpr char kBlocksName[] = "ddl_kv_blocks";
+  static constexpr char kBlocksHelp[] = "Blocks of the K/V cache, by state.";
+
+  prometheus::Registry& registry_;
+  RpcMetrics& rpc_;
+  const std::string model_;
+  const Buckets tokens_;
+  const Buckets batch_ = BatchBuckets();
+
+  Series<Counter, 7> generate_finished_ = NewCounters<7>(
+      kFinishedName, kFinishedHelp, "finish_reason",
+      {"stop", "eos", "length", "context", "cancel", "deadline", "error"}, {{"task", "generate"}});
+  Series<Counter, 4> embed_finished_ =
+      NewCounters<4>(kFinishedName, kFinishedHelp, "finish_reason",
+                     {"stop", "cancel", "deadline", "error"}, {{"task", "embed"}});
+  Gauge& generate_running_ = NewGauge(kRunningName, kRunningHelp, {{"task", "generate"}});
+  Gauge& embed_running_ = NewGauge(kRunningName, kRunningHelp, {{"task", "embed"}});
+  Gauge& generate_waiting_ = NewGauge(kWaitingName, kWaitingHelp, {{"task", "generate"}});
+  Gauge& embed_waiting_ = NewGauge(kWaitingName, kWaitingHelp, {{"task", "embed"}});
+  Gauge& waiting_tokens_ =
+      NewGauge("ddl_waiting_tokens", "Prompt tokens of requests that wait.");
+  Series<Counter, 2> prompt_tokens_ =
+      NewCounters<2>("ddl_prompt_tokens_total", "Prompt tokens of requests, by where their state came from.",
+                     "task", kTasks, {{"source", "computed"}});
+  Counter& generated_tokens_ =
+      NewCounter("ddl_generated_tokens_total", "Tokens drawn from the model.");
+  Series<Counter, 4> wasted_tokens_ = NewCounters<4>(
+      "ddl_wasted_tokens_total",
+      "Generated tokens of requests that did not end OK, and positions computed a second time.",
+      "reason", {"cancel", "deadline", "error", "preempt_recompute"});
+  Histogram& time_to_first_token_ =
+      NewHistogram("ddl_time_to_first_token_seconds",
+                   "From a request's admission to its first token.", LongSeconds());
+  Histogram& inter_token_latency_ =
+      NewHistogram("ddl_inter_token_latency_seconds",
+                   "Between one token of a completion and the next.", ShortSeconds());
+  Series<Histogram, 2> queue_ =
+      NewHistograms("ddl_request_queue_seconds",
+                    "From a request's admission to the first step that computes any of it.",
+                    LongSeconds(), "task", kTasks);
+  Series<Histogram, 2> prefill_ = NewHistograms(
+      "ddl_request_prefill_seconds",
+      "From a request's first step to its first token or last embedding.", LongSeconds(), "task",
+      kTasks);
+  Series<Histogram, 2> decode_ =
+      NewHistograms("ddl_request_decode_seconds", "From a request's first token to its end.",
+                    LongSeconds(), "task", kTasks);
+  Series<Histogram, 2> cancel_latency_ = NewHistograms<2>(
+      "ddl_cancel_latency_seconds",
+      "From seeing a cancellation or a passed deadline to having freed the request's blocks.",
+      ShortSeconds(), "reason", {"cancel", "deadline"});
+  Series<Histogram, 2> prompt_per_request_ =
+      NewHistograms("ddl_request_prompt_tokens", "Prompt tokens of ended requests.", tokens_,
+                    "task", kTasks);
+  Histogram& generated_per_request_ =
+      NewHistogram("ddl_request_generated_tokens", "Generated tokens of ended requests.", tokens_,
+                   {{"task", "generate"}});
+  Series<Histogram, 3> step_duration_ = NewHistograms(
+      "ddl_step_duration_seconds", "Duration of a step, by what it computed.", ShortSeconds(),
+      "phase", kPhases);
+  Series<Histogram, 3> step_tokens_ = NewHistograms(
+      "ddl_step_tokens", "Positions that a step computed.", tokens_, "phase", kPhases);
+  Series<Histogram, 3> step_batch_size_ = NewHistograms(
+      "ddl_step_batch_size", "Sequences that a step computed.", batch_, "phase", kPhases);
+  Histogram& scheduler_duration_ =
+      NewHistogram("ddl_scheduler_duration_seconds", "Time to decide what a step computes.",
+                   ShortSeconds());
+  Gauge& kv_usage_ = NewGauge("ddl_kv_cache_usage_ratio", "Part of the K/V blocks in use, 0 to 1.");
+  Gauge& kv_free_ = NewGauge(kBlocksName, kBlocksHelp, {{"state", "free"}});
+  Gauge& kv_used_ = NewGauge(kBlocksName, kBlocksHelp, {{"state", "used"}});
+  Counter& preemptions_ = NewCounter(
+      "ddl_preemptions_total", "Sequences that lost their blocks and were computed again later.");
+  Counter& nonfinite_logits_ =
+      NewCounter("ddl_nonfinite_logits_total", "Sequences that failed with non-finite logits.");
+  Gauge& last_step_ = NewGauge("ddl_engine_last_step_timestamp_seconds",
+                               "Unix time at which the last step ended; 0 before the first.");
+};
+
+// process_* as other Prometheus clients have them.
+class Metrics::ProcessCollector final : public prometheus::Collectable {
+ public:
+  std::vector<prometheus::MetricFamily> Collect() const override {
+    const std::optional<ProcessStats> stats = ReadProcessStats();
+    if (!stats.has_value()) return {};
+    return {
+        One("process_cpu_seconds_total", "User and system CPU time spent.", stats->cpu_seconds,
+            prometheus::MetricType::Counter),
+        One("process_resident_memory_bytes", "Resident memory size.", stats->resident_bytes),
+        One("process_virtual_memory_bytes", "Virtual memory size.", stats->virtual_bytes),
+        One("process_open_fds", "Open file descriptors.", stats->open_fds),
+        One("process_max_fds", "Most file descriptors that may be open.", stats->max_fds),
+        One("process_start_time_seconds", "Unix time at which the process started.",
+            stats->start_time_seconds),
+    };
+  }
+
+ private:
+  static prometheus::MetricFamily One(
+      const char* name, const char* help, double value,
+      prometheus::MetricType type = prometheus::MetricType::Gauge) {
+    prometheus::MetricFamily family{name, help, type, {{}}};
+    (type == prometheus::MetricType::Gauge ? family.metric[0].gauge.value
+                                           : family.metric[0].counter.value) = value;
+    return family;
+  }
+};
+
+struct Metrics::Impl {
+  std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
+  std::shared_ptr<ProcessCollector> process = std::make_shared<ProcessCollector>();
+  RpcMetrics::Families rpc_families = {
+      CounterFamily(*registry, "ddl_requests_total", "Calls, by how they were answered."),
+      GaugeFamily(*registry, "ddl_requests_in_flight", "Calls that have not been answered yet."),
+      HistogramFamily(*registry, "ddl_request_duration_seconds",
+                      "From a call's arrival to its answer."),
+      CounterFamily(*registry, "ddl_admission_rejections_total",
+                    "Requests refused before anything of them was computed."),
+      HistogramFamily(*registry, "ddl_embed_inputs_per_request", "Inputs of an Embed."),
+  };
+  Family<Gauge>& load_duration = GaugeFamily(
+      *registry, "ddl_model_load_duration_seconds", "How long the model took to load, by phase.");
+  Gauge& ready = GaugeFamily(*registry, "ddl_server_ready", "1 while health says SERVING.").Add({});
+  Gauge& draining =
+      GaugeFamily(*registry, "ddl_server_draining", "1 after the signal to stop.").Add({});
+  std::map<std::string, RpcMetrics, std::less<>> rpc;  // by model; constant after construction
+  std::vector<std::unique_ptr<ModelMetrics>> models;
+  std::unique_ptr<prometheus::Exposer> exposer;  // last: it reads the others
+
+  RpcMetrics& Rpc(std::string_view model) {
+    const auto found = rpc.find(model);
+    DDL_CHECK(found != rpc.end(), "metrics of a model that is not served");
+    return found->second;
+  }
+};
+
+Metrics::Metrics(const BuildInfo& build, const std::vector<std::string>& models)
+    : impl_(std::make_unique<Impl>()) {
+  GaugeFamily(*impl_->registry, "ddl_build_info", "What the server was built from; always 1.")
+      .Add({{"version", std::string(build.version)},
+            {"git_commit", std::string(build.git_commit)},
+            {"libtorch", std::string(build.libtorch_version)},
+            {"grpc", build.grpc_version},
+            {"cuda", std::string(build.cuda_version)}})
+      .Set(1);
+  for (const std::string& model : models) {
+    impl_->rpc.try_emplace(model, impl_->rpc_families, model, /*served=*/true);
+  }
+  impl_->rpc.try_emplace(std::string(kUnknownModel), impl_->rpc_families,
+                         std::string(kUnknownModel), /*served=*/false);
+}
+
+Metrics::~Metrics() = default;
+
+absl::StatusOr<int> Metrics::Listen(const std::string& address) {
+  try {
+    impl_->exposer = std::make_unique<prometheus::Exposer>(address);
+    impl_->exposer->RegisterCollectable(impl_->registry);
+    impl_->exposer->RegisterCollectable(impl_->process);
+  } catch (const std::exception&) {
+    impl_->exposer = nullptr;
+  }
+  if (impl_->exposer == nullptr || impl_->exposer->GetListeningPorts().empty()) {
+    return absl::UnavailableError("cannot listen on --metrics_address=" + address +
+                                  ": it is in use, not allowed or not an address of this machine");
+  }
+  return impl_->exposer->GetListeningPorts().front();
+}
+
+std::string Metrics::Text() const {
+  std::vector<prometheus::MetricFamily> families = impl_->registry->Collect();
+  std::vector<prometheus::MetricFamily> process = impl_->process->Collect();
+  std::move(process.begin(), process.end(), std::back_inserter(families));
+  return prometheus::TextSerializer().Serialize(families);
+}
+
+void Metrics::OnRpcStart(Method method, std::string_view model) {
+  impl_->Rpc(model).InFlight(static_cast<int>(method)).Increment();
+}
+
+void Metrics::OnRpcEnd(Method method, std::string_view model, int code, absl::Duration duration) {
+  RpcMetrics& rpc = impl_->Rpc(model);
+  const RpcMetrics::Answers answers = rpc.Of(static_cast<int>(method), code);
+  answers.count.Increment();
+  answers.duration.Observe(Seconds(duration));
+  rpc.InFlight(static_cast<int>(method)).Decrement();
+}
+
+void Metrics::OnEmbedInputs(std::string_view model, size_t inputs) {
+  impl_->Rpc(model).EmbedInputs().Observe(static_cast<double>(inputs));
+}
+
+void Metrics::OnRejected(std::string_view model, std::string_view reason) {
+  impl_->Rpc(model).Rejections(reason).Increment();
+}
+
+void Metrics::SetLoadDuration(std::string_view model, std::string_view phase,
+                              absl::Duration duration) {
+  impl_->load_duration.Add({{"model", std::string(model)}, {"phase", std::string(phase)}})
+      .Set(Seconds(duration));
+}
+
+void Metrics::SetReady(bool ready) { impl_->ready.Set(ready ? 1 : 0); }
+void Metrics::SetDraining(bool draining) { impl_->draining.Set(draining ? 1 : 0); }
+
+EngineObserver* Metrics::AddModel(const std::string& model, const ModelMetricsInfo& info) {
+  impl_->models.push_back(
+      std::make_unique<ModelMetrics>(*impl_->registry, impl_->Rpc(model), model, info));
+  return impl_->models.back().get();
+}
+
+}  // namespace ddl

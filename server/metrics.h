@@ -1,0 +1,95 @@
+#ifndef DDL_SERVER_METRICS_H_
+#define DDL_SERVER_METRICS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/build_info.h"
+#include "server/engine/observer.h"
+
+namespace ddl {
+
+// Our RPCs, as the label `method` names them.
+enum class Method {
+  kGenerate,
+  kGenerateStream,
+  kEmbed,
+  kScore,
+  kTokenize,
+  kDetokenize,
+  kListModels,
+  kGetModelInfo,
+  kGetServerInfo,
+};
+inline constexpr int kNumMethods = 9;
+std::string_view MethodName(Method method);
+
+// Label `model` of calls that name a model that is not served: labels must not grow at a
+// client's will.
+inline constexpr std::string_view kUnknownModel = "unknown";
+
+// gRPC's status codes, as the label `code` names them: "OK", "CANCELLED" ...
+inline constexpr int kNumStatusCodes = 17;
+std::string_view StatusCodeName(int code);
+
+// What a model's metrics need to know of it.
+struct ModelMetricsInfo {
+  std::string variant;
+  std::string dtype;
+  std::string device;
+  std::string weights_sha256;
+  int64_t max_context_length = 0;  // tokens; upper end of the token histograms
+};
+
+// All metrics of the process and the HTTP page that shows them. Names, types and labels are
+// listed in docs/metrics.md. Thread-safe; the series that can move are there from the start.
+class Metrics {
+ public:
+  // `models`: the names served.
+  Metrics(const BuildInfo& build, const std::vector<std::string>& models);
+  ~Metrics();
+
+  Metrics(const Metrics&) = delete;
+  Metrics& operator=(const Metrics&) = delete;
+
+  // Serves /metrics over HTTP on "HOST:PORT", for as long as this lives, and returns the port:
+  // a free one for port 0. UNAVAILABLE when the address cannot be listened on.
+  absl::StatusOr<int> Listen(const std::string& address);
+  // What the page shows now.
+  std::string Text() const;
+
+  // A call has arrived. `model` is a served name or kUnknownModel.
+  void OnRpcStart(Method method, std::string_view model);
+  // It has been answered with gRPC's `code`. Once per OnRpcStart, with the same arguments.
+  void OnRpcEnd(Method method, std::string_view model, int code, absl::Duration duration);
+  // An Embed with this many inputs is about to be submitted.
+  void OnEmbedInputs(std::string_view model, size_t inputs);
+  // A call was refused before it reached an engine. reason: "loading", "draining".
+  void OnRejected(std::string_view model, std::string_view reason);
+
+  // phase: "read", "pack", "warmup".
+  void SetLoadDuration(std::string_view model, std::string_view phase, absl::Duration duration);
+  void SetReady(bool ready);
+  void SetDraining(bool draining);
+
+  // Adds the series that a loaded model moves. `model` is one of the names served, once each.
+  // The observer lives as long as this.
+  EngineObserver* AddModel(const std::string& model, const ModelMetricsInfo& info);
+
+ private:
+  class RpcMetrics;
+  class ModelMetrics;
+  class ProcessCollector;
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace ddl
+
+#endif  // DDL_SERVER_METRICS_H_

@@ -1,0 +1,124 @@
+#include "server/model_loader.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "model/checkpoint.h"
+
+namespace ddl {
+namespace {
+
+// Null when the folder has none.
+absl::StatusOr<std::shared_ptr<const Tokenizer>> LoadTokenizer(const Checkpoint& checkpoint) {
+  absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer =
+      Tokenizer::Load(checkpoint.folder());
+  if (absl::IsNotFound(tokenizer.status())) {
+    spdlog::warn("no tokenizer in {}: serving token ids only", checkpoint.folder().string());
+    return nullptr;
+  }
+  if (!tokenizer.ok()) return tokenizer.status();
+  if ((*tokenizer)->vocab_size() > checkpoint.config().vocab_size) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        checkpoint.folder().string(), ": the tokenizer has ids up to ",
+        (*tokenizer)->vocab_size() - 1, ", but vocab_size in config.json is ",
+        checkpoint.config().vocab_size));
+  }
+  return std::shared_ptr<const Tokenizer>(*std::move(tokenizer));
+}
+
+RunnerDType ChooseDType(const Checkpoint& checkpoint, const ServerConfig& config) {
+  if (config.dtype.has_value()) return *config.dtype;
+  return checkpoint.stored_type() == StoredType::kBFloat16 ? RunnerDType::kBFloat16
+                                                           : RunnerDType::kFloat32;
+}
+
+// Blocks of the K/V cache.
+absl::StatusOr<int32_t> ChooseKvBlocks(int64_t bytes_per_token, int64_t context,
+                                       const ServerConfig& config) {
+  const int64_t block_tokens = config.kv_block_size;
+  const int64_t context_blocks = (context + block_tokens - 1) / block_tokens;
+  const int64_t bytes =
+      config.kv_cache_bytes.has_value()
+          ? *config.kv_cache_bytes
+          : AutomaticKvCacheBytes(bytes_per_token, config.max_running_sequences,
+                                  context_blocks * block_tokens, AvailableMemoryBytes());
+  const int64_t blocks = std::min<int64_t>(bytes / (bytes_per_token * block_tokens),
+                                           std::numeric_limits<int32_t>::max());
+  if (blocks < 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--kv_cache_memory: ", bytes, " bytes hold no block of ", block_tokens, " tokens, which takes ",
+        bytes_per_token * block_tokens));
+  }
+  if (blocks < context_blocks) {
+    spdlog::warn(
+        "the K/V cache holds {} tokens, less than one context of {}: longer requests will be "
+        "refused (--kv_cache_memory)",
+        blocks * block_tokens, context);
+  }
+  return static_cast<int32_t>(blocks);
+}
+
+}  // namespace
+
+absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerConfig& config,
+                                      const std::atomic<bool>& abandoned) {
+  LoadedModel loaded;
+  const absl::Time start = absl::Now();
+  absl::StatusOr<Checkpoint> opened = Checkpoint::Open(source.folder);
+  if (!opened.ok()) return opened.status();
+  const auto checkpoint = std::make_shared<const Checkpoint>(*std::move(opened));
+  loaded.weights_sha256 =
+      std::async(std::launch::async, [checkpoint] { return checkpoint->WeightsSha256(); });
+  absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = LoadTokenizer(*checkpoint);
+  if (!tokenizer.ok()) return tokenizer.status();
+  loaded.tokenizer = *std::move(tokenizer);
+  loaded.read = absl::Now() - start;
+  if (abandoned) return absl::CancelledError("the server was stopped");
+
+  const ModelConfig& model = checkpoint->config();
+  if (model.ddl_state_dv_shortconv_causal && !config.obey_dv_shortconv_causal &&
+      !checkpoint->legacy_cc()) {
+    spdlog::warn(
+        "config.json asks for ddl_state_dv_shortconv_causal, which the official eager code "
+        "ignores and so does this server; --obey_dv_shortconv_causal obeys it");
+  }
+  loaded.max_context_length =
+      config.max_context_length > 0 ? config.max_context_length
+                                    : static_cast<int32_t>(model.block_size);
+  if (loaded.max_context_length > model.block_size) {
+    spdlog::warn("--max_context_length={} is more than the {} tokens the model was trained for",
+                 loaded.max_context_length, model.block_size);
+  }
+
+  RunnerOptions options;
+  options.dtype = ChooseDType(*checkpoint, config);
+  options.kv_block_size = config.kv_block_size;
+  options.max_sequences = config.max_running_sequences;
+  options.max_step_tokens = config.max_step_tokens;
+  options.num_threads = config.num_threads;
+  options.obey_dv_shortconv_causal = config.obey_dv_shortconv_causal;
+  const int64_t bytes_per_token = KvBytesPerToken(*checkpoint, options.dtype);
+  absl::StatusOr<int32_t> blocks =
+      ChooseKvBlocks(bytes_per_token, loaded.max_context_length, config);
+  if (!blocks.ok()) return blocks.status();
+  options.kv_num_blocks = *blocks;
+
+  const absl::Time packing = absl::Now();
+  absl::StatusOr<std::unique_ptr<ModelRunner>> runner = ModelRunner::Create(checkpoint, options);
+  if (!runner.ok()) return runner.status();
+  loaded.runner = *std::move(runner);
+  loaded.pack = absl::Now() - packing;
+  spdlog::info("loaded variant={} dtype={} context={} kv_cache={} blocks of {} tokens, {} MiB",
+               VariantName(checkpoint->variant()), loaded.runner->description().dtype,
+               loaded.max_context_length, *blocks, options.kv_block_size,
+               (*blocks * bytes_per_token * options.kv_block_size) >> 20);
+  return loaded;
+}
+
+}  // namespace ddl

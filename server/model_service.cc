@@ -1,0 +1,131 @@
+#include "server/model_service.h"
+
+#include <optional>
+#include <string>
+
+#include "server/build_info.h"
+
+namespace ddl {
+namespace {
+
+// Commit of the official repository whose outputs the tests compare with.
+constexpr char kParityReferenceCommit[] = "2b55f25";
+
+v1::ModelState ToProto(ModelState state) {
+  switch (state) {
+    case ModelState::kLoading:
+      return v1::MODEL_STATE_LOADING;
+    case ModelState::kWarmingUp:
+      return v1::MODEL_STATE_WARMING_UP;
+    case ModelState::kReady:
+      return v1::MODEL_STATE_READY;
+    case ModelState::kFailed:
+      return v1::MODEL_STATE_FAILED;
+  }
+  return v1::MODEL_STATE_UNSPECIFIED;
+}
+
+v1::ModelInfo ToProto(const ServedModel& model) {
+  v1::ModelInfo info;
+  info.set_name(model.name());
+  info.set_state(ToProto(model.state()));
+  info.set_state_message(model.state_message());
+  const ReadyModel* ready = model.ready();
+  if (ready == nullptr) return info;  // the rest is not known yet
+
+  const ModelDescription& description = ready->engine->model();
+  info.set_version(ready->identity.version);
+  info.set_weights_sha256(ready->weights_sha256);
+  info.set_variant(std::string(VariantName(description.variant)));
+  info.set_num_layers(static_cast<uint32_t>(description.num_layers));
+  info.set_num_heads(static_cast<uint32_t>(description.num_heads));
+  info.set_hidden_size(static_cast<uint32_t>(description.hidden_size));
+  info.set_value_channels(static_cast<uint32_t>(description.value_channels));
+  info.set_vocab_size(static_cast<uint32_t>(description.vocab_size));
+  info.set_max_context_length(static_cast<uint32_t>(ready->limits.max_context_length));
+  info.set_parameter_count(static_cast<uint64_t>(description.parameter_count));
+  info.set_dtype(description.dtype);
+  info.set_device(description.device);
+  if (ready->tokenizer != nullptr) {
+    if (const std::optional<TokenId> eos = ready->tokenizer->eos_token_id()) {
+      info.add_eos_token_ids(static_cast<uint32_t>(*eos));
+    }
+  }
+  info.add_tasks("generate");
+  info.add_tasks("embed");
+  for (const v1::Pooling pooling :
+       {v1::POOLING_LAST_TOKEN, v1::POOLING_MEAN, v1::POOLING_MAX, v1::POOLING_NONE}) {
+    info.add_supported_pooling(pooling);
+  }
+  info.set_parity_reference_commit(kParityReferenceCommit);
+  info.set_determinism("batch_invariant");
+  return info;
+}
+
+}  // namespace
+
+grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* /*context*/,
+                                                   const grpc::ByteBuffer* request,
+                                                   grpc::ByteBuffer* response) {
+  return ImmediateCall::Run<v1::ListModelsRequest>(
+      surroundings_, Method::kListModels, *request, response,
+      [&](const v1::ListModelsRequest&) -> absl::StatusOr<v1::ListModelsResponse> {
+        v1::ListModelsResponse models;
+        for (const auto& model : surroundings_.models.all()) {
+          *models.add_models() = ToProto(*model);
+        }
+        return models;
+      });
+}
+
+grpc::ServerUnaryReactor* ModelService::GetModelInfo(grpc::CallbackServerContext* /*context*/,
+                                                     const grpc::ByteBuffer* request,
+                                                     grpc::ByteBuffer* response) {
+  return ImmediateCall::Run<v1::GetModelInfoRequest>(
+      surroundings_, Method::kGetModelInfo, *request, response,
+      [&](const v1::GetModelInfoRequest& asked) -> absl::StatusOr<v1::ModelInfo> {
+        const absl::StatusOr<ServedModel*> model = surroundings_.models.Find(asked.model());
+        if (!model.ok()) return model.status();
+        return ToProto(**model);
+      });
+}
+
+grpc::ServerUnaryReactor* ModelService::GetServerInfo(grpc::CallbackServerContext* /*context*/,
+                                                      const grpc::ByteBuffer* request,
+                                                      grpc::ByteBuffer* response) {
+  return ImmediateCall::Run<v1::GetServerInfoRequest>(
+      surroundings_, Method::kGetServerInfo, *request, response,
+      [&](const v1::GetServerInfoRequest&) -> absl::StatusOr<v1::ServerInfo> { return Info(); });
+}
+
+v1::ServerInfo ModelService::Info() const {
+  const BuildInfo build = GetBuildInfo();
+  v1::ServerInfo info;
+  info.set_version(std::string(build.version));
+  info.set_git_commit(std::string(build.git_commit));
+  info.set_libtorch_version(std::string(build.libtorch_version));
+  info.set_cuda_version(std::string(build.cuda_version));
+  info.set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - state_.started));
+  info.set_ready(state_.ready);
+  info.set_draining(state_.draining);
+
+  const ReadyModel* model = surroundings_.models.all().front()->ready();
+  if (model == nullptr) return info;
+  const EngineLoad load = model->engine->load();
+  const EngineOptions& options = model->engine->options();
+  const ModelDescription& description = model->engine->model();
+  info.set_requests_running(static_cast<uint32_t>(load.generate_running + load.embed_running));
+  info.set_requests_waiting(static_cast<uint32_t>(load.generate_waiting + load.embed_waiting));
+  info.set_max_running(static_cast<uint32_t>(options.max_running_sequences));
+  info.set_max_waiting(static_cast<uint32_t>(options.max_waiting_requests));
+  info.set_waiting_tokens(static_cast<uint64_t>(load.waiting_tokens));
+  const double blocks = load.kv_blocks_free + load.kv_blocks_used;
+  info.set_kv_cache_usage_ratio(blocks > 0 ? load.kv_blocks_used / blocks : 0.0);
+  info.set_kv_tokens_capacity(static_cast<uint64_t>(description.kv_num_blocks) *
+                              static_cast<uint64_t>(description.kv_block_size));
+  info.set_max_client_batch_size(static_cast<uint32_t>(model->limits.max_client_batch_size));
+  info.set_max_batch_tokens(static_cast<uint32_t>(options.max_step_tokens));
+  return info;
+}
+
+}  // namespace ddl

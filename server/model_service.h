@@ -1,0 +1,52 @@
+#ifndef DDL_SERVER_MODEL_SERVICE_H_
+#define DDL_SERVER_MODEL_SERVICE_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "ddl/v1/inference.grpc.pb.h"
+#include "server/rpc.h"
+
+namespace ddl {
+
+// Where the server is in its life. Thread-safe.
+struct ServerState {
+  const absl::Time started = absl::Now();
+  std::atomic<bool> ready = false;  // what health says
+  std::atomic<bool> draining = false;
+};
+
+// ddl.v1.ModelService: what is served and how busy it is. Answers from the start, also while
+// models load.
+class ModelService final
+    : public v1::ModelService::WithRawCallbackMethod_ListModels<
+          v1::ModelService::WithRawCallbackMethod_GetModelInfo<
+              v1::ModelService::WithRawCallbackMethod_GetServerInfo<
+                  v1::ModelService::Service>>> {
+ public:
+  ModelService(const RpcSurroundings& surroundings, const ServerState& state)
+      : surroundings_(surroundings), state_(state) {}
+
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
+                                       const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
+                                         const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
+                                          const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* response) override;
+
+ private:
+  v1::ServerInfo Info() const;
+
+  const RpcSurroundings surroundings_;
+  const ServerState& state_;
+};
+
+}  // namespace ddl
+
+#endif  // DDL_SERVER_MODEL_SERVICE_H_

@@ -1,0 +1,228 @@
+#include "server/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <spdlog/spdlog.h>
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "server/build_info.h"
+
+namespace ddl {
+namespace {
+
+// How long answers that are ready may take to reach clients once the drain is over.
+constexpr absl::Duration kFlushTimeout = absl::Seconds(1);
+// Letters of the weights' hash in a model's version.
+constexpr size_t kVersionLength = 12;
+
+std::vector<std::string> Names(const std::vector<ModelSource>& sources) {
+  std::vector<std::string> names;
+  for (const ModelSource& source : sources) names.push_back(source.name);
+  return names;
+}
+
+// "HOST:PORT" with the port that is really listened on.
+std::string WithPort(const std::string& address, int port) {
+  return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
+}
+
+std::string Fingerprint(const std::string& version, const ModelDescription& description) {
+  return absl::StrCat(version, "-", std::string(GetBuildInfo().version), "-", description.dtype);
+}
+
+}  // namespace
+
+Server::Server(const ServerConfig& config, ModelLoader loader)
+    : config_(config),
+      loader_(std::move(loader)),
+      metrics_(GetBuildInfo(), Names(config.models)),
+      models_(Names(config.models)),
+      surroundings_{models_, metrics_, active_calls_, replies_},
+      inference_service_(surroundings_),
+      model_service_(surroundings_, state_) {}
+
+Server::~Server() {
+  abandon_loading_ = true;
+  if (load_thread_.joinable()) load_thread_.join();
+  if (grpc_server_ != nullptr) {
+    StopEngines();
+    grpc_server_->Shutdown(std::chrono::system_clock::now());
+    grpc_server_->Wait();
+  }
+}
+
+absl::Status Server::Listen() {
+  absl::StatusOr<int> metrics_port = metrics_.Listen(config_.metrics_address);
+  if (!metrics_port.ok()) return metrics_port.status();
+  metrics_port_ = *metrics_port;
+
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  // Without this a second server could share the port of the first, and its clients.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddListeningPort(config_.grpc_address, grpc::InsecureServerCredentials(), &grpc_port_);
+  builder.RegisterService(&inference_service_);
+  builder.RegisterService(&model_service_);
+  grpc_server_ = builder.BuildAndStart();
+  if (grpc_server_ == nullptr || grpc_port_ == 0) {
+    grpc_server_ = nullptr;
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on --grpc_address=", config_.grpc_address,
+                     ": it is in use, not allowed or not an address of this machine"));
+  }
+  SetServing(false);
+  spdlog::info("listening grpc_address={} metrics_address={}",
+               WithPort(config_.grpc_address, grpc_port_),
+               WithPort(config_.metrics_address, metrics_port_));
+  return absl::OkStatus();
+}
+
+absl::Status Server::Serve() {
+  loading_ = true;
+  load_thread_ = std::thread([this] { LoadModels(); });
+  absl::Status failure;
+  bool stopped = false;
+  {
+    const MutexLock lock(mu_);
+    while (!load_.done && stops_ == 0) changed_.Wait(mu_);
+    failure = load_.status;
+    stopped = stops_ > 0;
+  }
+  abandon_loading_ = true;  // loaded, failed, or nobody waits for it any more
+  if (stopped) spdlog::info("stopped while loading");
+  if (failure.ok() && !stopped) {
+    state_.ready = true;
+    metrics_.SetReady(true);
+    SetServing(true);
+    WaitForStops(1, absl::InfiniteFuture());
+    Drain();
+  }
+  models_.StopAdmission();
+  StopEngines();
+  grpc_server_->Shutdown(std::chrono::system_clock::now());
+  grpc_server_->Wait();
+  return failure;
+}
+
+void Server::RequestStop() {
+  const MutexLock lock(mu_);
+  ++stops_;
+  changed_.NotifyAll();
+  if (stops_ > 1) active_calls_.Interrupt();
+}
+
+void Server::LoadModels() {
+  absl::Status status;
+  for (size_t i = 0; i < config_.models.size() && status.ok(); ++i) {
+    ServedModel* model = models_.all()[i].get();
+    status = LoadAndWarmUp(config_.models[i], model);
+    if (!status.ok()) model->SetFailed(std::string(status.message()));
+  }
+  const MutexLock lock(mu_);
+  load_ = {.done = true, .status = status};
+  loading_ = false;
+  changed_.NotifyAll();
+}
+
+absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model) {
+  const absl::Time start = absl::Now();
+  spdlog::info("loading model={} folder={}", source.name, source.folder.string());
+  absl::StatusOr<LoadedModel> loaded = loader_(source, config_, abandon_loading_);
+  if (!loaded.ok()) return loaded.status();
+  metrics_.SetLoadDuration(source.name, "read", loaded->read);
+  metrics_.SetLoadDuration(source.name, "pack", loaded->pack);
+
+  model->SetWarmingUp();
+  auto ready = std::make_unique<ReadyModel>();
+  const ModelDescription description = loaded->runner->description();
+  // The hash is a label of the metrics, which the engine needs.
+  ready->weights_sha256 = loaded->weights_sha256.get();
+  const absl::Time warming = absl::Now();
+  EngineObserver* observer =
+      metrics_.AddModel(source.name, {.variant = std::string(VariantName(description.variant)),
+                                      .dtype = description.dtype,
+                                      .device = description.device,
+                                      .weights_sha256 = ready->weights_sha256,
+                                      .max_context_length = loaded->max_context_length});
+  EngineOptions options;
+  options.max_running_sequences = config_.max_running_sequences;
+  options.max_waiting_requests = config_.max_waiting_requests;
+  options.max_waiting_tokens = config_.max_waiting_tokens;
+  options.max_step_tokens = config_.max_step_tokens;
+  options.max_context_length = loaded->max_context_length;
+  absl::StatusOr<std::unique_ptr<Engine>> engine =
+      Engine::Create(options, std::move(loaded->runner), loaded->tokenizer, observer);
+  if (!engine.ok()) return engine.status();
+  if (absl::Status status = (*engine)->WarmUp(); !status.ok()) return status;
+  metrics_.SetLoadDuration(source.name, "warmup", absl::Now() - warming);
+  (*engine)->Start();
+
+  ready->identity.name = source.name;
+  ready->identity.version = ready->weights_sha256.substr(0, kVersionLength);
+  ready->identity.system_fingerprint = Fingerprint(ready->identity.version, description);
+  ready->tokenizer = loaded->tokenizer;
+  ready->limits = {.model = source.name,
+                   .vocab_size = description.vocab_size,
+                   .hidden_size = description.hidden_size,
+                   .max_context_length = loaded->max_context_length,
+                   .max_client_batch_size = config_.max_client_batch_size,
+                   .default_max_tokens = config_.default_max_tokens,
+                   .tokenizer = loaded->tokenizer.get()};
+  ready->engine = *std::move(engine);
+  model->SetReady(std::move(ready));
+  spdlog::info("ready model={} version={} in {:.1f}s", source.name,
+               model->ready()->identity.version, absl::ToDoubleSeconds(absl::Now() - start));
+  return absl::OkStatus();
+}
+
+void Server::WaitForStops(int stops, absl::Time deadline) {
+  const MutexLock lock(mu_);
+  while (stops_ < stops && absl::Now() < deadline) {
+    changed_.WaitUntil(mu_, absl::ToChronoTime(deadline));
+  }
+}
+
+void Server::SetServing(bool serving) {
+  grpc::HealthCheckServiceInterface* health = grpc_server_->GetHealthCheckService();
+  health->SetServingStatus("", serving);
+  for (const char* service :
+       {v1::InferenceService::service_full_name(), v1::ModelService::service_full_name()}) {
+    health->SetServingStatus(service, serving);
+  }
+}
+
+void Server::Drain() {
+  state_.ready = false;
+  state_.draining = true;
+  SetServing(false);
+  metrics_.SetReady(false);
+  metrics_.SetDraining(true);
+  spdlog::info("draining: accepting for {}, then up to {} for running calls",
+               absl::FormatDuration(config_.drain_delay),
+               absl::FormatDuration(config_.drain_timeout));
+  const absl::Time start = absl::Now();
+  WaitForStops(2, start + config_.drain_delay);
+
+  models_.StopAdmission();
+  active_calls_.StopCounting();
+  const bool finished = active_calls_.WaitUntilNone(absl::Now() + config_.drain_timeout);
+  spdlog::info("{} after {:.1f}s", finished ? "drained" : "ending the calls that still run",
+               absl::ToDoubleSeconds(absl::Now() - start));
+  if (finished) return;
+  // Clients whose calls are cut short hear so in a status, if they listen.
+  StopEngines();
+  active_calls_.WaitUntilNone(absl::Now() + kFlushTimeout);
+}
+
+void Server::StopEngines() {
+  for (const auto& model : models_.all()) {
+    if (const ReadyModel* ready = model->ready()) ready->engine->Stop();
+  }
+}
+
+}  // namespace ddl

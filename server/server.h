@@ -1,0 +1,100 @@
+#ifndef DDL_SERVER_SERVER_H_
+#define DDL_SERVER_SERVER_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "server/config.h"
+#include "server/engine/mutex.h"
+#include "server/inference_service.h"
+#include "server/metrics.h"
+#include "server/model_loader.h"
+#include "server/model_service.h"
+#include "server/reply_thread.h"
+#include "server/rpc.h"
+#include "server/served_models.h"
+
+namespace ddl {
+
+// The whole server: gRPC with both services, health and reflection; the metrics page; the models
+// and their engines. One life: Listen, Serve, destruction.
+class Server {
+ public:
+  Server(const ServerConfig& config, ModelLoader loader);
+  ~Server();
+
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  // Listens on both addresses. Health says NOT_SERVING; calls are answered, most of them with
+  // UNAVAILABLE. UNAVAILABLE, in one line, when an address cannot be listened on.
+  absl::Status Listen();
+  int grpc_port() const { return grpc_port_; }        // after Listen
+  int metrics_port() const { return metrics_port_; }  // after Listen
+
+  // Loads the models and serves until RequestStop. The loader's or engine's failure, when a model
+  // cannot be served. When stopped while loading it returns at once, with still_loading().
+  absl::Status Serve();
+
+  // Ends Serve, from any thread, at any time after construction. The first call drains: health
+  // says NOT_SERVING, calls are accepted for drain_delay, and what runs may finish within
+  // drain_timeout. The second ends everything at once.
+  void RequestStop();
+
+  // A loader that cannot be interrupted is still at work; the destructor would wait for it.
+  bool still_loading() const { return loading_; }
+
+ private:
+  struct LoadResult {
+    bool done = false;
+    absl::Status status;
+  };
+
+  // On the loading thread.
+  void LoadModels();
+  absl::Status LoadAndWarmUp(const ModelSource& source, ServedModel* model);
+
+  // Waits until `deadline` or the given number of RequestStop calls.
+  void WaitForStops(int stops, absl::Time deadline);
+  void SetServing(bool serving);
+  void Drain();
+  void StopEngines();
+
+  // Constant after construction.
+  const ServerConfig config_;
+  const ModelLoader loader_;
+
+  ServerState state_;
+  Metrics metrics_;  // observes the models' engines
+  ServedModels models_;
+  ActiveCalls active_calls_;
+  ReplyThread replies_;
+  const RpcSurroundings surroundings_;
+  InferenceService inference_service_;
+  ModelService model_service_;
+
+  // Constant after Listen.
+  int grpc_port_ = 0;
+  int metrics_port_ = 0;
+  std::unique_ptr<grpc::Server> grpc_server_;
+
+  std::thread load_thread_;
+  std::atomic<bool> loading_ = false;
+  std::atomic<bool> abandon_loading_ = false;
+
+  Mutex mu_;
+  CondVar changed_;
+  int stops_ ABSL_GUARDED_BY(mu_) = 0;
+  LoadResult load_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace ddl
+
+#endif  // DDL_SERVER_SERVER_H_
