@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cctype>
 #include <fstream>
-#include <iterator>
 #include <optional>
 #include <utility>
 
@@ -73,8 +72,7 @@ class Parser {
   }
 
   // Reads `arguments`, which came from `source` (empty: the command line).
-  absl::Status Read(absl::Span<const std::string> arguments, const std::string& source,
-                    int depth) {
+  absl::Status Read(absl::Span<const std::string> arguments, const std::string& source, int depth) {
     for (size_t i = 0; i < arguments.size(); ++i) {
       const std::string_view argument = arguments[i];
       if (argument.size() < 2 || argument[0] != '-' || argument == "--") {
@@ -127,8 +125,7 @@ class Parser {
 
   bool IsBool(std::string_view name) const {
     return name != kFlagfile && IsKnown(name) &&
-           absl::FindCommandLineFlag(absl::string_view(name.data(), name.size()))
-               ->IsOfType<bool>();
+           absl::FindCommandLineFlag(absl::string_view(name.data(), name.size()))->IsOfType<bool>();
   }
 
   absl::Status Set(std::string_view name, const std::string& value, const std::string& source) {
@@ -140,8 +137,7 @@ class Parser {
   }
 
   absl::Status UnknownFlag(std::string_view name, const std::string& source) const {
-    std::string message =
-        absl::StrCat(Prefix(source), "unknown flag --", std::string(name));
+    std::string message = absl::StrCat(Prefix(source), "unknown flag --", std::string(name));
     std::string_view nearest = kFlagfile;
     for (const std::string_view known : names_) {
       if (EditDistance(name, known) < EditDistance(name, nearest)) nearest = known;
@@ -161,17 +157,16 @@ class Parser {
     }
     for (const absl::string_view path : absl::StrSplit(paths, ',')) {
       std::ifstream file{std::string(path)};
-      const std::string content{std::istreambuf_iterator<char>(file), {}};
-      if (!file.is_open() || file.bad()) {
-        return FlagError(absl::StrCat(Prefix(source), "--flagfile: cannot read '", path, "'"));
-      }
       int number = 0;
-      for (const absl::string_view raw : absl::StrSplit(content, '\n')) {
+      for (std::string raw; std::getline(file, raw);) {
         ++number;
         const absl::string_view line = absl::StripAsciiWhitespace(raw);
         if (line.empty() || line[0] == '#') continue;
         auto status = Read({std::string(line)}, absl::StrCat(path, ":", number), depth + 1);
         if (!status.ok() || action_ != CommandLineAction::kRun) return status;
+      }
+      if (!file.is_open() || file.bad()) {
+        return FlagError(absl::StrCat(Prefix(source), "--flagfile: cannot read '", path, "'"));
       }
     }
     return absl::OkStatus();

@@ -180,8 +180,8 @@ struct Range {
 template <typename Number>
 absl::Status CheckRange(const Range<Number>& range) {
   if (range.value >= range.least && range.value <= range.most) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("--", range.flag, "=", range.value, ": must be ", range.least, "...", range.most));
+  return absl::InvalidArgumentError(absl::StrCat("--", range.flag, "=", range.value, ": must be ",
+                                                 range.least, "...", range.most));
 }
 
 absl::Status CheckNumbers(const ServerConfig& config) {
@@ -301,8 +301,7 @@ absl::StatusOr<CommandLine> ReadCommandLine(absl::Span<const std::string> argume
 
   CommandLine command_line{*action, ConfigFromFlags()};
   ServerConfig& config = command_line.config;
-  absl::StatusOr<std::vector<ModelSource>> models =
-      ParseModelSources(absl::GetFlag(FLAGS_model));
+  absl::StatusOr<std::vector<ModelSource>> models = ParseModelSources(absl::GetFlag(FLAGS_model));
   if (!models.ok()) return models.status();
   config.models = *std::move(models);
   if (config.models.size() > 1) {
@@ -310,11 +309,11 @@ absl::StatusOr<CommandLine> ReadCommandLine(absl::Span<const std::string> argume
         absl::StrCat("--model names ", config.models.size(),
                      " models; the server serves one model in this version"));
   }
-  for (const absl::Status& status : {CheckAddress("grpc_address", config.grpc_address),
-                                     CheckAddress("metrics_address", config.metrics_address),
-                                     CheckNumbers(config),
-                                     CheckDuration("drain_timeout", config.drain_timeout),
-                                     CheckDuration("drain_delay", config.drain_delay)}) {
+  for (const absl::Status& status :
+       {CheckAddress("grpc_address", config.grpc_address),
+        CheckAddress("metrics_address", config.metrics_address), CheckNumbers(config),
+        CheckDuration("drain_timeout", config.drain_timeout),
+        CheckDuration("drain_delay", config.drain_delay)}) {
     if (!status.ok()) return status;
   }
   return command_line;
@@ -328,9 +327,9 @@ absl::StatusOr<std::vector<ModelSource>> ParseModelSources(const std::string& te
   std::vector<ModelSource> models;
   std::set<std::string> names;
   for (const absl::string_view entry : absl::StrSplit(text, ',')) {
-    const std::pair<std::string, std::string> parts = absl::StrSplit(entry, absl::MaxSplits('=', 1));
-    const bool named =
-        absl::StrContains(entry, '=') && !absl::StrContains(parts.first, '/');
+    const std::pair<std::string, std::string> parts =
+        absl::StrSplit(entry, absl::MaxSplits('=', 1));
+    const bool named = absl::StrContains(entry, '=') && !absl::StrContains(parts.first, '/');
     const std::string folder = named ? parts.second : std::string(entry);
     if (folder.empty()) {
       return absl::InvalidArgumentError(
@@ -340,11 +339,11 @@ absl::StatusOr<std::vector<ModelSource>> ParseModelSources(const std::string& te
     std::filesystem::path absolute = std::filesystem::absolute(folder, ignored).lexically_normal();
     if (!absolute.has_filename()) absolute = absolute.parent_path();  // "models/demo/"
     const std::string name = named ? parts.first : absolute.filename().string();
-    const bool plain = !name.empty() && name.size() <= 128 &&
-                       std::all_of(name.begin(), name.end(), [](char c) {
-                         return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
-                                absl::StrContains("._-:@+", c);
-                       });
+    const bool plain =
+        !name.empty() && name.size() <= 128 && std::all_of(name.begin(), name.end(), [](char c) {
+          return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+                 absl::StrContains("._-:@+", c);
+        });
     if (!plain || name == "unknown") {
       return absl::InvalidArgumentError(absl::StrCat(
           "--model=", text, ": '", name,
@@ -352,9 +351,8 @@ absl::StatusOr<std::vector<ModelSource>> ParseModelSources(const std::string& te
           "'unknown'; NAME=DIR gives it another"));
     }
     if (!names.insert(name).second) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--model=", text, ": two models are called '", name,
-                       "'; NAME=DIR gives one another name"));
+      return absl::InvalidArgumentError(absl::StrCat("--model=", text, ": two models are called '",
+                                                     name, "'; NAME=DIR gives one another name"));
     }
     models.push_back({name, folder});
   }
@@ -363,9 +361,9 @@ absl::StatusOr<std::vector<ModelSource>> ParseModelSources(const std::string& te
 
 absl::StatusOr<int64_t> ParseMemorySize(const std::string& text) {
   constexpr std::pair<const char*, double> kUnits[] = {
-      {"KiB", 1024.0},          {"MiB", 1048576.0}, {"GiB", 1073741824.0},
-      {"TiB", 1099511627776.0}, {"KB", 1e3},        {"MB", 1e6},
-      {"GB", 1e9},              {"TB", 1e12},       {"B", 1.0}};
+      {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}, {"TiB", 1099511627776.0},
+      {"KB", 1e3},     {"MB", 1e6},        {"GB", 1e9},           {"TB", 1e12},
+      {"B", 1.0}};
   absl::string_view number = text;
   double unit = 1.0;
   for (const auto& [suffix, bytes] : kUnits) {

@@ -37,8 +37,8 @@ struct ServerConfig {
   int32_t max_waiting_requests = 256;
   int64_t max_waiting_tokens = 262144;
   int32_t max_step_tokens = 512;
-  int32_t kv_block_size = 16;                // tokens
-  std::optional<int64_t> kv_cache_bytes;     // unset: by KvCacheBytes
+  int32_t kv_block_size = 16;             // tokens
+  std::optional<int64_t> kv_cache_bytes;  // unset: by KvCacheBytes
 
   int32_t max_client_batch_size = 256;  // inputs per call
   int32_t default_max_tokens = 256;

@@ -39,10 +39,11 @@ struct Prepared {
 };
 
 template <typename Call, typename Request>
-absl::StatusOr<Prepared<Call>> Prepare(
-    const RpcSurroundings& surroundings, const grpc::CallbackServerContext& context,
-    const absl::Status& parsed, const Request& request,
-    absl::StatusOr<Call> (*parse)(const Request&, const RequestLimits&)) {
+absl::StatusOr<Prepared<Call>> Prepare(const RpcSurroundings& surroundings,
+                                       const grpc::CallbackServerContext& context,
+                                       const absl::Status& parsed, const Request& request,
+                                       absl::StatusOr<Call> (*parse)(const Request&,
+                                                                     const RequestLimits&)) {
   if (!parsed.ok()) return parsed;
   const absl::StatusOr<const ReadyModel*> model = FindModel(surroundings, request.model());
   if (!model.ok()) return model.status();
@@ -140,8 +141,8 @@ class UnaryGenerate final : public grpc::ServerUnaryReactor, public EngineCall {
   void OnEnd(RequestEnd end) override {
     Reply([this, end = std::move(end)] {
       if (end.status.ok()) {
-        *response_bytes_ = ToBytes(ToGenerateResponse(call_, model_->identity,
-                                                      model_->tokenizer.get(), whole_, end));
+        *response_bytes_ = ToBytes(
+            ToGenerateResponse(call_, model_->identity, model_->tokenizer.get(), whole_, end));
       }
       Finish(Answer(end.status));
     });
@@ -166,8 +167,8 @@ class UnaryEmbed final : public grpc::ServerUnaryReactor, public EngineCall {
                                          grpc::ByteBuffer* response_bytes) {
     v1::EmbedRequest request;
     const absl::Status parsed = ParseRequest(request_bytes, &request);
-    auto call = std::make_shared<UnaryEmbed>(surroundings, ModelAskedFor(request, parsed),
-                                             response_bytes);
+    auto call =
+        std::make_shared<UnaryEmbed>(surroundings, ModelAskedFor(request, parsed), response_bytes);
     call->Hold();
     auto prepared = Prepare(surroundings, context, parsed, request, ParseEmbed);
     absl::Status status = prepared.status();
@@ -220,8 +221,7 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
       const grpc::ByteBuffer& request_bytes) {
     v1::GenerateRequest request;
     const absl::Status parsed = ParseRequest(request_bytes, &request);
-    auto call =
-        std::make_shared<StreamedGenerate>(surroundings, ModelAskedFor(request, parsed));
+    auto call = std::make_shared<StreamedGenerate>(surroundings, ModelAskedFor(request, parsed));
     call->Hold();
     auto prepared = Prepare(surroundings, context, parsed, request, ParseGenerate);
     absl::Status status = prepared.status();
@@ -383,8 +383,7 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
   return ImmediateCall::Run<v1::TokenizeRequest>(
       surroundings_, Method::kTokenize, *request, response,
       [&](const v1::TokenizeRequest& tokenize) -> absl::StatusOr<v1::TokenizeResponse> {
-        const absl::StatusOr<const ReadyModel*> model =
-            FindModel(surroundings_, tokenize.model());
+        const absl::StatusOr<const ReadyModel*> model = FindModel(surroundings_, tokenize.model());
         if (!model.ok()) return model.status();
         return ddl::Tokenize(tokenize, (*model)->limits);
       });

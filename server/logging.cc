@@ -35,8 +35,8 @@ void LogForProtobuf(google::protobuf::LogLevel /*level*/, const char* /*file*/, 
 }  // namespace
 
 void SetUpLogging(LogLevel level) {
-  auto logger = std::make_shared<spdlog::logger>(
-      "ddl_server", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  auto logger = std::make_shared<spdlog::logger>("ddl_server",
+                                                 std::make_shared<spdlog::sinks::stderr_sink_mt>());
   logger->set_pattern("%Y-%m-%dT%H:%M:%S.%eZ %l %v", spdlog::pattern_time_type::utc);
   logger->set_level(SpdlogLevel(level));
   logger->flush_on(spdlog::level::debug);

@@ -1,9 +1,9 @@
+#include <spdlog/spdlog.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <vector>
-
-#include <spdlog/spdlog.h>
 
 #include "server/build_info.h"
 #include "server/config.h"

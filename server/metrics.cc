@@ -37,11 +37,10 @@ constexpr std::array<std::string_view, kNumMethods> kMethodNames = {
     "Detokenize", "ListModels",     "GetModelInfo", "GetServerInfo"};
 
 constexpr std::array<std::string_view, kNumStatusCodes> kStatusCodeNames = {
-    "OK",                  "CANCELLED",      "UNKNOWN",          "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",   "NOT_FOUND",      "ALREADY_EXISTS",   "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",  "FAILED_PRECONDITION", "ABORTED",     "OUT_OF_RANGE",
-    "UNIMPLEMENTED",       "INTERNAL",       "UNAVAILABLE",      "DATA_LOSS",
-    "UNAUTHENTICATED"};
+    "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+    "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+    "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+    "DATA_LOSS", "UNAUTHENTICATED"};
 
 // Seconds, for what takes a step or a few.
 const Buckets& ShortSeconds() {
@@ -90,8 +89,7 @@ Metric& Find(const std::array<std::pair<std::string_view, Metric*>, kSize>& seri
   DDL_CHECK(false, "a label that the metrics do not have");
 }
 
-Family<Counter>& CounterFamily(prometheus::Registry& registry, const char* name,
-                               const char* help) {
+Family<Counter>& CounterFamily(prometheus::Registry& registry, const char* name, const char* help) {
   return BuildCounter().Name(name).Help(help).Register(registry);
 }
 Family<Gauge>& GaugeFamily(prometheus::Registry& registry, const char* name, const char* help) {
@@ -131,7 +129,8 @@ class Metrics::RpcMetrics {
       InFlight(method);
       Of(method, 0);
     }
-    for (const char* reason : {"queue_full", "tokens_full", "too_large", "draining", "loading"}) {
+    for (const char* reason :
+         {"queue_full", "tokens_full", "deadline_infeasible", "too_large", "draining", "loading"}) {
       Rejections(reason);
     }
     EmbedInputs();
@@ -194,7 +193,10 @@ class Metrics::ModelMetrics final : public EngineObserver {
  public:
   ModelMetrics(prometheus::Registry& registry, RpcMetrics& rpc, const std::string& model,
                const ModelMetricsInfo& info)
-      : registry_(registry), rpc_(rpc), model_(model), tokens_(TokenBuckets(info.max_context_length)) {
+      : registry_(registry),
+        rpc_(rpc),
+        model_(model),
+        tokens_(TokenBuckets(info.max_context_length)) {
     GaugeFamily(registry, "ddl_model_info", "The model served; always 1.")
         .Add({{"model", model},
               {"variant", info.variant},
@@ -296,13 +298,12 @@ class Metrics::ModelMetrics final : public EngineObserver {
     return series;
   }
   template <size_t kSize>
-  Series<Histogram, kSize> NewHistograms(const char* name, const char* help,
-                                         const Buckets& buckets, const char* key,
+  Series<Histogram, kSize> NewHistograms(const char* name, const char* help, const Buckets& buckets,
+                                         const char* key,
                                          const std::array<std::string_view, kSize>& values) {
     Series<Histogram, kSize> series;
     for (size_t i = 0; i < kSize; ++i) {
-      series[i] = {values[i],
-                   &NewHistogram(name, help, buckets, {{key, std::string(values[i])}})};
+      series[i] = {values[i], &NewHistogram(name, help, buckets, {{key, std::string(values[i])}})};
     }
     return series;
   }
@@ -332,11 +333,10 @@ class Metrics::ModelMetrics final : public EngineObserver {
   Gauge& embed_running_ = NewGauge(kRunningName, kRunningHelp, {{"task", "embed"}});
   Gauge& generate_waiting_ = NewGauge(kWaitingName, kWaitingHelp, {{"task", "generate"}});
   Gauge& embed_waiting_ = NewGauge(kWaitingName, kWaitingHelp, {{"task", "embed"}});
-  Gauge& waiting_tokens_ =
-      NewGauge("ddl_waiting_tokens", "Prompt tokens of requests that wait.");
-  Series<Counter, 2> prompt_tokens_ =
-      NewCounters<2>("ddl_prompt_tokens_total", "Prompt tokens of requests, by where their state came from.",
-                     "task", kTasks, {{"source", "computed"}});
+  Gauge& waiting_tokens_ = NewGauge("ddl_waiting_tokens", "Prompt tokens of requests that wait.");
+  Series<Counter, 2> prompt_tokens_ = NewCounters<2>(
+      "ddl_prompt_tokens_total", "Prompt tokens of requests, by where their state came from.",
+      "task", kTasks, {{"source", "computed"}});
   Counter& generated_tokens_ =
       NewCounter("ddl_generated_tokens_total", "Tokens drawn from the model.");
   Series<Counter, 4> wasted_tokens_ = NewCounters<4>(
@@ -353,10 +353,10 @@ class Metrics::ModelMetrics final : public EngineObserver {
       NewHistograms("ddl_request_queue_seconds",
                     "From a request's admission to the first step that computes any of it.",
                     LongSeconds(), "task", kTasks);
-  Series<Histogram, 2> prefill_ = NewHistograms(
-      "ddl_request_prefill_seconds",
-      "From a request's first step to its first token or last embedding.", LongSeconds(), "task",
-      kTasks);
+  Series<Histogram, 2> prefill_ =
+      NewHistograms("ddl_request_prefill_seconds",
+                    "From a request's first step to its first token or last embedding.",
+                    LongSeconds(), "task", kTasks);
   Series<Histogram, 2> decode_ =
       NewHistograms("ddl_request_decode_seconds", "From a request's first token to its end.",
                     LongSeconds(), "task", kTasks);
@@ -364,22 +364,20 @@ class Metrics::ModelMetrics final : public EngineObserver {
       "ddl_cancel_latency_seconds",
       "From seeing a cancellation or a passed deadline to having freed the request's blocks.",
       ShortSeconds(), "reason", {"cancel", "deadline"});
-  Series<Histogram, 2> prompt_per_request_ =
-      NewHistograms("ddl_request_prompt_tokens", "Prompt tokens of ended requests.", tokens_,
-                    "task", kTasks);
+  Series<Histogram, 2> prompt_per_request_ = NewHistograms(
+      "ddl_request_prompt_tokens", "Prompt tokens of ended requests.", tokens_, "task", kTasks);
   Histogram& generated_per_request_ =
       NewHistogram("ddl_request_generated_tokens", "Generated tokens of ended requests.", tokens_,
                    {{"task", "generate"}});
-  Series<Histogram, 3> step_duration_ = NewHistograms(
-      "ddl_step_duration_seconds", "Duration of a step, by what it computed.", ShortSeconds(),
-      "phase", kPhases);
+  Series<Histogram, 3> step_duration_ =
+      NewHistograms("ddl_step_duration_seconds", "Duration of a step, by what it computed.",
+                    ShortSeconds(), "phase", kPhases);
   Series<Histogram, 3> step_tokens_ = NewHistograms(
       "ddl_step_tokens", "Positions that a step computed.", tokens_, "phase", kPhases);
   Series<Histogram, 3> step_batch_size_ = NewHistograms(
       "ddl_step_batch_size", "Sequences that a step computed.", batch_, "phase", kPhases);
-  Histogram& scheduler_duration_ =
-      NewHistogram("ddl_scheduler_duration_seconds", "Time to decide what a step computes.",
-                   ShortSeconds());
+  Histogram& scheduler_duration_ = NewHistogram(
+      "ddl_scheduler_duration_seconds", "Time to decide what a step computes.", ShortSeconds());
   Gauge& kv_usage_ = NewGauge("ddl_kv_cache_usage_ratio", "Part of the K/V blocks in use, 0 to 1.");
   Gauge& kv_free_ = NewGauge(kBlocksName, kBlocksHelp, {{"state", "free"}});
   Gauge& kv_used_ = NewGauge(kBlocksName, kBlocksHelp, {{"state", "used"}});
@@ -410,9 +408,8 @@ class Metrics::ProcessCollector final : public prometheus::Collectable {
   }
 
  private:
-  static prometheus::MetricFamily One(
-      const char* name, const char* help, double value,
-      prometheus::MetricType type = prometheus::MetricType::Gauge) {
+  static prometheus::MetricFamily One(const char* name, const char* help, double value,
+                                      prometheus::MetricType type = prometheus::MetricType::Gauge) {
     prometheus::MetricFamily family{name, help, type, {{}}};
     (type == prometheus::MetricType::Gauge ? family.metric[0].gauge.value
                                            : family.metric[0].counter.value) = value;
@@ -432,8 +429,8 @@ struct Metrics::Impl {
                     "Requests refused before anything of them was computed."),
       HistogramFamily(*registry, "ddl_embed_inputs_per_request", "Inputs of an Embed."),
   };
-  Family<Gauge>& load_duration = GaugeFamily(
-      *registry, "ddl_model_load_duration_seconds", "How long the model took to load, by phase.");
+  Family<Gauge>& load_duration = GaugeFamily(*registry, "ddl_model_load_duration_seconds",
+                                             "How long the model took to load, by phase.");
   Gauge& ready = GaugeFamily(*registry, "ddl_server_ready", "1 while health says SERVING.").Add({});
   Gauge& draining =
       GaugeFamily(*registry, "ddl_server_draining", "1 after the signal to stop.").Add({});

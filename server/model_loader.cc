@@ -16,18 +16,17 @@ namespace {
 
 // Null when the folder has none.
 absl::StatusOr<std::shared_ptr<const Tokenizer>> LoadTokenizer(const Checkpoint& checkpoint) {
-  absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer =
-      Tokenizer::Load(checkpoint.folder());
+  absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer = Tokenizer::Load(checkpoint.folder());
   if (absl::IsNotFound(tokenizer.status())) {
     spdlog::warn("no tokenizer in {}: serving token ids only", checkpoint.folder().string());
     return nullptr;
   }
   if (!tokenizer.ok()) return tokenizer.status();
   if ((*tokenizer)->vocab_size() > checkpoint.config().vocab_size) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        checkpoint.folder().string(), ": the tokenizer has ids up to ",
-        (*tokenizer)->vocab_size() - 1, ", but vocab_size in config.json is ",
-        checkpoint.config().vocab_size));
+    return absl::InvalidArgumentError(
+        absl::StrCat(checkpoint.folder().string(), ": the tokenizer has ids up to ",
+                     (*tokenizer)->vocab_size() - 1, ", but vocab_size in config.json is ",
+                     checkpoint.config().vocab_size));
   }
   return std::shared_ptr<const Tokenizer>(*std::move(tokenizer));
 }
@@ -51,9 +50,9 @@ absl::StatusOr<int32_t> ChooseKvBlocks(int64_t bytes_per_token, int64_t context,
   const int64_t blocks = std::min<int64_t>(bytes / (bytes_per_token * block_tokens),
                                            std::numeric_limits<int32_t>::max());
   if (blocks < 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--kv_cache_memory: ", bytes, " bytes hold no block of ", block_tokens, " tokens, which takes ",
-        bytes_per_token * block_tokens));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv_cache_memory: ", bytes, " bytes hold no block of ", block_tokens,
+                     " tokens, which takes ", bytes_per_token * block_tokens));
   }
   if (blocks < context_blocks) {
     spdlog::warn(
@@ -88,9 +87,9 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
         "config.json asks for ddl_state_dv_shortconv_causal, which the official eager code "
         "ignores and so does this server; --obey_dv_shortconv_causal obeys it");
   }
-  loaded.max_context_length =
-      config.max_context_length > 0 ? config.max_context_length
-                                    : static_cast<int32_t>(model.block_size);
+  loaded.max_context_length = config.max_context_length > 0
+                                  ? config.max_context_length
+                                  : static_cast<int32_t>(model.block_size);
   if (loaded.max_context_length > model.block_size) {
     spdlog::warn("--max_context_length={} is more than the {} tokens the model was trained for",
                  loaded.max_context_length, model.block_size);
@@ -113,10 +112,11 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   absl::StatusOr<std::unique_ptr<ModelRunner>> runner = ModelRunner::Create(checkpoint, options);
   if (!runner.ok()) return runner.status();
   loaded.runner = *std::move(runner);
+  loaded.variant = VariantName(checkpoint->variant());
   loaded.pack = absl::Now() - packing;
   spdlog::info("loaded variant={} dtype={} context={} kv_cache={} blocks of {} tokens, {} MiB",
-               VariantName(checkpoint->variant()), loaded.runner->description().dtype,
-               loaded.max_context_length, *blocks, options.kv_block_size,
+               loaded.variant, loaded.runner->description().dtype, loaded.max_context_length,
+               *blocks, options.kv_block_size,
                (*blocks * bytes_per_token * options.kv_block_size) >> 20);
   return loaded;
 }

@@ -19,6 +19,7 @@ namespace ddl {
 // A checkpoint, ready for an engine.
 struct LoadedModel {
   std::unique_ptr<ModelRunner> runner;
+  std::string variant;                         // "gpt", "ccec" ...
   std::shared_ptr<const Tokenizer> tokenizer;  // null: token ids only
   int32_t max_context_length = 0;              // tokens
   std::future<std::string> weights_sha256;     // being computed

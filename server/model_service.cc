@@ -36,7 +36,7 @@ v1::ModelInfo ToProto(const ServedModel& model) {
   const ModelDescription& description = ready->engine->model();
   info.set_version(ready->identity.version);
   info.set_weights_sha256(ready->weights_sha256);
-  info.set_variant(std::string(VariantName(description.variant)));
+  info.set_variant(ready->variant);
   info.set_num_layers(static_cast<uint32_t>(description.num_layers));
   info.set_num_heads(static_cast<uint32_t>(description.num_heads));
   info.set_hidden_size(static_cast<uint32_t>(description.hidden_size));
@@ -125,6 +125,7 @@ v1::ServerInfo ModelService::Info() const {
                               static_cast<uint64_t>(description.kv_block_size));
   info.set_max_client_batch_size(static_cast<uint32_t>(model->limits.max_client_batch_size));
   info.set_max_batch_tokens(static_cast<uint32_t>(options.max_step_tokens));
+  info.set_estimated_queue_seconds(absl::ToDoubleSeconds(load.queue_delay));
   return info;
 }
 

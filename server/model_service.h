@@ -24,8 +24,7 @@ struct ServerState {
 class ModelService final
     : public v1::ModelService::WithRawCallbackMethod_ListModels<
           v1::ModelService::WithRawCallbackMethod_GetModelInfo<
-              v1::ModelService::WithRawCallbackMethod_GetServerInfo<
-                  v1::ModelService::Service>>> {
+              v1::ModelService::WithRawCallbackMethod_GetServerInfo<v1::ModelService::Service>>> {
  public:
   ModelService(const RpcSurroundings& surroundings, const ServerState& state)
       : surroundings_(surroundings), state_(state) {}

@@ -166,8 +166,7 @@ Priority ToPriority(v1::Priority priority, FieldErrors* errors) {
     case v1::PRIORITY_LOW:
       return Priority::kLow;
     default:
-      errors->AddRange("priority", "a value of the enum Priority",
-                       static_cast<int>(priority));
+      errors->AddRange("priority", "a value of the enum Priority", static_cast<int>(priority));
       return Priority::kNormal;
   }
 }
@@ -181,9 +180,9 @@ std::vector<TokenId> ToTokenIds(const Ids& ids, const std::string& field, int64_
   for (int i = 0; i < ids.size(); ++i) {
     if (ids[i] >= vocab_size) {
       // One is enough to see what is wrong; a whole prompt of them would not fit the answer.
-      errors->Add(absl::StrCat(field, "[", i, "]"),
-                  absl::StrCat("must be less than the vocabulary's size, ", vocab_size, ", not ",
-                               ids[i]));
+      errors->Add(
+          absl::StrCat(field, "[", i, "]"),
+          absl::StrCat("must be less than the vocabulary's size, ", vocab_size, ", not ", ids[i]));
       return tokens;
     }
     tokens.push_back(static_cast<TokenId>(ids[i]));
@@ -207,7 +206,7 @@ struct InputRules {
   bool add_special_tokens = true;
   v1::Truncation truncation;
   std::string truncation_field;
-  int32_t most_tokens = 0;       // that the model can take
+  int32_t most_tokens = 0;         // that the model can take
   const char* most_tokens_reason;  // for the message
 };
 
@@ -260,9 +259,9 @@ absl::StatusOr<CutTokens> ToTokens(const v1::Input& input, const std::string& fi
   }
   if (cut.tokens.size() <= most) return cut;
   if (!rules.truncation.truncate()) {
-    errors->Add(field, absl::StrCat("must be 1...", most, " tokens long (", rules.most_tokens_reason,
-                                    "), not ", cut.tokens.size(), "; ", rules.truncation_field,
-                                    ".truncate cuts it"));
+    errors->Add(field, absl::StrCat("must be 1...", most, " tokens long (",
+                                    rules.most_tokens_reason, "), not ", cut.tokens.size(), "; ",
+                                    rules.truncation_field, ".truncate cuts it"));
     return cut;
   }
   cut.truncated = true;
@@ -320,8 +319,8 @@ StoppingParams ToStopping(const v1::StoppingParams& proto, const RequestLimits& 
   }
 
   if (proto.stop_size() > kMaxStopStrings) {
-    errors->Add("stopping.stop", absl::StrCat("must be at most ", kMaxStopStrings,
-                                              " strings, not ", proto.stop_size()));
+    errors->Add("stopping.stop", absl::StrCat("must be at most ", kMaxStopStrings, " strings, not ",
+                                              proto.stop_size()));
   }
   for (int i = 0; i < std::min(proto.stop_size(), kMaxStopStrings); ++i) {
     const std::string& stop = proto.stop(i);
@@ -335,8 +334,8 @@ StoppingParams ToStopping(const v1::StoppingParams& proto, const RequestLimits& 
     errors->Add("stopping.stop_token_ids", absl::StrCat("must be at most ", kMaxStopTokenIds,
                                                         " ids, not ", proto.stop_token_ids_size()));
   } else {
-    params.stop_token_ids = ToTokenIds(proto.stop_token_ids(), "stopping.stop_token_ids",
-                                       limits.vocab_size, errors);
+    params.stop_token_ids =
+        ToTokenIds(proto.stop_token_ids(), "stopping.stop_token_ids", limits.vocab_size, errors);
   }
   params.ignore_eos = proto.ignore_eos();
   params.include_stop_str_in_output = proto.include_stop_str_in_output();
@@ -346,8 +345,7 @@ StoppingParams ToStopping(const v1::StoppingParams& proto, const RequestLimits& 
 absl::Duration ToQueueTimeout(const v1::GenerateRequest& request, FieldErrors* errors) {
   if (!request.has_queue_timeout()) return absl::InfiniteDuration();
   const google::protobuf::Duration& proto = request.queue_timeout();
-  const absl::Duration timeout =
-      absl::Seconds(proto.seconds()) + absl::Nanoseconds(proto.nanos());
+  const absl::Duration timeout = absl::Seconds(proto.seconds()) + absl::Nanoseconds(proto.nanos());
   if (timeout <= absl::ZeroDuration()) {
     errors->Add("queue_timeout",
                 absl::StrCat("must be more than 0s, not ", absl::FormatDuration(timeout)));
@@ -375,8 +373,7 @@ void SetDuration(absl::Duration duration, google::protobuf::Duration* proto) {
 void SetUsage(const RequestUsage& usage, v1::Usage* proto) {
   proto->set_prompt_tokens(static_cast<uint32_t>(usage.prompt_tokens));
   proto->set_completion_tokens(static_cast<uint32_t>(usage.completion_tokens));
-  proto->set_total_tokens(
-      static_cast<uint32_t>(usage.prompt_tokens + usage.completion_tokens));
+  proto->set_total_tokens(static_cast<uint32_t>(usage.prompt_tokens + usage.completion_tokens));
   proto->set_cached_tokens(static_cast<uint32_t>(usage.cached_tokens));
 }
 
@@ -479,8 +476,7 @@ Pooling ToPooling(v1::Pooling pooling, FieldErrors* errors) {
     case v1::POOLING_NONE:
       return Pooling::kNone;
     default:
-      errors->AddRange("params.pooling", "a value of the enum Pooling",
-                       static_cast<int>(pooling));
+      errors->AddRange("params.pooling", "a value of the enum Pooling", static_cast<int>(pooling));
       return Pooling::kLastToken;
   }
 }
@@ -522,8 +518,7 @@ absl::StatusOr<GenerateCall> ParseGenerate(const v1::GenerateRequest& request,
   call.request.queue_timeout = ToQueueTimeout(request, &errors);
   params.sampling = ToSampling(request.sampling(), &errors);
   params.stopping = ToStopping(request.stopping(), limits, &errors);
-  params.skip_special_tokens =
-      !request.has_skip_special_tokens() || request.skip_special_tokens();
+  params.skip_special_tokens = !request.has_skip_special_tokens() || request.skip_special_tokens();
   if (request.logprobs().has_logprobs()) {
     const uint32_t logprobs = request.logprobs().logprobs();
     if (logprobs > kMaxLogprobs) errors.AddRange("logprobs.logprobs", "0...20", logprobs);
@@ -548,8 +543,7 @@ absl::StatusOr<GenerateCall> ParseGenerate(const v1::GenerateRequest& request,
   CheckTruncation(rules, &errors);
   {
     const Stopwatch stopwatch(&call.tokenize);
-    absl::StatusOr<CutTokens> prompt =
-        ToTokens(request.prompt(), "prompt", rules, limits, &errors);
+    absl::StatusOr<CutTokens> prompt = ToTokens(request.prompt(), "prompt", rules, limits, &errors);
     if (!prompt.ok()) return prompt.status();
     params.prompt = std::move(prompt->tokens);
   }
@@ -558,8 +552,7 @@ absl::StatusOr<GenerateCall> ParseGenerate(const v1::GenerateRequest& request,
   return call;
 }
 
-absl::StatusOr<EmbedCall> ParseEmbed(const v1::EmbedRequest& request,
-                                     const RequestLimits& limits) {
+absl::StatusOr<EmbedCall> ParseEmbed(const v1::EmbedRequest& request, const RequestLimits& limits) {
   if (absl::Status status = CheckServed(kUnservedEmbed, request); !status.ok()) return status;
   FieldErrors errors;
   EmbedCall call;
@@ -576,20 +569,18 @@ absl::StatusOr<EmbedCall> ParseEmbed(const v1::EmbedRequest& request,
   if (request.params().has_dimensions()) {
     const uint32_t dimensions = request.params().dimensions();
     if (dimensions < 1 || dimensions > limits.hidden_size) {
-      errors.Add("params.dimensions", absl::StrCat("must be 1...", limits.hidden_size, ", not ",
-                                                   dimensions));
+      errors.Add("params.dimensions",
+                 absl::StrCat("must be 1...", limits.hidden_size, ", not ", dimensions));
     }
-    params.dimensions = static_cast<int32_t>(
-        std::min<int64_t>(dimensions, limits.hidden_size));
+    params.dimensions = static_cast<int32_t>(std::min<int64_t>(dimensions, limits.hidden_size));
   }
 
-  const InputRules rules = {
-      .add_special_tokens =
-          !request.params().has_add_special_tokens() || request.params().add_special_tokens(),
-      .truncation = request.params().truncation(),
-      .truncation_field = "params.truncation",
-      .most_tokens = limits.max_context_length,
-      .most_tokens_reason = "the context"};
+  const InputRules rules = {.add_special_tokens = !request.params().has_add_special_tokens() ||
+                                                  request.params().add_special_tokens(),
+                            .truncation = request.params().truncation(),
+                            .truncation_field = "params.truncation",
+                            .most_tokens = limits.max_context_length,
+                            .most_tokens_reason = "the context"};
   CheckTruncation(rules, &errors);
   if (CheckBatch("inputs", request.inputs_size(), limits, &errors)) {
     const Stopwatch stopwatch(&call.tokenize);
@@ -612,8 +603,7 @@ absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request
   FieldErrors errors;
   v1::TokenizeResponse response;
   if (!CheckBatch("texts", request.texts_size(), limits, &errors)) return errors.status();
-  const bool add_special_tokens =
-      !request.has_add_special_tokens() || request.add_special_tokens();
+  const bool add_special_tokens = !request.has_add_special_tokens() || request.add_special_tokens();
   for (int i = 0; i < request.texts_size(); ++i) {
     absl::StatusOr<std::vector<Tokenizer::Token>> tokens =
         limits.tokenizer->EncodeWithOffsets(request.texts(i), add_special_tokens);
@@ -765,7 +755,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
 
 absl::Time ToDeadline(std::chrono::system_clock::time_point deadline) {
   return deadline == std::chrono::system_clock::time_point::max() ? absl::InfiniteFuture()
-                                                                   : absl::FromChrono(deadline);
+                                                                  : absl::FromChrono(deadline);
 }
 
 }  // namespace ddl

@@ -61,10 +61,9 @@ absl::StatusOr<ServedModel*> ServedModels::Find(std::string_view name) const {
   for (const auto& model : models_) {
     if (model->name() == name) return model.get();
   }
-  const std::string names =
-      absl::StrJoin(models_, ", ", [](std::string* out, const auto& model) {
-        absl::StrAppend(out, "'", model->name(), "'");
-      });
+  const std::string names = absl::StrJoin(models_, ", ", [](std::string* out, const auto& model) {
+    absl::StrAppend(out, "'", model->name(), "'");
+  });
   return absl::NotFoundError(
       absl::StrCat("no model is called '", std::string(name.substr(0, 128)), "'; served: ", names));
 }

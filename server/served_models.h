@@ -21,6 +21,7 @@ enum class ModelState { kLoading, kWarmingUp, kReady, kFailed };
 // A model that has been loaded. Constant; the engine has its own rules.
 struct ReadyModel {
   ModelIdentity identity;
+  std::string variant;  // "gpt", "ccec" ...
   std::string weights_sha256;
   std::shared_ptr<const Tokenizer> tokenizer;  // null: token ids only
   RequestLimits limits;

@@ -144,7 +144,7 @@ absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model
   ready->weights_sha256 = loaded->weights_sha256.get();
   const absl::Time warming = absl::Now();
   EngineObserver* observer =
-      metrics_.AddModel(source.name, {.variant = std::string(VariantName(description.variant)),
+      metrics_.AddModel(source.name, {.variant = loaded->variant,
                                       .dtype = description.dtype,
                                       .device = description.device,
                                       .weights_sha256 = ready->weights_sha256,
@@ -162,6 +162,7 @@ absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model
   metrics_.SetLoadDuration(source.name, "warmup", absl::Now() - warming);
   (*engine)->Start();
 
+  ready->variant = loaded->variant;
   ready->identity.name = source.name;
   ready->identity.version = ready->weights_sha256.substr(0, kVersionLength);
   ready->identity.system_fingerprint = Fingerprint(ready->identity.version, description);

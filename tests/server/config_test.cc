@@ -1,0 +1,341 @@
+#include "server/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "absl/flags/reflection.h"
+
+namespace ddl {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+// Flag files for the rows below, in a folder of the test's own.
+class ConfigTest : public ::testing::Test {
+ protected:
+  ConfigTest() : folder_(::testing::TempDir() + "/ddl_config_test") {
+    std::filesystem::create_directories(folder_);
+  }
+
+  std::string File(const std::string& name, const std::string& content) {
+    const std::string path = folder_ + "/" + name;
+    std::ofstream(path) << content;
+    return path;
+  }
+
+  // Flags are global; every reading starts from the defaults.
+  static absl::StatusOr<CommandLine> Read(const std::vector<std::string>& arguments,
+                                          const Environment& environment = {}) {
+    const absl::FlagSaver restore_flags;
+    return ReadCommandLine(arguments, environment);
+  }
+
+  const std::string folder_;
+};
+
+TEST_F(ConfigTest, NeedsOnlyTheModel) {
+  const auto read = Read({"--model=/models/demo"});
+  ASSERT_TRUE(read.ok()) << read.status();
+  const ServerConfig& config = read->config;
+  ASSERT_EQ(config.models.size(), 1u);
+  EXPECT_EQ(config.models[0].name, "demo");
+  EXPECT_EQ(config.models[0].folder, "/models/demo");
+  EXPECT_EQ(config.grpc_address, "0.0.0.0:8500");
+  EXPECT_EQ(config.metrics_address, "0.0.0.0:9464");
+  EXPECT_EQ(config.dtype, std::nullopt);
+  EXPECT_EQ(config.max_running_sequences, 64);
+  EXPECT_EQ(config.max_waiting_requests, 256);
+  EXPECT_EQ(config.kv_block_size, 16);
+  EXPECT_EQ(config.kv_cache_bytes, std::nullopt);
+  EXPECT_EQ(config.drain_timeout, absl::Seconds(20));
+  EXPECT_EQ(config.drain_delay, absl::ZeroDuration());
+  EXPECT_FALSE(config.obey_dv_shortconv_causal);
+}
+
+// Which source of a flag wins. The flag is max_context_length, 0 by default.
+TEST_F(ConfigTest, Precedence) {
+  const std::string seven = File("seven", "# a comment\n\n  --max_context_length=7  \n");
+  const std::string nested = File("nested", "--flagfile=" + seven + "\n--threads=3\n");
+  struct Row {
+    const char* what;
+    std::vector<std::string> arguments;
+    Environment environment;
+    int32_t expected;
+  };
+  const Row rows[] = {
+      {"default", {}, {}, 0},
+      {"environment", {}, {{"DDL_MAX_CONTEXT_LENGTH", "5"}}, 5},
+      {"empty name is not ours", {}, {{"DDL_", "5"}, {"MAX_CONTEXT_LENGTH", "5"}}, 0},
+      {"variables of others", {}, {{"DDL_SERVER_PORT", "tcp://10.0.0.1:8500"}}, 0},
+      {"command line", {"--max_context_length=6"}, {}, 6},
+      {"value apart", {"--max_context_length", "6"}, {}, 6},
+      {"one dash", {"-max_context_length=6"}, {}, 6},
+      {"last word", {"--max_context_length=6", "--max_context_length=8"}, {}, 8},
+      {"over environment", {"--max_context_length=6"}, {{"DDL_MAX_CONTEXT_LENGTH", "5"}}, 6},
+      {"flagfile", {"--flagfile=" + seven}, {}, 7},
+      {"flagfile apart", {"--flagfile", seven}, {}, 7},
+      {"flagfile in a flagfile", {"--flagfile=" + nested}, {}, 7},
+      {"two flagfiles",
+       {"--flagfile=" + File("two", "--max_context_length=2") + "," + seven},
+       {},
+       7},
+      {"after flagfile", {"--flagfile=" + seven, "--max_context_length=6"}, {}, 6},
+      {"before flagfile", {"--max_context_length=6", "--flagfile=" + seven}, {}, 7},
+      {"flagfile over environment", {"--flagfile=" + seven}, {{"DDL_MAX_CONTEXT_LENGTH", "5"}}, 7},
+      {"flagfile in environment", {}, {{"DDL_FLAGFILE", seven}}, 7},
+      {"environment over its flagfile",
+       {},
+       {{"DDL_FLAGFILE", seven}, {"DDL_MAX_CONTEXT_LENGTH", "5"}},
+       5},
+      {"empty flagfile", {"--flagfile=" + File("empty", "")}, {}, 0},
+  };
+  for (const Row& row : rows) {
+    std::vector<std::string> arguments = {"--model=demo"};
+    arguments.insert(arguments.end(), row.arguments.begin(), row.arguments.end());
+    const auto read = Read(arguments, row.environment);
+    ASSERT_TRUE(read.ok()) << row.what << ": " << read.status();
+    EXPECT_EQ(read->config.max_context_length, row.expected) << row.what;
+  }
+}
+
+TEST_F(ConfigTest, Booleans) {
+  struct Row {
+    std::vector<std::string> arguments;
+    bool expected;
+  };
+  const Row rows[] = {
+      {{"--obey_dv_shortconv_causal"}, true},
+      {{"--obey_dv_shortconv_causal=true"}, true},
+      {{"--obey_dv_shortconv_causal=false"}, false},
+      {{"--obey_dv_shortconv_causal", "--noobey_dv_shortconv_causal"}, false},
+      // A boolean takes no argument of its own.
+      {{"--obey_dv_shortconv_causal", "--threads=1"}, true},
+  };
+  for (const Row& row : rows) {
+    std::vector<std::string> arguments = row.arguments;
+    arguments.push_back("--model=demo");
+    const auto read = Read(arguments);
+    ASSERT_TRUE(read.ok()) << row.arguments[0] << ": " << read.status();
+    EXPECT_EQ(read->config.obey_dv_shortconv_causal, row.expected) << row.arguments.back();
+  }
+}
+
+TEST_F(ConfigTest, ReadsEveryKindOfValue) {
+  const auto read = Read({"--model=demo", "--dtype=bfloat16", "--device=cpu",
+                          "--kv_cache_memory=2GiB", "--drain_timeout=1m30s", "--log_level=warning",
+                          "--grpc_address=[::1]:0", "--max_waiting_tokens=5000000000"});
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->config.dtype, RunnerDType::kBFloat16);
+  EXPECT_EQ(read->config.kv_cache_bytes, int64_t{2} << 30);
+  EXPECT_EQ(read->config.drain_timeout, absl::Seconds(90));
+  EXPECT_EQ(read->config.log_level, LogLevel::kWarning);
+  EXPECT_EQ(read->config.grpc_address, "[::1]:0");
+  EXPECT_EQ(read->config.max_waiting_tokens, 5000000000);
+}
+
+// What is refused, and words that the message must hold.
+TEST_F(ConfigTest, Refusals) {
+  const std::string model = "--model=demo";
+  const std::string self = folder_ + "/self";
+  File("self", "--flagfile=" + self);
+  struct Row {
+    std::vector<std::string> arguments;
+    Environment environment;
+    std::vector<std::string> words;
+  };
+  const Row rows[] = {
+      // Unknown flags.
+      {{model, "--max_contxt_length=5"},
+       {},
+       {"--max_contxt_length", "did you mean --max_context_length?"}},
+      {{model, "--modle=x"}, {}, {"did you mean --model?"}},
+      {{model, "--max-context-length=5"}, {}, {"did you mean --max_context_length?"}},
+      {{model, "--zzzzzzzzzz"}, {}, {"unknown flag --zzzzzzzzzz", "--help"}},
+      {{model, "--nothreads"}, {}, {"unknown flag --nothreads"}},
+      {{model, "--flagfile=" + File("typo", "\n--treads=2")},
+       {},
+       {"typo:2", "--treads", "--threads?"}},
+      // Not flags.
+      {{model, "extra"}, {}, {"unexpected argument 'extra'"}},
+      {{model, "--"}, {}, {"unexpected argument '--'"}},
+      {{model, "-"}, {}, {"unexpected argument '-'"}},
+      {{model, "two\nlines"}, {}, {"unexpected argument 'two lines'"}},
+      // Bad values.
+      {{model, "--threads"}, {}, {"--threads lacks a value"}},
+      {{model, "--threads="}, {}, {"threads"}},
+      {{model, "--threads=many"}, {}, {"threads", "many"}},
+      {{model, "--threads=99999999999"}, {}, {"threads"}},
+      {{model, "--drain_timeout=5"}, {}, {"drain_timeout", "5"}},
+      {{model, "--obey_dv_shortconv_causal=perhaps"}, {}, {"obey_dv_shortconv_causal", "perhaps"}},
+      {{model, "--dtype=float16"}, {}, {"dtype", "auto, float32, bfloat16"}},
+      {{model, "--device=gpu"}, {}, {"device", "auto, cpu"}},
+      {{model, "--device=cuda"}, {}, {"no CUDA support", "--device=cpu"}},
+      {{model, "--device=cuda:1"}, {}, {"no CUDA support"}},
+      {{model, "--log_level=verbose"}, {}, {"debug, info, warning, error"}},
+      {{model, "--kv_cache_memory=lots"}, {}, {"kv_cache_memory", "2GiB", "auto"}},
+      {{model}, {{"DDL_THREADS", "many"}}, {"DDL_THREADS in the environment", "many"}},
+      // Files.
+      {{model, "--flagfile=/nowhere/flags"}, {}, {"cannot read '/nowhere/flags'"}},
+      {{model, "--flagfile=" + folder_}, {}, {"cannot read"}},
+      {{model, "--flagfile=" + self}, {}, {"flag files inside each other"}},
+      // Impossible settings.
+      {{}, {}, {"--model is required"}},
+      {{"--model="}, {}, {"--model is required"}},
+      {{"--model=a,b"}, {}, {"2 models", "one model in this version"}},
+      {{model, "--threads=-1"}, {}, {"--threads=-1", "0...1024"}},
+      {{model, "--max_context_length=1"}, {}, {"at least 2"}},
+      {{model, "--max_running_sequences=0"}, {}, {"--max_running_sequences=0", "1..."}},
+      {{model, "--max_waiting_requests=0"}, {}, {"--max_waiting_requests=0", "1..."}},
+      {{model, "--max_step_tokens=63"}, {}, {"--max_step_tokens=63", "--max_running_sequences=64"}},
+      {{model, "--kv_block_size=0"}, {}, {"--kv_block_size=0"}},
+      {{model, "--max_client_batch_size=0"}, {}, {"--max_client_batch_size=0"}},
+      {{model, "--default_max_tokens=0"}, {}, {"--default_max_tokens=0"}},
+      {{model, "--drain_timeout=-1s"}, {}, {"--drain_timeout=-1s"}},
+      {{model, "--drain_delay=inf"}, {}, {"--drain_delay=inf"}},
+      {{model, "--grpc_address=8500"}, {}, {"--grpc_address=8500", "HOST:PORT"}},
+      {{model, "--grpc_address=:8500"}, {}, {"HOST:PORT"}},
+      {{model, "--grpc_address=localhost:"}, {}, {"HOST:PORT"}},
+      {{model, "--metrics_address=localhost:65536"}, {}, {"--metrics_address=localhost:65536"}},
+  };
+  for (const Row& row : rows) {
+    const std::string what = row.arguments.empty() ? "(none)" : row.arguments.back();
+    const auto read = Read(row.arguments, row.environment);
+    ASSERT_FALSE(read.ok()) << what;
+    EXPECT_EQ(read.status().code(), absl::StatusCode::kInvalidArgument) << what;
+    for (const std::string& word : row.words) {
+      EXPECT_THAT(std::string(read.status().message()), HasSubstr(word)) << what;
+    }
+    EXPECT_THAT(std::string(read.status().message()), Not(HasSubstr("\n"))) << what;
+  }
+}
+
+// A value that no flag may have is refused, the one next to it is not.
+TEST_F(ConfigTest, Edges) {
+  const std::vector<std::string> accepted[] = {
+      {"--max_step_tokens=64"}, {"--max_context_length=2"},
+      {"--threads=1024"},       {"--max_running_sequences=1", "--max_step_tokens=1"},
+      {"--drain_timeout=0s"},   {"--drain_timeout=24h"},
+      {"--kv_block_size=1"},    {"--grpc_address=localhost:65535"}};
+  for (std::vector<std::string> arguments : accepted) {
+    arguments.push_back("--model=demo");
+    EXPECT_TRUE(Read(arguments).ok()) << arguments[0] << ": " << Read(arguments).status();
+  }
+}
+
+TEST_F(ConfigTest, HelpAndVersionComeFirst) {
+  EXPECT_EQ(Read({"--help"})->action, CommandLineAction::kHelp);
+  EXPECT_EQ(Read({"--version"})->action, CommandLineAction::kVersion);
+  EXPECT_EQ(Read({"--nonsense", "--help"})->action, CommandLineAction::kHelp);
+  EXPECT_EQ(Read({"--help"}, {{"DDL_THREADS", "many"}})->action, CommandLineAction::kHelp);
+  EXPECT_EQ(Read({"--flagfile=" + File("help", "--help")})->action, CommandLineAction::kHelp);
+}
+
+TEST_F(ConfigTest, HelpShowsEveryFlagOnce) {
+  const std::string help = ServerHelpText();
+  size_t ours = 0;
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    if (!std::string(flag->Filename()).ends_with("server/config.cc")) continue;
+    ++ours;
+    const std::string line =
+        "\n  --" + std::string(name) + (flag->DefaultValue().empty() ? "\n" : "=");
+    const size_t found = help.find(line);
+    EXPECT_NE(found, std::string::npos) << name;
+    EXPECT_EQ(help.find(line, found + 1), std::string::npos) << name;
+  }
+  size_t grouped = 0;
+  for (const FlagGroup& group : ServerFlagGroups()) grouped += group.flags.size();
+  EXPECT_EQ(ours, grouped);
+  EXPECT_THAT(help, HasSubstr("\nEngine:\n"));
+  EXPECT_THAT(help, HasSubstr("--max_running_sequences=64\n"));
+  EXPECT_THAT(help, HasSubstr("--kv_cache_memory=auto\n"));
+}
+
+TEST(ParseModelSourcesTest, Accepts) {
+  struct Row {
+    const char* text;
+    std::vector<std::pair<std::string, std::string>> expected;  // name, folder
+  };
+  const Row rows[] = {
+      {"/models/demo", {{"demo", "/models/demo"}}},
+      {"/models/demo/", {{"demo", "/models/demo/"}}},
+      {"/models/demo/.", {{"demo", "/models/demo/."}}},
+      {"demo", {{"demo", "demo"}}},
+      {"a=/models/demo", {{"a", "/models/demo"}}},
+      {"a=models/x=y", {{"a", "models/x=y"}}},
+      {"/models/x=y/demo", {{"demo", "/models/x=y/demo"}}},
+      {"a=/m/1,/m/two,c=/m/3", {{"a", "/m/1"}, {"two", "/m/two"}, {"c", "/m/3"}}},
+      {"ddl-124M_v1.2:best@home+1=/m", {{"ddl-124M_v1.2:best@home+1", "/m"}}},
+  };
+  for (const Row& row : rows) {
+    const auto models = ParseModelSources(row.text);
+    ASSERT_TRUE(models.ok()) << row.text << ": " << models.status();
+    ASSERT_EQ(models->size(), row.expected.size()) << row.text;
+    for (size_t i = 0; i < models->size(); ++i) {
+      EXPECT_EQ((*models)[i].name, row.expected[i].first) << row.text;
+      EXPECT_EQ((*models)[i].folder, row.expected[i].second) << row.text;
+    }
+  }
+}
+
+TEST(ParseModelSourcesTest, NamesTheFolderItRunsIn) {
+  const auto models = ParseModelSources(".");
+  ASSERT_TRUE(models.ok()) << models.status();
+  EXPECT_EQ((*models)[0].name, std::filesystem::current_path().filename().string());
+}
+
+TEST(ParseModelSourcesTest, Refuses) {
+  for (const char* text : {"", ",", "a=", "=/m", "/m/a,/n/a", "a=/m,a=/n", "/", "unknown=/m",
+                           "my model=/m", "/m/my model", "a=/m,,b=/n"}) {
+    const auto models = ParseModelSources(text);
+    ASSERT_FALSE(models.ok()) << text;
+    EXPECT_THAT(std::string(models.status().message()), HasSubstr("--model")) << text;
+  }
+}
+
+TEST(ParseMemorySizeTest, Table) {
+  struct Row {
+    const char* text;
+    int64_t expected;  // -1: refused
+  };
+  const Row rows[] = {
+      {"1", 1},
+      {"1B", 1},
+      {"1KB", 1000},
+      {"1KiB", 1024},
+      {"512MiB", 512 << 20},
+      {"2GiB", int64_t{2} << 30},
+      {"1.5GB", 1500000000},
+      {"1TiB", int64_t{1} << 40},
+      {"0", -1},
+      {"-1GiB", -1},
+      {"", -1},
+      {"GiB", -1},
+      {"2gib", -1},
+      {"2 G", -1},
+      {"nan", -1},
+      {"inf", -1},
+      {"1e300GiB", -1},
+      {"0.1B", -1},
+  };
+  for (const Row& row : rows) {
+    const auto bytes = ParseMemorySize(row.text);
+    EXPECT_EQ(bytes.value_or(-1), row.expected) << row.text;
+  }
+}
+
+TEST(AutomaticKvCacheBytesTest, IsAtMostAQuarterOfWhatIsAvailable) {
+  EXPECT_EQ(AutomaticKvCacheBytes(100, 64, 1000, 0), 6400000);
+  EXPECT_EQ(AutomaticKvCacheBytes(100, 64, 1000, 4 * 6400000), 6400000);
+  EXPECT_EQ(AutomaticKvCacheBytes(100, 64, 1000, 4 * 6400000 - 4), 6399999);
+  EXPECT_GT(AvailableMemoryBytes(), 0);
+}
+
+}  // namespace
+}  // namespace ddl

@@ -1,0 +1,862 @@
+#include "server/server.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/support/sync_stream.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/server/byte_tokenizer.h"
+#include "tests/server/engine/engine_fixture.h"
+#include "tests/server/test_server.h"
+
+namespace ddl {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+
+// A greedy request for `max_tokens` tokens after a prompt of token ids.
+v1::GenerateRequest GreedyRequest(const std::vector<TokenId>& prompt, int max_tokens) {
+  v1::GenerateRequest request;
+  for (const TokenId id : prompt) request.mutable_prompt()->mutable_token_ids()->add_ids(id);
+  request.mutable_sampling()->set_temperature(0);
+  request.mutable_stopping()->set_max_tokens(max_tokens);
+  request.mutable_stopping()->set_ignore_eos(true);
+  return request;
+}
+
+std::vector<TokenId> Ids(const google::protobuf::RepeatedPtrField<v1::TokenInfo>& tokens) {
+  std::vector<TokenId> ids;
+  for (const v1::TokenInfo& token : tokens) ids.push_back(static_cast<TokenId>(token.token_id()));
+  return ids;
+}
+
+// What a stream brought.
+struct Streamed {
+  std::vector<v1::GenerateStreamResponse> events;
+  grpc::Status status;
+
+  std::string Text() const {
+    std::string text;
+    for (const auto& event : events) text += event.delta().text();
+    return text;
+  }
+  std::vector<TokenId> TokenIds() const {
+    std::vector<TokenId> all;
+    for (const auto& event : events) {
+      const std::vector<TokenId> ids = Ids(event.delta().tokens());
+      all.insert(all.end(), ids.begin(), ids.end());
+    }
+    return all;
+  }
+  // "SDDE" for a start, two deltas and an end.
+  std::string Shape() const {
+    std::string shape;
+    for (const auto& event : events) {
+      shape += event.has_start() ? 'S' : event.has_delta() ? 'D' : event.has_end() ? 'E' : '?';
+    }
+    return shape;
+  }
+};
+
+Streamed ReadStream(TestServer& server, const v1::GenerateRequest& request) {
+  Streamed streamed;
+  grpc::ClientContext context;
+  auto reader = server.inference().GenerateStream(&context, request);
+  for (v1::GenerateStreamResponse event; reader->Read(&event);) streamed.events.push_back(event);
+  streamed.status = reader->Finish();
+  return streamed;
+}
+
+grpc::Status Generate(TestServer& server, const v1::GenerateRequest& request,
+                      v1::GenerateResponse* response) {
+  grpc::ClientContext context;
+  return server.inference().Generate(&context, request, response);
+}
+
+TEST(ServerTest, Generates) {
+  TestServer server;
+  v1::GenerateRequest request = GreedyRequest({1, 2, 3}, 5);
+  request.set_request_id("mine");
+  v1::GenerateResponse response;
+  const grpc::Status status = Generate(server, request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(response.request_id(), "mine");
+  EXPECT_EQ(response.model(), "fake");
+  EXPECT_EQ(response.model_version(), "0123456789ab");
+  EXPECT_THAT(response.system_fingerprint(), HasSubstr("0123456789ab-"));
+  EXPECT_THAT(response.system_fingerprint(), HasSubstr("-float32"));
+  ASSERT_EQ(response.completions_size(), 1);
+  const v1::Completion& completion = response.completions(0);
+  EXPECT_EQ(Ids(completion.tokens()),
+            ExpectedTokens({1, 2, 3}, 5, {.temperature = 0}, kByteTokenizerVocabSize));
+  EXPECT_EQ(completion.finish_reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(response.usage().prompt_tokens(), 3u);
+  EXPECT_EQ(response.usage().completion_tokens(), 5u);
+  EXPECT_EQ(response.usage().total_tokens(), 8u);
+  EXPECT_GT(response.timings().time_to_first_token().nanos(), 0);
+  for (const v1::TokenInfo& token : completion.tokens()) EXPECT_FALSE(token.has_logprob());
+}
+
+TEST(ServerTest, DrawsAndReturnsASeed) {
+  TestServer server;
+  v1::GenerateRequest request = GreedyRequest({1, 2, 3}, 20);
+  request.mutable_sampling()->set_temperature(1);
+  v1::GenerateResponse first;
+  ASSERT_TRUE(Generate(server, request, &first).ok());
+  request.mutable_sampling()->set_seed(first.completions(0).seed());
+  v1::GenerateResponse second;
+  ASSERT_TRUE(Generate(server, request, &second).ok());
+  EXPECT_EQ(second.completions(0).seed(), first.completions(0).seed());
+  EXPECT_EQ(Ids(second.completions(0).tokens()), Ids(first.completions(0).tokens()));
+  request.mutable_sampling()->clear_seed();
+  v1::GenerateResponse third;
+  ASSERT_TRUE(Generate(server, request, &third).ok());
+  EXPECT_NE(third.completions(0).seed(), first.completions(0).seed());
+  EXPECT_NE(third.request_id(), first.request_id());
+}
+
+TEST(ServerTest, GivesLogprobsWhenAsked) {
+  TestServer server;
+  v1::GenerateRequest request = GreedyRequest({1, 2, 3}, 2);
+  request.mutable_logprobs()->set_logprobs(0);
+  v1::GenerateResponse response;
+  ASSERT_TRUE(Generate(server, request, &response).ok());
+  EXPECT_TRUE(response.completions(0).tokens(0).has_logprob());
+  EXPECT_THAT(response.completions(0).tokens(0).top(), IsEmpty());
+  request.mutable_logprobs()->set_logprobs(3);
+  const Streamed streamed = ReadStream(server, request);
+  ASSERT_TRUE(streamed.status.ok());
+  EXPECT_THAT(streamed.events[1].delta().tokens(0).top(), SizeIs(3));
+  EXPECT_EQ(streamed.events[1].delta().tokens(0).logprob(),
+            response.completions(0).tokens(0).logprob());
+}
+
+TEST(ServerTest, StreamsWhatUnaryGives) {
+  TestServer server;
+  for (const int interval : {1, 2, 3, 7, 20, 1000}) {
+    v1::GenerateRequest request = GreedyRequest({4, 5, 6}, 20);
+    v1::GenerateResponse unary;
+    ASSERT_TRUE(Generate(server, request, &unary).ok());
+    request.set_stream_interval(interval);
+    request.set_request_id("mine");
+    const Streamed streamed = ReadStream(server, request);
+    ASSERT_TRUE(streamed.status.ok()) << interval;
+    // Every `interval` tokens an event; what is left at the end makes one more.
+    const int deltas = (20 + interval - 1) / interval;
+    EXPECT_EQ(streamed.Shape(), "S" + std::string(deltas, 'D') + "E") << interval;
+    for (const auto& event : streamed.events) EXPECT_EQ(event.request_id(), "mine");
+    EXPECT_EQ(streamed.events.front().start().prompt_tokens(), 3u);
+    EXPECT_EQ(streamed.events.front().start().model(), "fake");
+    EXPECT_EQ(streamed.events.front().start().model_version(), unary.model_version());
+    EXPECT_EQ(streamed.events.front().start().system_fingerprint(), unary.system_fingerprint());
+    EXPECT_EQ(streamed.Text(), unary.completions(0).text()) << interval;
+    EXPECT_EQ(streamed.TokenIds(), Ids(unary.completions(0).tokens())) << interval;
+    const v1::StreamEnd& end = streamed.events.back().end();
+    ASSERT_EQ(end.completions_size(), 1);
+    EXPECT_EQ(end.completions(0).text(), "");
+    EXPECT_EQ(end.completions(0).tokens_size(), 0);
+    EXPECT_EQ(end.completions(0).finish_reason(), v1::FINISH_REASON_LENGTH);
+    EXPECT_EQ(end.completions(0).cumulative_logprob(), unary.completions(0).cumulative_logprob());
+    EXPECT_EQ(end.usage().completion_tokens(), 20u);
+  }
+}
+
+TEST(ServerTest, StopsAtStringsAndTokens) {
+  TestServer server;
+  v1::GenerateRequest request = GreedyRequest({4, 5, 6}, 30);
+  v1::GenerateResponse whole;
+  ASSERT_TRUE(Generate(server, request, &whole).ok());
+
+  request.mutable_stopping()->add_stop_token_ids(whole.completions(0).tokens(9).token_id());
+  v1::GenerateResponse by_token;
+  ASSERT_TRUE(Generate(server, request, &by_token).ok());
+  EXPECT_EQ(by_token.completions(0).finish_reason(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(by_token.completions(0).matched_token_id(), whole.completions(0).tokens(9).token_id());
+  EXPECT_LE(by_token.completions(0).tokens_size(), 10);
+
+  // The bytes of an ASCII letter of the completion.
+  std::string letter;
+  for (const char c : whole.completions(0).text()) {
+    if (letter.empty() && c >= 'A' && c <= 'z') letter = c;
+  }
+  ASSERT_NE(letter, "") << "choose another prompt";
+  request.mutable_stopping()->clear_stop_token_ids();
+  request.mutable_stopping()->add_stop(letter);
+  v1::GenerateResponse by_string;
+  ASSERT_TRUE(Generate(server, request, &by_string).ok());
+  EXPECT_EQ(by_string.completions(0).finish_reason(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(by_string.completions(0).matched_stop_str(), letter);
+  EXPECT_EQ(by_string.completions(0).text(),
+            whole.completions(0).text().substr(0, whole.completions(0).text().find(letter)));
+  EXPECT_EQ(ReadStream(server, request).Text(), by_string.completions(0).text());
+}
+
+TEST(ServerTest, EndsAtTheContext) {
+  TestServer server;
+  const Streamed streamed = ReadStream(server, GreedyRequest(Prompt(60), 100));
+  ASSERT_TRUE(streamed.status.ok());
+  EXPECT_EQ(streamed.events.back().end().completions(0).finish_reason(), v1::FINISH_REASON_CONTEXT);
+  EXPECT_EQ(streamed.TokenIds().size(), 4u);
+}
+
+TEST(ServerTest, Embeds) {
+  TestServer server;
+  v1::EmbedRequest request;
+  const std::vector<std::vector<TokenId>> inputs = {{1, 2, 3}, {4}, {5, 6, 7, 8, 9}};
+  for (const auto& input : inputs) {
+    v1::Input* added = request.add_inputs();
+    for (const TokenId id : input) added->mutable_token_ids()->add_ids(id);
+  }
+  request.mutable_params()->set_normalize(false);
+  v1::EmbedResponse response;
+  grpc::ClientContext context;
+  ASSERT_TRUE(server.inference().Embed(&context, request, &response).ok());
+  ASSERT_EQ(response.embeddings_size(), 3);
+  EXPECT_EQ(response.dimensions(), 3u);
+  EXPECT_EQ(response.usage().prompt_tokens(), 9u);
+  EXPECT_EQ(response.usage().completion_tokens(), 0u);
+  for (int i = 0; i < 3; ++i) {
+    const v1::Embedding& embedding = response.embeddings(i);
+    EXPECT_EQ(embedding.index(), static_cast<uint32_t>(i));
+    EXPECT_EQ(embedding.prompt_tokens(), inputs[i].size());
+    ASSERT_EQ(embedding.vectors_size(), 1);
+    EXPECT_THAT(embedding.vectors(0).values(),
+                ::testing::ElementsAreArray(FakeModelRunner::Hidden(inputs[i])));
+  }
+}
+
+TEST(ServerTest, EmbedsInEveryEncoding) {
+  TestServer server;
+  v1::EmbedRequest request;
+  for (const TokenId id : {1, 2, 3}) request.add_inputs()->mutable_token_ids()->add_ids(id);
+  request.mutable_params()->set_pooling(v1::POOLING_NONE);
+  request.mutable_params()->set_normalize(false);
+  const auto embed = [&](v1::EncodingFormat format) {
+    request.mutable_params()->set_encoding_format(format);
+    v1::EmbedResponse response;
+    grpc::ClientContext context;
+    EXPECT_TRUE(server.inference().Embed(&context, request, &response).ok());
+    return response.embeddings(2).vectors(0);
+  };
+  const v1::Vector floats = embed(v1::ENCODING_FORMAT_FLOAT);
+  ASSERT_EQ(floats.values_size(), 3);
+  const v1::Vector f32 = embed(v1::ENCODING_FORMAT_BYTES_F32LE);
+  EXPECT_THAT(f32.values(), IsEmpty());
+  EXPECT_EQ(f32.raw(), std::string(reinterpret_cast<const char*>(floats.values().data()), 12));
+  const v1::Vector bf16 = embed(v1::ENCODING_FORMAT_BYTES_BF16LE);
+  ASSERT_EQ(bf16.raw().size(), 6u);
+  for (int i = 0; i < 3; ++i) {
+    uint16_t half;
+    std::memcpy(&half, bf16.raw().data() + 2 * i, 2);
+    const uint32_t bits = static_cast<uint32_t>(half) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    EXPECT_NEAR(value, floats.values(i), std::abs(floats.values(i)) / 256) << i;
+  }
+}
+
+TEST(ServerTest, TokenizesAndDetokenizes) {
+  TestServer server;
+  v1::TokenizeRequest tokenize;
+  tokenize.add_texts("Hé");
+  tokenize.add_texts("");
+  v1::TokenizeResponse tokens;
+  grpc::ClientContext context;
+  ASSERT_TRUE(server.inference().Tokenize(&context, tokenize, &tokens).ok());
+  ASSERT_EQ(tokens.lists_size(), 2);
+  EXPECT_EQ(tokens.lists(1).tokens_size(), 0);
+  ASSERT_EQ(tokens.lists(0).tokens_size(), 3);
+  EXPECT_EQ(tokens.lists(0).tokens(1).id(), 0xC3u);
+  EXPECT_EQ(tokens.lists(0).tokens(1).bytes(), "\xC3");
+  EXPECT_EQ(tokens.lists(0).tokens(1).start(), 1u);
+  EXPECT_EQ(tokens.lists(0).tokens(1).end(), 2u);
+
+  v1::DetokenizeRequest detokenize;
+  for (const v1::Token& token : tokens.lists(0).tokens()) {
+    if (detokenize.sequences_size() == 0) detokenize.add_sequences();
+    detokenize.mutable_sequences(0)->add_ids(token.id());
+  }
+  v1::DetokenizeResponse texts;
+  grpc::ClientContext context2;
+  ASSERT_TRUE(server.inference().Detokenize(&context2, detokenize, &texts).ok());
+  EXPECT_THAT(texts.texts(), ElementsAre("Hé"));
+}
+
+TEST(ServerTest, AnswersManyCallsAtOnceAsAlone) {
+  TestServer server;
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 32; ++i) {
+    clients.emplace_back([&server, i] {
+      const std::vector<TokenId> prompt = Prompt(1 + i, i);
+      const std::vector<TokenId> expected =
+          ExpectedTokens(prompt, 20, {.temperature = 0}, kByteTokenizerVocabSize);
+      if (i % 2 == 0) {
+        const Streamed streamed = ReadStream(server, GreedyRequest(prompt, 20));
+        EXPECT_TRUE(streamed.status.ok()) << streamed.status.error_message();
+        EXPECT_EQ(streamed.TokenIds(), expected) << i;
+      } else {
+        v1::GenerateResponse response;
+        EXPECT_TRUE(Generate(server, GreedyRequest(prompt, 20), &response).ok());
+        EXPECT_EQ(Ids(response.completions(0).tokens()), expected) << i;
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+}
+
+// Errors, with the details that clients read.
+TEST(ServerTest, Errors) {
+  TestServer server;
+  struct Row {
+    const char* what;
+    std::function<void(v1::GenerateRequest*)> change;
+    grpc::StatusCode code;
+    const char* words;
+    const char* field;  // of the violation; empty: none
+  };
+  const Row rows[] = {
+      {"unknown model", [](auto* r) { r->set_model("other"); }, grpc::StatusCode::NOT_FOUND,
+       "served: 'fake'", ""},
+      {"temperature", [](auto* r) { r->mutable_sampling()->set_temperature(3); },
+       grpc::StatusCode::INVALID_ARGUMENT, "0...2, not 3", "sampling.temperature"},
+      {"too long", [](auto* r) { *r = GreedyRequest(Prompt(64), 1); },
+       grpc::StatusCode::INVALID_ARGUMENT, "1...63 tokens", "prompt"},
+      {"not served", [](auto* r) { r->mutable_sampling()->set_n(2); },
+       grpc::StatusCode::UNIMPLEMENTED, "sampling.n", ""},
+      {"no prompt", [](auto* r) { r->clear_prompt(); }, grpc::StatusCode::INVALID_ARGUMENT,
+       "text or token_ids", "prompt"},
+  };
+  for (const Row& row : rows) {
+    v1::GenerateRequest request = GreedyRequest({1}, 1);
+    row.change(&request);
+    v1::GenerateResponse response;
+    const Streamed streamed = ReadStream(server, request);
+    EXPECT_EQ(streamed.Shape(), "") << row.what;
+    for (const grpc::Status& status : {Generate(server, request, &response), streamed.status}) {
+      EXPECT_EQ(status.error_code(), row.code) << row.what << ": " << status.error_message();
+      EXPECT_THAT(status.error_message(), HasSubstr(row.words)) << row.what;
+      const DecodedStatus details = Decode(status);
+      if (*row.field == '\0') {
+        EXPECT_EQ(details.bad_request.field_violations_size(), 0) << row.what;
+      } else {
+        ASSERT_EQ(details.bad_request.field_violations_size(), 1) << row.what;
+        EXPECT_EQ(details.bad_request.field_violations(0).field(), row.field) << row.what;
+        EXPECT_THAT(details.bad_request.field_violations(0).description(), HasSubstr(row.words));
+      }
+    }
+  }
+  v1::ScoreResponse score;
+  grpc::ClientContext context;
+  EXPECT_EQ(server.inference().Score(&context, {}, &score).error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+}
+
+// Requests that are not the message they should be, as bytes.
+TEST(ServerTest, RefusesBytesThatAreNoRequest) {
+  TestServer server;
+  struct Row {
+    const char* method;
+    std::string request;
+    const char* field;
+  };
+  const Row rows[] = {
+      {"InferenceService/Generate", "\x1A\x03\x0A\x01\xFF", "prompt.text"},
+      {"InferenceService/GenerateStream", "\x1A\x03\x0A\x01\xFF", "prompt.text"},
+      {"InferenceService/Generate", "\x2A\x06\x1A\x01\x61\x1A\x01\xC3", "stopping.stop[1]"},
+      {"InferenceService/Embed", "\x1A\x03\x0A\x01\xFF", "inputs[0].text"},
+      {"InferenceService/Tokenize", "\x12\x01\x61\x12\x02\xED\xA0", "texts[1]"},
+      {"ModelService/GetModelInfo", "\x0A\x01\x80", "model"},
+      {"InferenceService/Generate", "\x1A\x7F\x0A", ""},
+      {"ModelService/ListModels", "\x0F", ""},
+  };
+  for (const Row& row : rows) {
+    std::string response;
+    const grpc::Status status = RawUnaryCall(server.channel(), std::string("/ddl.v1.") + row.method,
+                                             row.request, &response);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT)
+        << row.method << ": " << status.error_message();
+    const DecodedStatus details = Decode(status);
+    if (*row.field == '\0') {
+      EXPECT_THAT(status.error_message(), HasSubstr("the request is not a ddl.v1."));
+    } else {
+      ASSERT_EQ(details.bad_request.field_violations_size(), 1) << row.method;
+      EXPECT_EQ(details.bad_request.field_violations(0).field(), row.field);
+    }
+  }
+}
+
+TEST(ServerTest, ServesTokenIdsWithoutATokenizer) {
+  TestServer::Options options;
+  options.with_tokenizer = false;
+  TestServer server(options);
+  v1::GenerateRequest request = GreedyRequest({1, 2}, 3);
+  v1::GenerateResponse response;
+  ASSERT_TRUE(Generate(server, request, &response).ok());
+  EXPECT_EQ(response.completions(0).tokens_size(), 3);
+  EXPECT_EQ(response.completions(0).text(), "");
+  request.mutable_prompt()->set_text("hello");
+  const grpc::Status status = Generate(server, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(status.error_message(), HasSubstr("tokenizer.json"));
+}
+
+TEST(ServerTest, CancelledCallsLeaveTheEngine) {
+  TestServer server;
+  server.step_gate().Close();
+  grpc::ClientContext unary_context;
+  std::thread unary([&] {
+    v1::GenerateResponse response;
+    EXPECT_EQ(
+        server.inference().Generate(&unary_context, GreedyRequest({1}, 50), &response).error_code(),
+        grpc::StatusCode::CANCELLED);
+  });
+  server.step_gate().AwaitWaiter();
+  unary_context.TryCancel();
+  unary.join();
+
+  grpc::ClientContext stream_context;
+  auto reader = server.inference().GenerateStream(&stream_context, GreedyRequest({1}, 50));
+  v1::GenerateStreamResponse event;
+  ASSERT_TRUE(reader->Read(&event));
+  EXPECT_TRUE(event.has_start());
+  stream_context.TryCancel();
+  while (reader->Read(&event)) EXPECT_FALSE(event.has_end());
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  server.step_gate().Open();
+
+  server.RequestStop();
+  EXPECT_TRUE(server.AwaitStopped().ok());
+  const ScrapedMetrics metrics = server.metrics();
+  EXPECT_EQ(metrics.Sum("ddl_request_finished_total", {"finish_reason=\"cancel\""}), 2);
+  EXPECT_EQ(metrics.Sum("ddl_requests_total", {"code=\"CANCELLED\""}), 2);
+  EXPECT_EQ(metrics.Sum("ddl_cancel_latency_seconds_count", {"reason=\"cancel\""}), 2);
+  EXPECT_EQ(metrics.Sum("ddl_kv_blocks", {"state=\"used\""}), 0);
+  EXPECT_EQ(metrics.Sum("ddl_requests_in_flight"), 0);
+}
+
+TEST(ServerTest, DeadlinesEndCalls) {
+  TestServer server;
+  server.step_gate().Close();
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(100));
+  v1::GenerateResponse response;
+  EXPECT_EQ(server.inference().Generate(&context, GreedyRequest({1}, 50), &response).error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  server.step_gate().Open();
+  server.RequestStop();
+  EXPECT_TRUE(server.AwaitStopped().ok());
+  // Whichever of the client's cancellation and the server's own clock came first.
+  const ScrapedMetrics metrics = server.metrics();
+  EXPECT_EQ(metrics.Sum("ddl_request_finished_total", {"finish_reason=\"deadline\""}), 1);
+  EXPECT_EQ(metrics.Sum("ddl_requests_total", {"code=\"DEADLINE_EXCEEDED\""}), 1);
+}
+
+TEST(ServerTest, RefusesWhatDoesNotFitTheQueue) {
+  TestServer::Options options;
+  options.config.max_running_sequences = 1;
+  options.config.max_waiting_requests = 1;
+  TestServer server(options);
+  server.step_gate().Close();
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateStreamResponse>>> readers;
+  v1::GenerateStreamResponse event;
+  for (int i = 0; i < 2; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    readers.push_back(
+        server.inference().GenerateStream(contexts.back().get(), GreedyRequest({1}, 5)));
+    ASSERT_TRUE(readers.back()->Read(&event)) << i;  // admitted
+  }
+  v1::GenerateResponse response;
+  const grpc::Status status = Generate(server, GreedyRequest({1}, 5), &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  const DecodedStatus details = Decode(status);
+  EXPECT_EQ(details.reason, "QUEUE_FULL");
+  EXPECT_EQ(details.domain, "ddl");
+  EXPECT_GT(details.retry_seconds, 0);
+  EXPECT_EQ(server.metrics().Sum("ddl_admission_rejections_total", {"reason=\"queue_full\""}), 1);
+  server.step_gate().Open();
+  for (auto& reader : readers) {
+    while (reader->Read(&event)) continue;
+    EXPECT_TRUE(reader->Finish().ok());
+  }
+}
+
+TEST(ServerTest, AFailedStepFailsItsCallsOnly) {
+  std::atomic<bool> fail = false;
+  TestServer::Options options;
+  options.on_forward = [&](absl::Span<const SequenceChunk>) {
+    return fail ? absl::InternalError("the device is on fire") : absl::OkStatus();
+  };
+  options.is_not_finite = [](const SequenceChunk& chunk) { return chunk.tokens[0] == 13; };
+  TestServer server(options);
+  fail = true;
+  const Streamed streamed = ReadStream(server, GreedyRequest({1}, 5));
+  EXPECT_EQ(streamed.status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_THAT(streamed.Shape(), ::testing::Not(HasSubstr("E")));
+  fail = false;
+  EXPECT_TRUE(ReadStream(server, GreedyRequest({1}, 5)).status.ok());
+  EXPECT_EQ(ReadStream(server, GreedyRequest({13}, 5)).status.error_code(),
+            grpc::StatusCode::INTERNAL);
+  const ScrapedMetrics metrics = server.metrics();
+  EXPECT_EQ(metrics.Sum("ddl_request_finished_total", {"finish_reason=\"error\""}), 2);
+  EXPECT_EQ(metrics.Sum("ddl_nonfinite_logits_total"), 1);
+}
+
+TEST(ServerTest, TellsWhatItServes) {
+  TestServer server;
+  v1::ListModelsResponse models;
+  grpc::ClientContext context;
+  ASSERT_TRUE(server.models().ListModels(&context, {}, &models).ok());
+  ASSERT_EQ(models.models_size(), 1);
+  const v1::ModelInfo& model = models.models(0);
+  EXPECT_EQ(model.name(), "fake");
+  EXPECT_EQ(model.state(), v1::MODEL_STATE_READY);
+  EXPECT_EQ(model.variant(), "ccec");
+  EXPECT_EQ(model.weights_sha256(), "0123456789abcdef");
+  EXPECT_EQ(model.version(), "0123456789ab");
+  EXPECT_EQ(model.vocab_size(), 260u);
+  EXPECT_EQ(model.max_context_length(), 64u);
+  EXPECT_EQ(model.dtype(), "float32");
+  EXPECT_THAT(model.eos_token_ids(), ElementsAre(256));
+  EXPECT_THAT(model.tasks(), ElementsAre("generate", "embed"));
+  EXPECT_THAT(model.supported_pooling(), SizeIs(4));
+
+  v1::ModelInfo same;
+  grpc::ClientContext context2;
+  ASSERT_TRUE(server.models().GetModelInfo(&context2, {}, &same).ok());
+  EXPECT_EQ(same.SerializeAsString(), model.SerializeAsString());
+  v1::GetModelInfoRequest other;
+  other.set_model("other");
+  grpc::ClientContext context3;
+  EXPECT_EQ(server.models().GetModelInfo(&context3, other, &same).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+
+  v1::ServerInfo info;
+  grpc::ClientContext context4;
+  ASSERT_TRUE(server.models().GetServerInfo(&context4, {}, &info).ok());
+  EXPECT_TRUE(info.ready());
+  EXPECT_FALSE(info.draining());
+  EXPECT_EQ(info.max_running(), 8u);
+  EXPECT_EQ(info.max_waiting(), 256u);
+  EXPECT_EQ(info.kv_tokens_capacity(), 1024u);
+  EXPECT_EQ(info.max_batch_tokens(), 64u);
+  EXPECT_EQ(info.max_client_batch_size(), 256u);
+  EXPECT_THAT(info.libtorch_version(), HasSubstr("2."));
+}
+
+TEST(ServerTest, HasHealthAndReflection) {
+  TestServer server;
+  for (const char* service : {"", "ddl.v1.InferenceService", "ddl.v1.ModelService"}) {
+    EXPECT_EQ(HealthCheck(server.channel(), service), "SERVING") << service;
+  }
+  EXPECT_EQ(HealthCheck(server.channel(), "other"), "NOT_FOUND");
+
+  grpc::ClientContext context;
+  std::unique_ptr<grpc::ClientReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>> stream(
+      grpc::internal::ClientReaderWriterFactory<grpc::ByteBuffer, grpc::ByteBuffer>::Create(
+          server.channel().get(),
+          grpc::internal::RpcMethod(
+              "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+              grpc::internal::RpcMethod::BIDI_STREAMING, server.channel()),
+          &context));
+  stream->Write(Bytes(std::string("\x3A\x00", 2)));  // list_services: ""
+  grpc::ByteBuffer services;
+  ASSERT_TRUE(stream->Read(&services));
+  for (const char* service : {"ddl.v1.InferenceService", "ddl.v1.ModelService",
+                              "grpc.health.v1.Health", "grpc.reflection.v1alpha"}) {
+    EXPECT_THAT(Text(services), HasSubstr(service));
+  }
+  stream->Write(
+      Bytes("\x1A\x0B"  // file_by_filename
+            "google/rpc/"));
+  stream->WritesDone();
+  stream->Finish();
+}
+
+// The numbers of the metrics page are what a client has sent and received.
+TEST(ServerTest, MetricsEqualWhatWasSent) {
+  TestServer server;
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_TRUE(ReadStream(server, GreedyRequest(Prompt(10 + i, i), 5)).status.ok());
+  }
+  v1::GenerateResponse response;
+  EXPECT_TRUE(Generate(server, GreedyRequest({1, 2, 3, 4}, 7), &response).ok());
+  v1::GenerateRequest bad = GreedyRequest({1}, 1);
+  bad.mutable_sampling()->set_top_p(0);
+  EXPECT_FALSE(Generate(server, bad, &response).ok());
+  bad.set_model("other");
+  EXPECT_FALSE(Generate(server, bad, &response).ok());
+  v1::EmbedRequest embed;
+  for (int i = 0; i < 4; ++i) embed.add_inputs()->set_text("abcde");
+  v1::EmbedResponse embedded;
+  grpc::ClientContext context;
+  EXPECT_TRUE(server.inference().Embed(&context, embed, &embedded).ok());
+
+  const ScrapedMetrics metrics = server.metrics();
+  const std::string fake = "model=\"fake\"";
+  const std::string generate = "task=\"generate\"";
+  const std::string embeds = "task=\"embed\"";
+  struct Row {
+    const char* name;
+    std::vector<std::string> labels;
+    double expected;
+  };
+  const Row rows[] = {
+      {"ddl_requests_total", {}, 7},
+      {"ddl_requests_total", {"method=\"GenerateStream\"", "code=\"OK\"", fake}, 3},
+      {"ddl_requests_total", {"method=\"Generate\"", "code=\"OK\"", fake}, 1},
+      {"ddl_requests_total", {"method=\"Generate\"", "code=\"INVALID_ARGUMENT\"", fake}, 1},
+      {"ddl_requests_total", {"method=\"Generate\"", "code=\"NOT_FOUND\"", "model=\"unknown\""}, 1},
+      {"ddl_requests_total", {"method=\"Embed\"", "code=\"OK\"", fake}, 1},
+      {"ddl_request_duration_seconds_count", {}, 7},
+      {"ddl_requests_in_flight", {}, 0},
+      {"ddl_request_finished_total", {generate, "finish_reason=\"length\"", fake}, 4},
+      {"ddl_request_finished_total", {embeds, "finish_reason=\"stop\"", fake}, 1},
+      {"ddl_request_finished_total", {}, 5},
+      {"ddl_prompt_tokens_total", {generate, "source=\"computed\""}, 10 + 11 + 12 + 4},
+      {"ddl_prompt_tokens_total", {embeds}, 20},
+      {"ddl_generated_tokens_total", {}, 3 * 5 + 7},
+      {"ddl_wasted_tokens_total", {}, 0},
+      {"ddl_time_to_first_token_seconds_count", {}, 4},
+      {"ddl_inter_token_latency_seconds_count", {}, 3 * 4 + 6},
+      {"ddl_request_queue_seconds_count", {generate}, 4},
+      {"ddl_request_prefill_seconds_count", {embeds}, 1},
+      {"ddl_request_decode_seconds_count", {generate}, 4},
+      {"ddl_request_prompt_tokens_sum", {generate}, 10 + 11 + 12 + 4},
+      {"ddl_request_generated_tokens_sum", {generate}, 3 * 5 + 7},
+      {"ddl_embed_inputs_per_request_sum", {}, 4},
+      {"ddl_embed_inputs_per_request_count", {}, 1},
+      // A prompt's first token comes of the step that computes the prompt.
+      {"ddl_step_tokens_sum", {}, 10 + 11 + 12 + 4 + 20 + 3 * 4 + 6},
+      {"ddl_requests_running", {}, 0},
+      {"ddl_requests_waiting", {}, 0},
+      {"ddl_waiting_tokens", {}, 0},
+      {"ddl_kv_blocks", {"state=\"used\""}, 0},
+      {"ddl_kv_blocks", {"state=\"free\""}, 256},
+      {"ddl_kv_cache_usage_ratio", {}, 0},
+      {"ddl_preemptions_total", {}, 0},
+      {"ddl_admission_rejections_total", {}, 0},
+      {"ddl_server_ready", {}, 1},
+      {"ddl_server_draining", {}, 0},
+      {"ddl_model_info", {"variant=\"ccec\"", "dtype=\"float32\"", "device=\"cpu\"", fake}, 1},
+      {"ddl_build_info", {}, 1},
+  };
+  for (const Row& row : rows) {
+    std::string what = row.name;
+    for (const std::string& label : row.labels) what += " " + label;
+    EXPECT_EQ(metrics.Sum(row.name, row.labels), row.expected) << what;
+    EXPECT_GE(metrics.Count(row.name, row.labels), 1) << what;
+  }
+  EXPECT_EQ(metrics.Count("ddl_model_load_duration_seconds"), 3);
+  EXPECT_GT(metrics.Sum("ddl_engine_last_step_timestamp_seconds"), 1e9);
+  EXPECT_GT(metrics.Sum("process_resident_memory_bytes"), 1e6);
+  EXPECT_GT(metrics.Sum("process_open_fds"), 3);
+  EXPECT_GT(metrics.Sum("process_start_time_seconds"), 1e9);
+  // Nothing can move these yet.
+  EXPECT_EQ(metrics.Count("ddl_prefix_cache_hit_tokens_total"), 0);
+  EXPECT_EQ(metrics.Count("ddl_prompt_tokens_total", {"source=\"cached\""}), 0);
+}
+
+TEST(ServerTest, RefusesCallsWhileLoading) {
+  Gate gate;
+  gate.Close();
+  TestServer::Options options;
+  options.wait_until_ready = false;
+  options.on_load = [&] {
+    gate.Pass();
+    return absl::OkStatus();
+  };
+  TestServer server(options);
+  gate.AwaitWaiter();
+  for (const char* service : {"", "ddl.v1.InferenceService", "ddl.v1.ModelService"}) {
+    EXPECT_EQ(HealthCheck(server.channel(), service), "NOT_SERVING") << service;
+  }
+  const Streamed streamed = ReadStream(server, GreedyRequest({1}, 1));
+  EXPECT_EQ(streamed.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(Decode(streamed.status).reason, "LOADING");
+  EXPECT_GT(Decode(streamed.status).retry_seconds, 0);
+  v1::TokenizeResponse tokens;
+  grpc::ClientContext context;
+  EXPECT_EQ(server.inference().Tokenize(&context, {}, &tokens).error_code(),
+            grpc::StatusCode::UNAVAILABLE);
+  v1::ListModelsResponse models;
+  grpc::ClientContext context2;
+  ASSERT_TRUE(server.models().ListModels(&context2, {}, &models).ok());
+  EXPECT_EQ(models.models(0).state(), v1::MODEL_STATE_LOADING);
+  v1::ServerInfo info;
+  grpc::ClientContext context3;
+  ASSERT_TRUE(server.models().GetServerInfo(&context3, {}, &info).ok());
+  EXPECT_FALSE(info.ready());
+  const ScrapedMetrics metrics = server.metrics();
+  EXPECT_EQ(metrics.Sum("ddl_server_ready"), 0);
+  EXPECT_EQ(metrics.Sum("ddl_admission_rejections_total", {"reason=\"loading\""}), 2);
+  HealthWatch watch(server.channel(), "ddl.v1.InferenceService");
+  EXPECT_EQ(watch.Next(), "NOT_SERVING");
+  gate.Open();
+  EXPECT_EQ(watch.Next(), "SERVING");
+  EXPECT_TRUE(ReadStream(server, GreedyRequest({1}, 1)).status.ok());
+}
+
+TEST(ServerTest, StopsWhileLoading) {
+  Gate gate;
+  gate.Close();
+  TestServer::Options options;
+  options.wait_until_ready = false;
+  options.on_load = [&] {
+    gate.Pass();
+    return absl::OkStatus();
+  };
+  TestServer server(options);
+  gate.AwaitWaiter();
+  server.RequestStop();
+  EXPECT_TRUE(server.AwaitStopped().ok());  // while the loader is still at work
+  gate.Open();
+}
+
+TEST(ServerTest, AModelThatCannotBeLoadedEndsIt) {
+  TestServer::Options options;
+  options.wait_until_ready = false;
+  options.on_load = [] { return absl::NotFoundError("/nowhere/config.json is missing"); };
+  TestServer server(options);
+  EXPECT_EQ(server.AwaitStopped(), absl::NotFoundError("/nowhere/config.json is missing"));
+}
+
+TEST(ServerTest, AFailedWarmUpEndsIt) {
+  TestServer::Options options;
+  options.wait_until_ready = false;
+  options.on_forward = [](absl::Span<const SequenceChunk>) {
+    return absl::InternalError("out of memory");
+  };
+  TestServer server(options);
+  EXPECT_THAT(std::string(server.AwaitStopped().message()), HasSubstr("out of memory"));
+}
+
+TEST(ServerTest, RefusesAPortInUse) {
+  Server first(TestServer::Options().config, nullptr);
+  ASSERT_TRUE(first.Listen().ok());
+  ServerConfig config = TestServer::Options().config;
+  config.grpc_address = "127.0.0.1:" + std::to_string(first.grpc_port());
+  Server second(config, nullptr);
+  EXPECT_THAT(std::string(second.Listen().message()),
+              HasSubstr("cannot listen on --grpc_address=" + config.grpc_address));
+  config = TestServer::Options().config;
+  config.metrics_address = "127.0.0.1:" + std::to_string(first.metrics_port());
+  Server third(config, nullptr);
+  EXPECT_THAT(std::string(third.Listen().message()),
+              HasSubstr("cannot listen on --metrics_address=" + config.metrics_address));
+}
+
+// A stream that has been admitted and whose next step waits at the server's gate.
+class HeldStream {
+ public:
+  explicit HeldStream(TestServer* server) {
+    server->step_gate().Close();
+    reader_ = server->inference().GenerateStream(&context_, GreedyRequest({1}, 20));
+    EXPECT_TRUE(reader_->Read(&event_));
+    server->step_gate().AwaitWaiter();
+  }
+  // Reads to the end.
+  grpc::Status Finish() {
+    while (reader_->Read(&event_)) continue;
+    return reader_->Finish();
+  }
+  bool got_end() const { return event_.has_end(); }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReader<v1::GenerateStreamResponse>> reader_;
+  v1::GenerateStreamResponse event_;
+};
+
+TEST(ServerTest, DrainsRunningCallsWhateverWatches) {
+  TestServer server;
+  HealthWatch watch(server.channel(), "");
+  EXPECT_EQ(watch.Next(), "SERVING");
+  HeldStream stream(&server);
+  server.RequestStop();
+  EXPECT_EQ(watch.Next(), "NOT_SERVING");
+  EXPECT_EQ(HealthCheck(server.channel(), "ddl.v1.ModelService"), "NOT_SERVING");
+  // The drain has begun once a call is refused.
+  grpc::Status status;
+  do {
+    v1::TokenizeRequest request;
+    request.add_texts("a");
+    v1::TokenizeResponse tokens;
+    grpc::ClientContext context;
+    status = server.inference().Tokenize(&context, request, &tokens);
+  } while (status.ok());
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(Decode(status).reason, "DRAINING");
+  EXPECT_GT(Decode(status).retry_seconds, 0);
+  const Streamed refused = ReadStream(server, GreedyRequest({1}, 1));
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  const ScrapedMetrics metrics = server.metrics();
+  EXPECT_EQ(metrics.Sum("ddl_server_draining"), 1);
+  EXPECT_EQ(metrics.Sum("ddl_server_ready"), 0);
+  EXPECT_EQ(metrics.Sum("ddl_admission_rejections_total", {"reason=\"draining\""}), 2);
+
+  server.step_gate().Open();
+  EXPECT_TRUE(stream.Finish().ok());
+  EXPECT_TRUE(stream.got_end());
+  const absl::Time start = absl::Now();
+  EXPECT_TRUE(server.AwaitStopped().ok());
+  EXPECT_LT(absl::Now() - start, absl::Seconds(5));  // of drain_timeout's 20
+}
+
+TEST(ServerTest, AcceptsDuringTheDrainDelay) {
+  TestServer::Options options;
+  options.config.drain_delay = absl::Hours(1);
+  TestServer server(options);
+  HealthWatch watch(server.channel(), "");
+  EXPECT_EQ(watch.Next(), "SERVING");
+  server.RequestStop();
+  EXPECT_EQ(watch.Next(), "NOT_SERVING");
+  EXPECT_TRUE(ReadStream(server, GreedyRequest({1}, 3)).status.ok());
+  server.RequestStop();
+  EXPECT_TRUE(server.AwaitStopped().ok());
+}
+
+TEST(ServerTest, EndsWhatOutlastsTheDrain) {
+  TestServer::Options options;
+  options.config.drain_timeout = absl::Milliseconds(50);
+  std::atomic<bool> slow = false;
+  options.on_forward = [&](absl::Span<const SequenceChunk>) {
+    if (slow) absl::SleepFor(absl::Milliseconds(20));
+    return absl::OkStatus();
+  };
+  TestServer server(options);
+  HeldStream stream(&server);
+  slow = true;
+  server.step_gate().Open();
+  server.RequestStop();
+  EXPECT_TRUE(server.AwaitStopped().ok());
+  EXPECT_EQ(stream.Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_FALSE(stream.got_end());
+}
+
+TEST(ServerTest, ASecondStopEndsItAtOnce) {
+  TestServer::Options options;
+  options.config.drain_timeout = absl::Hours(1);
+  TestServer server(options);
+  HeldStream stream(&server);
+  server.RequestStop();
+  server.RequestStop();
+  server.step_gate().Open();
+  EXPECT_TRUE(server.AwaitStopped().ok());
+  // Either it was cut short, or it was already through.
+  const grpc::Status status = stream.Finish();
+  EXPECT_TRUE(status.ok() || status.error_code() == grpc::StatusCode::UNAVAILABLE)
+      << status.error_message();
+}
+
+}  // namespace
+}  // namespace ddl

@@ -1,0 +1,130 @@
+#ifndef DDL_TESTS_SERVER_TEST_SERVER_H_
+#define DDL_TESTS_SERVER_TEST_SERVER_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "ddl/v1/inference.grpc.pb.h"
+#include "google/rpc/error_details.pb.h"
+#include "server/engine/mutex.h"
+#include "server/server.h"
+#include "tests/server/engine/fake_model_runner.h"
+
+namespace ddl {
+
+// Where a thread can be made to wait. Open at first.
+class Gate {
+ public:
+  void Close();
+  void Open();
+  // Returns once the gate is open.
+  void Pass();
+  // Returns once somebody waits in Pass.
+  void AwaitWaiter();
+
+ private:
+  Mutex mu_;
+  CondVar changed_;
+  bool open_ ABSL_GUARDED_BY(mu_) = true;
+  int waiting_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+// The /metrics page, read over HTTP.
+class ScrapedMetrics {
+ public:
+  explicit ScrapedMetrics(std::string text) : text_(std::move(text)) {}
+
+  // Sum of the values of all series of this name that have all of the given labels, each
+  // written as in the page: method="Embed".
+  double Sum(const std::string& name, const std::vector<std::string>& labels = {}) const;
+  // Number of such series.
+  int Count(const std::string& name, const std::vector<std::string>& labels = {}) const;
+  const std::string& text() const { return text_; }
+
+ private:
+  const std::string text_;
+};
+ScrapedMetrics Scrape(int port);
+
+// What a client reads in a status beside its code and message.
+struct DecodedStatus {
+  std::string reason;
+  std::string domain;
+  double retry_seconds = -1;  // -1: none
+  google::rpc::BadRequest bad_request;
+};
+DecodedStatus Decode(const grpc::Status& status);
+
+// A whole server over the fake model, on free ports of the loopback, serving in a thread.
+class TestServer {
+ public:
+  struct Options {
+    Options();
+    ServerConfig config;
+    FakeModelRunner::Options runner;
+    int32_t max_context_length = 64;
+    bool with_tokenizer = true;
+    bool wait_until_ready = true;
+    std::function<absl::Status()> on_load;  // the loader's result where it is not OK
+    std::function<absl::Status(absl::Span<const SequenceChunk>)> on_forward;
+    std::function<bool(const SequenceChunk&)> is_not_finite;
+  };
+
+  explicit TestServer(Options options = {});
+  ~TestServer();  // at once, unless stopped before
+
+  v1::InferenceService::Stub& inference() { return *inference_; }
+  v1::ModelService::Stub& models() { return *models_; }
+  const std::shared_ptr<grpc::Channel>& channel() { return channel_; }
+  ScrapedMetrics metrics() { return Scrape(server_->metrics_port()); }
+  // Every step passes it; also while warming up.
+  Gate& step_gate() { return step_gate_; }
+
+  void AwaitReady();
+  void RequestStop() { server_->RequestStop(); }
+  // Waits for Serve to return and says what it returned.
+  absl::Status AwaitStopped();
+
+ private:
+  Options options_;
+  Gate step_gate_;
+  std::unique_ptr<Server> server_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::InferenceService::Stub> inference_;
+  std::unique_ptr<v1::ModelService::Stub> models_;
+  std::thread thread_;
+  absl::Status served_;  // of Serve; the thread's until it is joined
+};
+
+// Calls by name, with messages as bytes: for protocols whose messages we do not build, and for
+// requests that no well-behaved client sends.
+grpc::ByteBuffer Bytes(const std::string& text);
+std::string Text(const grpc::ByteBuffer& bytes);
+grpc::Status RawUnaryCall(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
+                          const std::string& request, std::string* response);
+
+// grpc.health.v1.Health. The names of ServingStatus, or that of the status code of a failure.
+std::string HealthCheck(const std::shared_ptr<grpc::Channel>& channel, const std::string& service);
+
+class HealthWatch {
+ public:
+  HealthWatch(const std::shared_ptr<grpc::Channel>& channel, const std::string& service);
+  ~HealthWatch();
+  // Waits for the next status; "END" when the stream has ended.
+  std::string Next();
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> reader_;
+};
+
+}  // namespace ddl
+
+#endif  // DDL_TESTS_SERVER_TEST_SERVER_H_
