@@ -23,24 +23,23 @@ class Tokenizer {
   struct Token {
     TokenId id = 0;
     // The bytes text[start, end) that the token stands for. Empty for tokens that
-    // add_special_tokens put in.
+    // add_special_tokens put in: at the start those before the text, at the end those after it.
     uint32_t start = 0;
     uint32_t end = 0;
   };
 
-  // Reads `tokenizer.json`, or else `vocab.json` and `merges.txt`, from a checkpoint's folder.
-  // NOT_FOUND when the folder has neither (such a checkpoint is served with token ids only);
-  // INVALID_ARGUMENT, naming the file and what is wrong in it, for anything that is not
-  // byte-level BPE or is malformed.
-  static absl::StatusOr<std::unique_ptr<const Tokenizer>> Load(
-      const std::filesystem::path& folder);
+  // Reads `tokenizer.json`, or else `vocab.json` and `merges.txt`, from a checkpoint's folder, and
+  // `tokenizer_config.json` where there is one. NOT_FOUND when the folder has no tokenizer (such a
+  // checkpoint is served with token ids only); INVALID_ARGUMENT, naming the file and what is wrong
+  // in it, for anything that is not byte-level BPE or is malformed.
+  static absl::StatusOr<std::unique_ptr<const Tokenizer>> Load(const std::filesystem::path& folder);
   ~Tokenizer();
 
-  // INVALID_ARGUMENT when `text` is not valid UTF-8. Special tokens written out in the text
+  // INVALID_ARGUMENT, with the byte offset, when `text` is not valid UTF-8 or has a byte that the
+  // vocabulary has no token for (GPT-2's has all). Special tokens written out in the text
   // ("<|endoftext|>") become their ids, as in Hugging Face. `add_special_tokens` runs the
   // post-processor of tokenizer.json, where it has one (GPT-2 has none).
-  absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text,
-                                              bool add_special_tokens) const;
+  absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text, bool add_special_tokens) const;
   absl::StatusOr<std::vector<Token>> EncodeWithOffsets(std::string_view text,
                                                        bool add_special_tokens) const;
 
@@ -57,7 +56,7 @@ class Tokenizer {
   // One past the largest id that stands for something.
   TokenId vocab_size() const;
   // The end-of-text token: `eos_token` of tokenizer_config.json, else "<|endoftext|>" where the
-  // vocabulary has it.
+  // vocabulary has it. It is special, whether or not the files list it among the added tokens.
   std::optional<TokenId> eos_token_id() const;
 
  private:
@@ -75,13 +74,16 @@ class StreamDecoder {
 
   // Text that is complete now. Bytes of an unfinished character are held back.
   std::string Append(TokenId id);
-  // What was held back, as U+FFFD where it stays incomplete.
+  // What was held back, as one U+FFFD.
   std::string Finish();
+
+  // The bytes held back: the beginning of one character, at most 3.
+  std::string_view pending() const { return pending_; }
 
  private:
   const Tokenizer& tokenizer_;
   const bool skip_special_tokens_;
-  std::string pending_;  // at most 3 bytes: the start of one character
+  std::string pending_;
 };
 
 }  // namespace ddl
