@@ -315,8 +315,7 @@ void Engine::End(ActiveRequest& request, absl::Status status, std::string_view f
   ended_.push_back(&request);
 }
 
-// The observer hears of everything before the sinks do, so that a client that has its answer
-// finds it counted.
+// Before DeliverEnds, so that a client that has its answer finds it counted.
 void Engine::ReportStep(const StepPlan& plan, absl::Duration scheduling, absl::Duration whole) {
   observer_->OnStep({.prefill_tokens = plan.prefill_tokens,
                      .decode_tokens = plan.decode_tokens,
@@ -328,15 +327,16 @@ void Engine::ReportStep(const StepPlan& plan, absl::Duration scheduling, absl::D
     starts_.Record(started_in_step_, NotNegative(whole));
   }
   started_in_step_ = 0;
+  CountBlocks();
+  PublishLoad();
 }
 
 bool Engine::DeliverEnds() {
+  if (ended_.empty()) return false;
   const std::vector<ActiveRequest*> ended = std::exchange(ended_, {});
   for (const ActiveRequest* request : ended) observer_->OnFinished(request->finished);
   {
     MutexLock lock(mu_);
-    load_.kv_blocks_free = blocks_.num_free();
-    load_.kv_blocks_used = blocks_.num_used();
     for (const ActiveRequest* request : ended) {
       if (request->started.has_value()) {
         --Running(load_, request->task);
@@ -345,6 +345,7 @@ bool Engine::DeliverEnds() {
         load_.waiting_tokens -= request->prompt_tokens;
       }
     }
+    CountBlocks();
     PublishLoad();
   }
   for (ActiveRequest* request : ended) {
@@ -354,7 +355,12 @@ bool Engine::DeliverEnds() {
   MutexLock lock(mu_);
   num_requests_ -= static_cast<int32_t>(ended.size());
   if (num_requests_ == 0) idle_.NotifyAll();
-  return !ended.empty();
+  return true;
+}
+
+void Engine::CountBlocks() {
+  load_.kv_blocks_free = blocks_.num_free();
+  load_.kv_blocks_used = blocks_.num_used();
 }
 
 // --- Admission -----------------------------------------------------------------------------

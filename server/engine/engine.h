@@ -121,6 +121,7 @@ class Engine {
   // Tells observer and sinks of the requests that End took out. False when there were none.
   bool DeliverEnds();
 
+  void CountBlocks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CountComputed(const ActiveRequest& request, const ComputedPositions& computed);
   void AcceptToken(ActiveRequest& request, Sequence& sequence, SampledToken token, absl::Time now);
   void AcceptRows(ActiveRequest& request, const ScheduledChunk& chunk, absl::Span<const float> rows,

@@ -1,6 +1,9 @@
 #ifndef DDL_TESTS_SERVER_ENGINE_ENGINE_FIXTURE_H_
 #define DDL_TESTS_SERVER_ENGINE_ENGINE_FIXTURE_H_
 
+#include <algorithm>
+#include <cstdlib>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>

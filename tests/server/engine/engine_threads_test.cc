@@ -1,0 +1,273 @@
+// The engine with its own thread, and many that submit to it, cancel and ask. Built to be run
+// under ThreadSanitizer and AddressSanitizer as well.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <iostream>
+#include <memory>
+#include <random>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "server/engine/engine.h"
+#include "server/engine/mutex.h"
+#include "tests/server/engine/engine_fixture.h"
+
+namespace ddl {
+namespace {
+
+// Keeps what the step thread sends until the test asks for it.
+class AwaitedSink final : public RequestSink {
+ public:
+  void OnDelta(CompletionDelta delta) override {
+    MutexLock lock(mu_);
+    for (const SampledToken& token : delta.tokens) ids_.push_back(token.id);
+    changed_.NotifyAll();
+  }
+  void OnEmbedding(InputEmbedding) override {
+    MutexLock lock(mu_);
+    ++num_embeddings_;
+  }
+  void OnEnd(RequestEnd end) override {
+    MutexLock lock(mu_);
+    ++num_ends_;
+    end_ = std::move(end);
+    changed_.NotifyAll();
+  }
+
+  RequestEnd WaitForEnd() {
+    MutexLock lock(mu_);
+    while (num_ends_ == 0) changed_.Wait(mu_);
+    return end_;
+  }
+  void WaitForTokens(size_t count) {
+    MutexLock lock(mu_);
+    while (ids_.size() < count && num_ends_ == 0) changed_.Wait(mu_);
+  }
+  std::vector<TokenId> ids() const {
+    MutexLock lock(mu_);
+    return ids_;
+  }
+  int num_embeddings() const {
+    MutexLock lock(mu_);
+    return num_embeddings_;
+  }
+  int num_ends() const {
+    MutexLock lock(mu_);
+    return num_ends_;
+  }
+
+ private:
+  mutable Mutex mu_;
+  CondVar changed_;
+  std::vector<TokenId> ids_ ABSL_GUARDED_BY(mu_);
+  int num_embeddings_ ABSL_GUARDED_BY(mu_) = 0;
+  int num_ends_ ABSL_GUARDED_BY(mu_) = 0;
+  RequestEnd end_ ABSL_GUARDED_BY(mu_);
+};
+
+// Thread-safe, as an observer has to be.
+struct AtomicObserver final : EngineObserver {
+  void OnStep(const StepStats&) override { ++steps; }
+  void OnLoad(const EngineLoad& load) override {
+    running = load.generate_running + load.embed_running;
+    waiting = load.generate_waiting + load.embed_waiting;
+    blocks_used = load.kv_blocks_used;
+  }
+  void OnPromptTokens(Task, int64_t) override {}
+  void OnGeneratedTokens(int64_t tokens) override { generated += tokens; }
+  void OnWastedTokens(std::string_view reason, int64_t tokens) override {
+    if (reason != "preempt_recompute") wasted += tokens;
+  }
+  void OnTimeToFirstToken(absl::Duration) override {}
+  void OnInterTokenLatency(absl::Duration) override {}
+  void OnPreemption() override { ++preemptions; }
+  void OnNonfiniteLogits() override {}
+  void OnRejected(std::string_view) override { ++rejected; }
+  void OnFinished(const FinishedRequest&) override { ++finished; }
+
+  std::atomic<int64_t> steps = 0, running = 0, waiting = 0, blocks_used = 0, generated = 0,
+                       wasted = 0, preemptions = 0, rejected = 0, finished = 0;
+};
+
+std::unique_ptr<Engine> StartedEngine(EngineObserver* observer,
+                                      const FakeModelRunner::Options& model,
+                                      const EngineOptions& options) {
+  auto engine =
+      Engine::Create(options, std::make_unique<FakeModelRunner>(model), nullptr, observer);
+  EXPECT_EQ(engine.status(), absl::OkStatus());
+  EXPECT_EQ((*engine)->WarmUp(), absl::OkStatus());
+  (*engine)->Start();
+  return *std::move(engine);
+}
+
+TEST(EngineThreadsTest, ServesManyThreadsAtOnce) {
+  constexpr int kThreads = 8;
+  constexpr int kRequests = 150;  // of each thread
+  AtomicObserver observer;
+  const auto engine = StartedEngine(
+      &observer,
+      {.kv_block_size = 4, .kv_num_blocks = 24, .max_sequences = 4, .max_step_tokens = 32},
+      {.max_waiting_requests = 2, .max_waiting_tokens = 100, .max_step_tokens = 32});
+
+  std::atomic<int64_t> admitted = 0, refused = 0, completion_tokens = 0, ok = 0, cancelled = 0,
+                       expired = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937 random(t);
+      for (int i = 0; i < kRequests; ++i) {
+        const auto length = static_cast<int32_t>(1 + random() % 20);
+        const auto count = static_cast<int32_t>(1 + random() % 30);
+        const bool embeds = random() % 4 == 0;
+        Request request =
+            embeds ? Embed({Prompt(length, i), Prompt(3, t)}) : Generate(Prompt(length, i), count);
+        if (random() % 8 == 0) {
+          request.deadline = absl::Now() + absl::Microseconds(random() % 2000);
+        }
+        const auto sink = std::make_shared<AwaitedSink>();
+        const auto handle = engine->Submit(std::move(request), sink);
+        if (!handle.ok()) {
+          ++refused;
+          EXPECT_EQ(sink->num_ends(), 0);
+          std::this_thread::yield();
+          continue;
+        }
+        ++admitted;
+        if (random() % 4 == 0) {
+          if (!embeds) sink->WaitForTokens(random() % 5);
+          engine->Cancel(*handle);
+        }
+        (void)engine->load();
+        const RequestEnd end = sink->WaitForEnd();
+        if (end.status.ok()) {
+          ++ok;
+          completion_tokens += end.usage.completion_tokens;
+          if (embeds) {
+            EXPECT_EQ(sink->num_embeddings(), 2);
+          } else {
+            EXPECT_EQ(sink->ids(), ExpectedTokens(Prompt(length, i), count));
+          }
+        } else if (end.status.code() == absl::StatusCode::kCancelled) {
+          ++cancelled;
+        } else {
+          ++expired;
+          EXPECT_EQ(end.status.code(), absl::StatusCode::kDeadlineExceeded);
+        }
+        EXPECT_EQ(sink->num_ends(), 1);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+
+  EXPECT_TRUE(engine->WaitUntilIdle(absl::Now() + absl::Minutes(1)));
+  EXPECT_EQ(admitted + refused, kThreads * kRequests);
+  EXPECT_EQ(observer.finished, admitted);
+  EXPECT_EQ(observer.rejected, refused);
+  EXPECT_EQ(observer.generated, completion_tokens + observer.wasted);
+  EXPECT_EQ(observer.running, 0);
+  EXPECT_EQ(observer.waiting, 0);
+  EXPECT_EQ(observer.blocks_used, 0);
+  EXPECT_GT(ok, 0);
+  EXPECT_GT(cancelled, 0);
+  std::cout << ok << " OK, " << cancelled << " cancelled, " << expired << " expired, " << refused
+            << " refused, " << observer.preemptions << " preemptions, " << observer.steps
+            << " steps\n";
+}
+
+TEST(EngineThreadsTest, StopsWhileOthersSubmit) {
+  AtomicObserver observer;
+  const auto engine = StartedEngine(&observer, {}, {.max_step_tokens = 64});
+  std::atomic<int> ended = 0, admitted = 0;
+  std::vector<std::thread> threads;
+  std::promise<void> first_admitted;
+  std::atomic_flag announced;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (;;) {
+        const auto sink = std::make_shared<AwaitedSink>();
+        const auto handle = engine->Submit(Generate(Prompt(3, t), 100), sink);
+        if (absl::IsUnavailable(handle.status())) return;
+        if (!handle.ok()) continue;
+        ++admitted;
+        if (!announced.test_and_set()) first_admitted.set_value();
+        const absl::Status status = sink->WaitForEnd().status;
+        EXPECT_TRUE(status.ok() || absl::IsUnavailable(status)) << status;
+        ++ended;
+      }
+    });
+  }
+  first_admitted.get_future().wait();
+  std::thread other([&engine] { engine->Stop(); });
+  engine->Stop();
+  other.join();
+  EXPECT_TRUE(engine->WaitUntilIdle(absl::Now()));
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(ended, admitted);
+  EXPECT_EQ(observer.finished, admitted);
+}
+
+TEST(EngineThreadsTest, DrainsAndWakesWhoeverWaits) {
+  AtomicObserver observer;
+  const auto engine = StartedEngine(&observer, {}, {.max_step_tokens = 64});
+  std::vector<std::shared_ptr<AwaitedSink>> sinks;
+  for (int i = 0; i < 20; ++i) {
+    sinks.push_back(std::make_shared<AwaitedSink>());
+    ASSERT_TRUE(engine->Submit(Generate(Prompt(5, i), 20), sinks.back()).ok());
+  }
+  engine->StopAdmission();
+  std::thread waiting([&engine] { EXPECT_TRUE(engine->WaitUntilIdle(absl::InfiniteFuture())); });
+  EXPECT_TRUE(engine->WaitUntilIdle(absl::Now() + absl::Minutes(1)));
+  waiting.join();
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(sinks[i]->ids(), ExpectedTokens(Prompt(5, i), 20));
+}
+
+TEST(EngineThreadsTest, WaitingEndsAtItsDeadline) {
+  AtomicObserver observer;
+  auto runner = std::make_unique<FakeModelRunner>(FakeModelRunner::Options{});
+  std::promise<void> go_on;
+  std::shared_future<void> gate = go_on.get_future().share();
+  runner->on_forward = [gate](auto) {
+    gate.wait();
+    return absl::OkStatus();
+  };
+  auto engine = *Engine::Create({.max_step_tokens = 64}, std::move(runner), nullptr, &observer);
+  engine->Start();
+  const auto sink = std::make_shared<AwaitedSink>();
+  ASSERT_TRUE(engine->Submit(Generate(Prompt(2), 1), sink).ok());
+  EXPECT_FALSE(engine->WaitUntilIdle(absl::Now() + absl::Milliseconds(20)));
+  go_on.set_value();
+  EXPECT_TRUE(engine->WaitUntilIdle(absl::InfiniteFuture()));
+}
+
+// Nothing else wakes the engine: the deadline of a request that runs alone must do.
+TEST(EngineThreadsTest, ALonelyRequestExpires) {
+  AtomicObserver observer;
+  auto runner = std::make_unique<FakeModelRunner>(FakeModelRunner::Options{});
+  const absl::Time deadline = absl::Now() + absl::Milliseconds(5);
+  int step = 0;
+  runner->on_forward = [&step, deadline](auto) {
+    while (++step == 3 && absl::Now() < deadline) {
+      std::this_thread::yield();
+      --step;
+    }
+    return absl::OkStatus();
+  };
+  auto engine = *Engine::Create({.max_step_tokens = 64}, std::move(runner), nullptr, &observer);
+  engine->Start();
+  Request request = Generate(Prompt(2), 100);
+  request.deadline = deadline;
+  const auto sink = std::make_shared<AwaitedSink>();
+  ASSERT_TRUE(engine->Submit(std::move(request), sink).ok());
+  EXPECT_EQ(sink->WaitForEnd().status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_LE(sink->ids().size(), 2u);
+}
+
+}  // namespace
+}  // namespace ddl
