@@ -252,8 +252,6 @@ def identity(args, cfg: Config, data: torch.Tensor) -> dict:
 
 
 def resumed(path: pathlib.Path, wanted: dict) -> dict:
-    if not path.is_file():
-        raise UsageError(f"--resume: there is no {path}")
     state = torch.load(path, weights_only=True)
     differ = [f"{k} {state['identity'].get(k)!r} there, {v!r} here" for k, v in wanted.items() if state["identity"].get(k) != v]
     if differ:
@@ -333,7 +331,9 @@ def train(args) -> int:
     state_path = args.out / "state.pt"
     if state_path.exists() and not args.resume:
         raise UsageError(f"{state_path} is there from an earlier run: continue it with --resume, or delete it")
-    if args.resume and args.tokenizer is None and (args.out / "tokenizer.json").is_file():
+    if args.resume and not state_path.exists():
+        raise UsageError(f"--resume: there is no {state_path}")
+    if args.resume and args.tokenizer is None:  # that of the run
         args.tokenizer = args.out / "tokenizer.json"
     tokenizer = load_tokenizer(args, docs)
     end = tokenizer.token_to_id(END)
