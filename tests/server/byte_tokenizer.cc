@@ -25,7 +25,7 @@ std::string JsonLetter(int byte) {
     letter = 0x100;
     for (int b = 0; b < byte; ++b) letter += visible(b) ? 0 : 1;
   }
-  char json[8];
+  char json[16];
   std::snprintf(json, sizeof json, "\\u%04x", letter);
   return json;
 }
