@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Writes expected.json: what the demo model must say, for the server's tests.
 
-    tools/make_expected.py --model models/ddl-demo
+    tools/make_expected.py --model models/ddl-demo --text build/austen.txt
 
-Greedy continuations, as token ids and text, computed in float32 from the weights as they are stored. Of the prompts
-below those are kept whose closest decision is clearest (the difference of the two largest logits, `least_gap`), so
-that rounding cannot excuse another token. And the final hidden vectors of a short text, for embeddings.
+Greedy continuations, as token ids and text, computed in float32 from the weights as they are stored. The prompts are
+the first words of held-out paragraphs; those are kept whose closest decision is clearest (the difference of the two
+largest logits, `least_gap`), so that rounding cannot excuse another token, and no two that go on alike. And the final hidden vectors of a short text, for embeddings.
 """
 from __future__ import annotations
 
@@ -18,17 +18,22 @@ import torch
 from tokenizers import Tokenizer
 
 from ddl_torch import Model
+from train import documents, split
 
 TEXT = "She was very happy."
-PROMPTS = [
-    "It was a fine", "The letter", "She had", "Mr. Darcy", "Mr. Knightley", "The next day", "I am very glad", "There was no",
-    "Elizabeth could not", "The house was", "When the dinner", "He walked", "\"My dear", "In the evening", "Nothing could be more",
-    "Her sister", "The rain", "\"What can you", "A few weeks", "Captain Wentworth", "Every body", "Mrs. Bennet", "Miss Bates",
-    "Lady Russell", "Sir Thomas", "Colonel Brandon was", "Fanny was", "Anne had", "Emma was not", "Catherine", "They were all",
-    "It is not", "You cannot", "He was a", "I have not", "Marianne", "Mr. and Mrs.", "After a short", "As soon as", "It was not till",
-    "The ladies", "\"Oh! yes,\"", "Edward", "John Thorpe", "Her mother", "His father", "London", "Bath", "The ball", "The morning",
-    "To be sure", "At last", "She could not", "\"I do not", "Mr. Collins", "Jane", "Harriet", "I wish you", "She looked", "The carriage",
-]
+OWN = 6  # last tokens of a continuation that no other may share
+OPENING = 4  # words of a paragraph that make a prompt
+
+
+def openings(text: pathlib.Path, held_out: float, seed: int) -> list[str]:
+    """The first words of the paragraphs that were held out in training."""
+    found = {}
+    for doc in split(documents(text), held_out, seed)[1]:
+        for paragraph in doc.split("\n\n"):
+            words = paragraph.split(" ")
+            if len(words) > 2 * OPENING:
+                found[" ".join(words[:OPENING])] = None
+    return list(found)
 
 
 @torch.no_grad()
@@ -45,21 +50,31 @@ def greedy(model: Model, ids: list[int], tokens: int) -> tuple[list[int], float]
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", type=pathlib.Path, required=True, help="folder of the model; gets expected.json")
+    p.add_argument("--text", type=pathlib.Path, required=True, help="the text it was trained on")
+    p.add_argument("--held-out", type=float, default=0.05, help="as in training (default 0.05)")
+    p.add_argument("--seed", type=int, default=1, help="as in training (default 1)")
+    p.add_argument("--candidates", type=int, default=300, help="prompts to try (default 300)")
     p.add_argument("--prompts", type=int, default=8, help="how many to keep (default 8)")
     p.add_argument("--tokens", type=int, default=24, help="of a continuation (default 24)")
     p.add_argument("--least-gap", type=float, default=0.05, help="least difference allowed (default 0.05)")
     args = p.parse_args()
     model, tokenizer = Model.load(args.model), Tokenizer.from_file(str(args.model / "tokenizer.json"))
+    prompts = openings(args.text, args.held_out, args.seed)[:args.candidates]
     cases = []
-    for prompt in PROMPTS:
+    for prompt in prompts:
         ids = tokenizer.encode(prompt).ids
         new, gap = greedy(model, ids, args.tokens)
         cases.append({"prompt": prompt, "prompt_ids": ids, "ids": new, "text": tokenizer.decode(new), "least_gap": round(gap, 4)})
-    cases = sorted(cases, key=lambda c: -c["least_gap"])[:args.prompts]
-    if cases[-1]["least_gap"] < args.least_gap:
-        print(f"make_expected.py: only {sum(c['least_gap'] >= args.least_gap for c in cases)} of {len(PROMPTS)} prompts have a "
-              f"least gap of {args.least_gap}; add prompts", file=sys.stderr)
+    kept = []
+    for case in sorted(cases, key=lambda c: -c["least_gap"]):
+        alike = any(case["ids"][-OWN:] == other["ids"][-OWN:] for other in kept)
+        if len(kept) < args.prompts and not alike and case["least_gap"] >= args.least_gap:
+            kept.append(case)
+    if len(kept) < args.prompts:
+        print(f"make_expected.py: only {len(kept)} of {len(prompts)} prompts have a least gap of {args.least_gap} and a "
+              "continuation of their own; raise --candidates", file=sys.stderr)
         return 1
+    cases = kept
     ids = tokenizer.encode(TEXT).ids
     with torch.no_grad():
         vectors = model.hidden(torch.tensor([ids]))[0]

@@ -34,7 +34,7 @@ if __name__ == "__main__" and any(os.environ.get(k) != v for k, v in SETTINGS.it
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ddl_config import SIZES, VARIANTS, Config, ConfigError, apply_settings, count
@@ -212,7 +212,8 @@ def rounded(weights: dict, dtype: torch.dtype) -> dict:
 
 
 def write_checkpoint(out: pathlib.Path, cfg: Config, weights: dict, dtype: str):
-    save_file(rounded(weights, getattr(torch, dtype)), out / "model.safetensors", metadata={"format": "pt"})
+    # Through write_bytes: save_file makes a file that only its owner may read, and a server may be another user.
+    (out / "model.safetensors").write_bytes(save(rounded(weights, getattr(torch, dtype)), metadata={"format": "pt"}))
     (out / "config.json").write_text(json.dumps(cfg.to_json(dtype), indent=1) + "\n")
 
 

@@ -150,13 +150,11 @@ void Engine::EndCancelledAndExpired(absl::Time now) {
     if (now >= request->deadline) {
       EndExpired(*request);
     } else if (!request->started.has_value() && now >= request->start_by) {
-      absl::Status status =
-          WithDetails(absl::ResourceExhaustedError(absl::StrCat(
-                          "the request was still queued after its queue_timeout of ",
-                          absl::FormatDuration(request->start_by - request->submitted))),
-                      {.reason = "QUEUE_TIMEOUT",
-                       .retry_after = std::max(load().queue_delay, kShortestRetry),
-                       .field_violations = {}});
+      absl::Status status = WithDetails(
+          absl::ResourceExhaustedError(
+              absl::StrCat("the request was still queued after its queue_timeout of ",
+                           absl::FormatDuration(request->start_by - request->submitted))),
+          {.reason = "QUEUE_TIMEOUT", .retry_after = std::max(load().queue_delay, kShortestRetry)});
       End(*request, std::move(status), "deadline", request->start_by);
     }
   }
@@ -443,15 +441,14 @@ absl::Status Engine::CheckSize(const Request& request) const {
   return WithDetails(absl::FailedPreconditionError(
                          absl::StrCat("the request can never fit in the KV cache: it needs ",
                                       needed, " tokens, the cache has ", available)),
-                     {.reason = "TOO_LARGE", .retry_after = {}, .field_violations = {}});
+                     {.reason = "TOO_LARGE"});
 }
 
 absl::Status Engine::CheckAdmission(const ActiveRequest& request, absl::Status size) {
   if (!admitting_) {
     observer_->OnRejected("draining");
-    return WithDetails(
-        absl::UnavailableError("the server is draining"),
-        {.reason = "DRAINING", .retry_after = kRetryWhenDraining, .field_violations = {}});
+    return WithDetails(absl::UnavailableError("the server is draining"),
+                       {.reason = "DRAINING", .retry_after = kRetryWhenDraining});
   }
   if (request.submitted >= request.deadline) {
     observer_->OnRejected("deadline_infeasible");
@@ -468,17 +465,16 @@ absl::Status Engine::CheckAdmission(const ActiveRequest& request, absl::Status s
     return WithDetails(
         absl::ResourceExhaustedError(absl::StrCat("too many requests: ", running,
                                                   " are running and ", waiting, " are waiting")),
-        {.reason = "QUEUE_FULL", .retry_after = RetryAfter(), .field_violations = {}});
+        {.reason = "QUEUE_FULL", .retry_after = RetryAfter()});
   }
   if (load_.waiting_tokens > 0 &&
       load_.waiting_tokens + request.prompt_tokens > options_.max_waiting_tokens) {
     observer_->OnRejected("tokens_full");
-    return WithDetails(
-        absl::ResourceExhaustedError(
-            absl::StrCat("too many waiting prompt tokens: ", load_.waiting_tokens,
-                         " are waiting, this request has ", request.prompt_tokens,
-                         ", the limit is ", options_.max_waiting_tokens)),
-        {.reason = "TOKENS_FULL", .retry_after = RetryAfter(), .field_violations = {}});
+    return WithDetails(absl::ResourceExhaustedError(
+                           absl::StrCat("too many waiting prompt tokens: ", load_.waiting_tokens,
+                                        " are waiting, this request has ", request.prompt_tokens,
+                                        ", the limit is ", options_.max_waiting_tokens)),
+                       {.reason = "TOKENS_FULL", .retry_after = RetryAfter()});
   }
   return absl::OkStatus();
 }

@@ -19,9 +19,9 @@ struct FieldViolation {
 // What a client can act on beside the code and message. Travels inside absl::Status as a
 // payload and leaves the server as google.rpc.ErrorInfo, RetryInfo and BadRequest.
 struct StatusDetails {
-  std::string reason;  // "QUEUE_FULL", "TOKENS_FULL", "TOO_LARGE", ...; empty: none
-  std::optional<absl::Duration> retry_after;
-  std::vector<FieldViolation> field_violations;
+  std::string reason = {};  // "QUEUE_FULL", "TOKENS_FULL", "TOO_LARGE", ...; empty: none
+  std::optional<absl::Duration> retry_after = {};
+  std::vector<FieldViolation> field_violations = {};
 };
 
 // `status` with `details`, in place of any it had. OK statuses carry none.

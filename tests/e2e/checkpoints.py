@@ -78,6 +78,12 @@ def small_tokenizer():
     return Tokenizer.from_file(str(small() / "tokenizer.json"))
 
 
+def medium():
+    """A ccec of 16 M parameters without a tokenizer: a step takes several milliseconds."""
+    return random_checkpoint("--hidden-size", "512", "--layers", "6", "--heads", "4", "--head-dim",
+                             "128", "--vocab-size", "4096", "--block-size", "1024")
+
+
 def paper_small():
     """The paper's small ccec: 124 M parameters in bfloat16, no tokenizer; steps take a while."""
     return random_checkpoint("--size", "small", "--dtype", "bfloat16")

@@ -94,12 +94,13 @@ class Server:
         with Server(folder, "--dtype=float32") as server:
             server.client.generate(...)
 
-    Entering returns once health says SERVING, or at once after it listens with ready=False.
+    Entering returns once health says SERVING, or at once after it listens with ready=False. One
+    thread computes unless a flag says otherwise: several test programs run at the same time.
     """
 
     def __init__(self, model, *flags, ready=True, **variables):
         self._arguments = [f"--model={model}", "--grpc_address=127.0.0.1:0",
-                           "--metrics_address=127.0.0.1:0", *flags]
+                           "--metrics_address=127.0.0.1:0", "--threads=1", *flags]
         self._variables = variables
         self._ready = ready
         self.process = None

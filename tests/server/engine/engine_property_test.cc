@@ -129,7 +129,12 @@ class Trace {
     submitted.request = RandomRequest();
     submitted.sink = e_.Submit(submitted.request);
     submitted.handle = e_.handle;
-    if (submitted.sink == nullptr) {
+    if (submitted.sink != nullptr) {
+      submitted.sink->on_end = [this, sink = submitted.sink.get(),
+                                deadline = submitted.request.deadline] {
+        EXPECT_FALSE(sink->status().ok() && e_.now >= deadline) << "a success after the deadline";
+      };
+    } else {
       ++refused_;
       ++(*outcomes_)[absl::StrCat("refused: ", absl::StatusCodeToString(e_.refusal.code()), " ",
                                   DetailsOf(e_.refusal).reason)];

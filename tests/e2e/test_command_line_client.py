@@ -1,0 +1,117 @@
+"""python -m ddl_client, as a person runs it."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+import checkpoints
+from ddl_client import Client, RpcError, demo
+
+
+def run(*arguments, text_input=""):
+    done = subprocess.run([sys.executable, "-m", "ddl_client", *arguments], input=text_input,
+                          capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def ask(server):
+    return lambda command, *arguments, **options: run(
+        command, "--address", server.address, *arguments, **options)
+
+
+@pytest.mark.parametrize("how", [[], ["--no-stream"]], ids=["stream", "unary"])
+def test_generate(ask, client, how):
+    code, out, err = ask("generate", "The quick", "--max-tokens", "12", "--seed", "4", *how)
+    response = client.generate("The quick", max_tokens=12, seed=4)
+    assert (code, out) == (0, response.completions[0].text + "\n")
+    assert "2 prompt + 12 completion tokens" in err.replace(
+        str(response.usage.prompt_tokens) + " prompt", "2 prompt")
+    assert "ended by length, seed 4]" in err
+
+
+def test_generate_reads_stdin(ask):
+    arguments = ["--max-tokens", "5", "--temperature", "0"]
+    from_stdin = ask("generate", "-", *arguments, text_input="The fox")
+    assert from_stdin[:2] == ask("generate", "The fox", *arguments)[:2]
+
+
+def test_generate_with_stop(ask, client):
+    text = client.generate("The", max_tokens=40, seed=2).completions[0].text
+    stop = next(letter for letter in text if letter.isascii() and letter.isprintable())
+    code, out, err = ask("generate", "The", "--max-tokens", "40", "--seed", "2", "--stop", stop)
+    assert (code, out) == (0, text[:text.index(stop)] + "\n")
+    assert "ended by stop" in err
+
+
+def test_embed(ask):
+    code, out, _ = ask("embed", "one text", "another", "--pooling", "mean")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (code, len(rows)) == (0, 2)
+    assert all(math.isclose(sum(x * x for x in row), 1, rel_tol=1e-4) for row in rows)
+    code, out, _ = ask("embed", "one text", "another", "--similarity")
+    assert code == 0 and out.count("1.000") == 2
+
+
+def test_tokenize(ask):
+    code, out, _ = ask("tokenize", "The fox")
+    ids = [int(line.split()[0]) for line in out.splitlines()]
+    assert (code, ids) == (0, checkpoints.small_tokenizer().encode("The fox").ids)
+
+
+def test_models_and_health(ask, client):
+    code, out, _ = ask("models")
+    assert code == 0 and out.startswith(f"{client.model_info().name}: ready, ccec, 2 layers")
+    assert ask("health") == (0, "SERVING\n", "")
+    code, _, err = ask("health", "nothing")
+    assert code == 1 and err.startswith("ddl_client: NOT_FOUND")
+
+
+def test_demo(ask, server):
+    code, out, err = ask("demo", "--metrics", server.metrics_address)
+    assert (code, err) == (0, ""), out
+    assert out.count("|") >= 2
+    assert f"({len(demo.SENTENCES)})" in out
+    assert "ddl_generated_tokens_total" in out
+
+
+@pytest.mark.parametrize("arguments,expected", [
+    (["generate", "x", "--model", "nobody"], "ddl_client: NOT_FOUND"),
+    (["generate", "x", "--temperature", "9"], "sampling.temperature: must be 0...2"),
+    (["embed", "x", "--dimensions", "1000"], "params.dimensions: must be 1...64"),
+    (["generate", "x", "--max-tokens", "400", "--timeout", "0.001"], "DEADLINE_EXCEEDED"),
+    (["demo", "--metrics", "127.0.0.1:1"], "cannot read the metrics at 127.0.0.1:1"),
+], ids=lambda value: value if isinstance(value, str) else None)
+def test_failures(ask, arguments, expected):
+    code, _, err = ask(*arguments)
+    assert code == 1
+    assert expected in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", [["generate", "x"], ["embed", "x"], ["health"], ["demo"]],
+                         ids=lambda command: command[0])
+def test_no_server(command):
+    code, out, err = run(*command, "--address", "127.0.0.1:1", "--timeout", "5")
+    assert code == 1
+    assert err.startswith("ddl_client: no server answers at 127.0.0.1:1"), err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["dance"], ["generate"], ["generate", "x", "--max-tokens", "many"],
+    ["embed", "x", "--similarity", "--pooling", "none"]], ids=str)
+def test_mistakes_in_the_command_line(arguments):
+    code, _, err = run(*arguments)
+    assert code == 2 and "usage:" in err
+
+
+def test_errors_carry_their_details(server):
+    with Client(server.address) as client, pytest.raises(RpcError) as caught:
+        client.generate("x", top_p=3)
+    [(field, description)] = caught.value.violations
+    assert field == "sampling.top_p" and "3" in description
+    assert str(caught.value).startswith("INVALID_ARGUMENT: ")
+    assert (caught.value.reason, caught.value.retry_seconds) == (None, None)

@@ -1,0 +1,114 @@
+"""Embed, seen by a client: pooling, order, truncation, encodings."""
+
+import numpy
+import pytest
+
+import checkpoints
+from ddl_client import vectors
+
+CONTEXT = 512
+WIDTH = 64
+PROMPTS = [[5, 6, 7, 8], [300], list(range(120)), [5, 6, 7]]
+# Between the same numbers computed on the client and on the server, float32 both.
+CLOSE = dict(rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def hidden(server):
+    """The vector of every token, of every prompt."""
+    return vectors(server.client.embed(PROMPTS, pooling="none", normalize=False))
+
+
+def unit(rows):
+    return rows / numpy.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def test_shapes_and_order(client, hidden):
+    assert [rows.shape for rows in hidden] == [(len(prompt), WIDTH) for prompt in PROMPTS]
+    response = client.embed(PROMPTS)
+    assert [each.index for each in response.embeddings] == [0, 1, 2, 3]
+    assert [each.prompt_tokens for each in response.embeddings] == [4, 1, 120, 3]
+    assert not any(each.truncated for each in response.embeddings)
+    assert response.dimensions == WIDTH
+    assert response.usage.prompt_tokens == response.usage.total_tokens == 128
+    assert response.usage.completion_tokens == 0
+
+
+def test_one_call_or_many(client, hidden):
+    """Also: what comes later in a text does not change what came before."""
+    for prompt, expected in zip(PROMPTS, hidden):
+        alone = vectors(client.embed([prompt], pooling="none", normalize=False))[0]
+        numpy.testing.assert_array_equal(alone, expected)
+    numpy.testing.assert_allclose(hidden[3], hidden[0][:3], **CLOSE)
+
+
+POOLINGS = {
+    "last_token": lambda rows: rows[-1],
+    "mean": lambda rows: rows.mean(0),
+    "max": lambda rows: rows.max(0),
+    "none": lambda rows: rows,
+    None: lambda rows: rows[-1],
+}
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_pooling(client, hidden, pooling):
+    raw = vectors(client.embed(PROMPTS, pooling=pooling, normalize=False))
+    normal = vectors(client.embed(PROMPTS, pooling=pooling))
+    short = vectors(client.embed(PROMPTS, pooling=pooling, dimensions=10))
+    for i, rows in enumerate(hidden):
+        expected = numpy.atleast_2d(POOLINGS[pooling](rows))
+        numpy.testing.assert_allclose(raw[i], expected, **CLOSE)
+        numpy.testing.assert_allclose(normal[i], unit(expected), **CLOSE)
+        numpy.testing.assert_allclose(short[i], unit(expected[:, :10]), **CLOSE)
+
+
+def test_text_and_its_token_ids_are_the_same_input(client):
+    text = checkpoints.SENTENCES[3]
+    ids = checkpoints.small_tokenizer().encode(text).ids
+    by_text, by_ids = vectors(client.embed([text])) + vectors(client.embed([ids]))
+    numpy.testing.assert_array_equal(by_text, by_ids)
+
+
+@pytest.mark.parametrize("direction,kept", [("right", slice(0, 3)), ("left", slice(-3, None))])
+def test_truncation(client, direction, kept):
+    prompts = [[1, 2, 3, 4, 5], [9, 8]]
+    response = client.embed(prompts, truncate=direction, max_tokens=3, pooling="mean")
+    assert [each.truncated for each in response.embeddings] == [True, False]
+    assert [each.prompt_tokens for each in response.embeddings] == [3, 2]
+    expected = client.embed([prompts[0][kept], prompts[1]], pooling="mean")
+    for found, row in zip(vectors(response), vectors(expected)):
+        numpy.testing.assert_array_equal(found, row)
+
+
+def test_a_whole_context(client):
+    prompt = [i % 350 for i in range(CONTEXT)]
+    response = client.embed([prompt], pooling="none")
+    assert vectors(response)[0].shape == (CONTEXT, WIDTH)
+    longer = client.embed([prompt + [1]], pooling="none", truncate="right")
+    assert longer.embeddings[0].truncated
+    numpy.testing.assert_array_equal(vectors(longer)[0], vectors(response)[0])
+
+
+def test_encodings(client):
+    floats = vectors(client.embed(PROMPTS, encoding_format="float"))
+    response = client.embed(PROMPTS, encoding_format="bytes_f32le")
+    for embedding, row in zip(response.embeddings, floats):
+        assert embedding.vectors[0].raw == row.astype("<f4").tobytes()
+        assert not embedding.vectors[0].values
+    halves = client.embed(PROMPTS, encoding_format="bytes_bf16le")
+    for embedding, found, row in zip(halves.embeddings, vectors(halves), floats):
+        assert len(embedding.vectors[0].raw) == 2 * WIDTH
+        numpy.testing.assert_allclose(found, row, rtol=2**-8)
+
+
+def test_many_inputs(client):
+    inputs = [[i, i + 1] for i in range(256)]
+    rows = vectors(client.embed(inputs))
+    for i in (0, 100, 255):
+        numpy.testing.assert_array_equal(rows[i], vectors(client.embed([inputs[i]]))[0])
+
+
+def test_request_id(client):
+    assert client.embed(["a"], request_id="mine").request_id == "mine"
+    assert client.embed(["a"]).request_id
