@@ -1,6 +1,8 @@
 #include "server/engine/completion.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <iterator>
 #include <utility>
 
 namespace ddl {
@@ -11,7 +13,11 @@ Completion::Completion(const GenerateParams& params, const Limits& limits,
       stopping_(params.stopping),
       logprobs_(params.logprobs),
       vocab_size_(limits.vocab_size),
-      end_tokens_(params.stopping.stop_token_ids) {
+      end_tokens_(params.stopping.stop_token_ids),
+      text_(tokenizer,
+            {.skip_special_tokens = params.skip_special_tokens,
+             .stop = params.stopping.stop,
+             .include_stop_str_in_output = params.stopping.include_stop_str_in_output}) {
   const int32_t room = limits.max_context_length - static_cast<int32_t>(params.prompt.size());
   max_tokens_ = std::min(params.stopping.max_tokens, room);
   full_ = params.stopping.max_tokens <= room ? FinishReason::kLength : FinishReason::kContext;
@@ -39,7 +45,23 @@ Completion::Progress Completion::Accept(SampledToken token) {
 
   Progress progress;
   progress.end = EndAt(id);
-  progress.delta.tokens = std::exchange(held_, {});
+  const bool ends_by_token =
+      progress.end.has_value() && (progress.end->finish_reason == FinishReason::kEos ||
+                                   progress.end->matched_token_id.has_value());
+  OutputText::Piece piece = text_.Append({.id = id,
+                                          .in_text = !ends_by_token,
+                                          .may_stop = num_tokens_ >= stopping_.min_tokens,
+                                          .last = progress.end.has_value()});
+  if (piece.matched_stop.has_value()) {
+    progress.end = CompletionEnd{.finish_reason = FinishReason::kStop,
+                                 .matched_stop_str = std::move(piece.matched_stop),
+                                 .matched_token_id = std::nullopt};
+  }
+  progress.delta.text = std::move(piece.text);
+  const auto released = held_.begin() + static_cast<ptrdiff_t>(piece.num_tokens);
+  progress.delta.tokens.assign(std::make_move_iterator(held_.begin()),
+                               std::make_move_iterator(released));
+  held_.erase(held_.begin(), released);
   if (progress.end.has_value()) progress.end->cumulative_logprob = cumulative_logprob_;
   return progress;
 }

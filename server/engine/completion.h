@@ -8,6 +8,7 @@
 #include "model/sampler.h"
 #include "model/token.h"
 #include "model/tokenizer.h"
+#include "server/engine/output_text.h"
 #include "server/engine/request.h"
 
 namespace ddl {
@@ -25,7 +26,8 @@ class Completion {
     std::optional<CompletionEnd> end;  // the delta is then the last
   };
 
-  // `tokenizer` may be null: no text, and no end token. It must outlive the completion.
+  // `tokenizer` may be null: no text, and no end token. It must outlive the completion. The text
+  // of an end or stop token is not part of the completion's, the token itself is.
   Completion(const GenerateParams& params, const Limits& limits, const Tokenizer* tokenizer);
 
   // Refers to this completion; valid until it is moved or takes a token.
@@ -47,6 +49,7 @@ class Completion {
   std::optional<TokenId> eos_;       // none: nothing to stop at
   std::vector<TokenId> end_tokens_;  // end and stop tokens, banned up to min_tokens
 
+  OutputText text_;
   int32_t num_tokens_ = 0;
   double cumulative_logprob_ = 0.0;
   std::vector<SampledToken> held_;  // not delivered yet
