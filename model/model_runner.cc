@@ -218,6 +218,15 @@ class DdlModelRunner final : public ModelRunner {
   ModelDescription description_;
 };
 
+// Threads worth waking for a model, when nobody says: one for every 16 M parameters. For less work
+// the meeting of the threads after each product takes longer than the product, and on a busy
+// machine, where one of them may not be running, a hundred times as long.
+int DefaultThreads(int64_t parameter_count) {
+  constexpr int64_t kParametersPerThread = 16'000'000;
+  const int64_t useful = std::max<int64_t>(1, parameter_count / kParametersPerThread);
+  return static_cast<int>(std::min<int64_t>(at::get_num_threads(), useful));
+}
+
 absl::Status CheckOptions(const Checkpoint& checkpoint, const RunnerOptions& options) {
   if (options.kv_block_size < 1 || options.kv_num_blocks < 1 || options.max_sequences < 1 ||
       options.max_step_tokens < 1) {
@@ -251,7 +260,8 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
   if (absl::Status status = CheckOptions(*checkpoint, options); !status.ok()) return status;
   try {
     const c10::InferenceMode inference_mode;
-    if (options.num_threads > 0) at::set_num_threads(options.num_threads);
+    at::set_num_threads(options.num_threads > 0 ? options.num_threads
+                                                : DefaultThreads(checkpoint->parameter_count()));
     return std::make_unique<DdlModelRunner>(checkpoint, options);
   } catch (const std::exception& error) {
     return TensorLibraryError("loading the model", error);

@@ -82,7 +82,7 @@ struct RunnerOptions {
   int32_t max_sequences = 64;  // slots for tails
   int32_t max_step_tokens = 2048;
   int32_t max_context_length = 0;  // longest sequence, tokens; 0: config.json's block_size
-  int num_threads = 0;  // 0: as many as the process may use
+  int num_threads = 0;  // 0: one for every 16 M parameters, at most as many as the process may use
   // Obey ddl_state_dv_shortconv_causal, as the official accelerated model does. The eager
   // official model ignores the key, and so does the server unless told otherwise.
   bool obey_dv_shortconv_causal = false;

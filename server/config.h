@@ -29,7 +29,7 @@ struct ServerConfig {
   std::string metrics_address = "0.0.0.0:9464";
 
   std::optional<RunnerDType> dtype;  // unset: as stored in the checkpoint
-  int num_threads = 0;               // 0: as many as the process may use
+  int num_threads = 0;               // 0: by the model's size
   bool obey_dv_shortconv_causal = false;
 
   int32_t max_context_length = 0;  // tokens; 0: block_size of the checkpoint
