@@ -223,8 +223,9 @@ class DdlModelRunner final : public ModelRunner {
 // machine, where one of them may not be running, a hundred times as long.
 int DefaultThreads(int64_t parameter_count) {
   constexpr int64_t kParametersPerThread = 16'000'000;
+  static const int available = at::get_num_threads();  // before anyone has set it
   const int64_t useful = std::max<int64_t>(1, parameter_count / kParametersPerThread);
-  return static_cast<int>(std::min<int64_t>(at::get_num_threads(), useful));
+  return static_cast<int>(std::min<int64_t>(available, useful));
 }
 
 absl::Status CheckOptions(const Checkpoint& checkpoint, const RunnerOptions& options) {
