@@ -23,6 +23,7 @@ trap 'exit 130' INT TERM
 address() { sed -n "s/.*listening .*$1=\([^ ]*\).*/\1/p" "$log" | tail -n 1; }
 
 printf '== Starting the server\n$ ddl_server --model=models/ddl-demo --grpc_address=127.0.0.1:0 --metrics_address=127.0.0.1:0\n'
+: >"$log"  # an earlier run's addresses must not be taken for this one's
 build/release/bin/ddl_server --model=models/ddl-demo --grpc_address=127.0.0.1:0 \
   --metrics_address=127.0.0.1:0 2>"$log" &
 server_pid=$!
