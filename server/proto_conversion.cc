@@ -254,14 +254,17 @@ absl::StatusOr<CutTokens> ToTokens(const v1::Input& input, const std::string& fi
   }
 
   size_t most = rules.most_tokens;
-  if (rules.truncation.has_max_tokens()) {
-    most = std::min<size_t>(most, rules.truncation.max_tokens());
+  std::string reason = rules.most_tokens_reason;
+  // 0, when it was asked for, is a mistake that CheckTruncation names.
+  if (const uint32_t asked = rules.truncation.max_tokens(); asked > 0 && asked < most) {
+    most = asked;
+    reason = rules.truncation_field + ".max_tokens";
   }
   if (cut.tokens.size() <= most) return cut;
   if (!rules.truncation.truncate()) {
-    errors->Add(field, absl::StrCat("must be 1...", most, " tokens long (",
-                                    rules.most_tokens_reason, "), not ", cut.tokens.size(), "; ",
-                                    rules.truncation_field, ".truncate cuts it"));
+    errors->Add(field,
+                absl::StrCat("must be 1...", most, " tokens long (", reason, "), not ",
+                             cut.tokens.size(), "; ", rules.truncation_field, ".truncate cuts it"));
     return cut;
   }
   cut.truncated = true;

@@ -125,7 +125,9 @@ INVALID_EMBED = [
     ("params.encoding_format", set_field("params.encoding_format", 99), ("x",), ["99"]),
     ("params.truncation.max_tokens", set_field("params.truncation.max_tokens", 0), ("x",),
      ["at least 1"]),
-    ("inputs[0]", nothing, ("word " * 999,), ["512", "params.truncation.truncate"]),
+    ("inputs[0]", nothing, ("word " * 999,), ["(the context)", "params.truncation.truncate"]),
+    ("inputs[0]", set_field("params.truncation.max_tokens", 2), ("word " * 9,),
+     ["1...2", "(params.truncation.max_tokens)", "params.truncation.truncate"]),
 ]
 
 
@@ -246,24 +248,32 @@ def without_tokenizer():
 
 
 def test_full_queue():
-    """One runs, one waits, the third is told when to come back; so is one with too many tokens."""
-    with Server(checkpoints.medium(), "--max_running_sequences=1", "--max_waiting_requests=1",
+    """One runs, two wait: whoever would exceed a bound is told when to come back."""
+    with Server(checkpoints.medium(), "--max_running_sequences=1", "--max_waiting_requests=2",
                 "--max_waiting_tokens=100") as server:
         running = server.client.stream([1, 2, 3], max_tokens=900)
         next(iter(running))
         with grpc.insecure_channel(server.address) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            check_refusal(failure(stub.Generate, generate_request([1] * 101)), "TOKENS_FULL")
-            queued = stub.Generate.future(generate_request([1, 2, 3], max_tokens=2))
-            server.wait_for_metrics(lambda scrape: scrape.value("ddl_requests_waiting") == 1)
-            check_refusal(failure(stub.Generate, generate_request([1], max_tokens=2)), "QUEUE_FULL")
+
+            def queue(prompt_tokens, waiting):
+                call = stub.Generate.future(generate_request([1] * prompt_tokens, max_tokens=2))
+                server.wait_for_metrics(
+                    lambda scrape: scrape.value("ddl_requests_waiting") == waiting)
+                return call
+
+            queued = [queue(60, waiting=1)]
+            check_refusal(failure(stub.Generate, generate_request([1] * 41)), "TOKENS_FULL")
+            queued.append(queue(40, waiting=2))
+            assert server.scrape().value("ddl_waiting_tokens") == 100
+            check_refusal(failure(stub.Generate, generate_request([1])), "QUEUE_FULL")
             running.cancel()
-            assert queued.result().usage.completion_tokens == 2
+            assert [call.result().usage.completion_tokens for call in queued] == [2, 2]
         after = server.wait_until_idle()
         assert after.by("reason", "ddl_admission_rejections_total") == {
             "tokens_full": 1, "queue_full": 1}
         assert after.by("code", "ddl_requests_total", method="Generate") == {
-            "RESOURCE_EXHAUSTED": 2, "OK": 1}
+            "RESOURCE_EXHAUSTED": 2, "OK": 2}
 
 
 def check_refusal(error, reason):

@@ -37,6 +37,7 @@ def run(address, metrics_address, prompt=PROMPT, output=sys.stdout):
         print(*words, **options, file=output, flush=True)
 
     with Client(address, timeout=60) as client:
+        client.health()  # fails at once where nobody listens
         client.wait_until_serving(timeout=60)
         before = metrics.scrape(metrics_address)
         show_model(client, show)
