@@ -9,13 +9,12 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
-#include "model/utf8.h"
+#include "model/strict_json.h"
 #include "nlohmann/json.hpp"
 
 namespace ddl {
@@ -34,24 +33,9 @@ absl::Status InFile(const std::filesystem::path& file, const absl::Status& statu
   return absl::Status(status.code(), absl::StrCat(file.string(), ": ", status.message()));
 }
 
-// For messages: short, on one line, and UTF-8 whatever the file holds.
-std::string Quoted(const std::string& text) {
-  constexpr size_t kLongest = 60;
-  if (text.size() > kLongest) {
-    return absl::StrCat("\"", absl::CHexEscape(text.substr(0, kLongest)), "...\"");
-  }
-  return absl::StrCat(
-      "\"", FindInvalidUtf8(text) ? absl::CHexEscape(text) : absl::Utf8SafeCHexEscape(text), "\"");
-}
+std::string Quoted(std::string_view text) { return absl::StrCat("\"", ShowName(text), "\""); }
 
 // ---- JSON ----
-
-// A value as messages show it: short.
-std::string Shown(const Json& value) {
-  if (value.is_string()) return Quoted(value.get_ref<const std::string&>());
-  if (value.is_primitive()) return value.dump();
-  return absl::StrCat("an ", value.type_name(), " of ", value.size());
-}
 
 const Json& Member(const Json& object, const char* key) {
   static const Json null;
@@ -63,7 +47,7 @@ absl::Status ReadFlag(const Json& object, const char* key, bool& flag) {
   const Json& value = Member(object, key);
   if (value.is_null()) return absl::OkStatus();
   if (!value.is_boolean()) {
-    return Fault(absl::StrCat(key, " must be true or false, found ", Shown(value)));
+    return Fault(absl::StrCat(key, " must be true or false, found ", ShowJson(value)));
   }
   flag = value.get<bool>();
   return absl::OkStatus();
@@ -72,7 +56,7 @@ absl::Status ReadFlag(const Json& object, const char* key, bool& flag) {
 absl::StatusOr<TokenId> ReadId(const Json& value) {
   if (!value.is_number_integer() || value < 0 || value > kMaxTokenId) {
     return Fault(absl::StrCat("a token id must be a whole number from 0 to ", kMaxTokenId,
-                              ", found ", Shown(value)));
+                              ", found ", ShowJson(value)));
   }
   return value.get<TokenId>();
 }
@@ -84,21 +68,8 @@ std::string TypeOf(const Json& object) {
 
 absl::Status Unsupported(const char* part, const Json& found, const char* supported) {
   const std::string type = TypeOf(found);
-  return Fault(absl::StrCat(part, " is ", type.empty() ? Shown(found) : Quoted(type),
+  return Fault(absl::StrCat(part, " is ", type.empty() ? ShowJson(found) : Quoted(type),
                             ", supported: ", supported));
-}
-
-absl::StatusOr<Json> ParseJson(const std::string& text) {
-  Json json;
-  try {
-    json = Json::parse(text);
-  } catch (const Json::exception& error) {
-    std::string message;  // may quote bytes of the file
-    AppendWholeCharacters(error.what(), message);
-    return Fault(absl::StrCat("not valid JSON: ", message));
-  }
-  if (!json.is_object()) return Fault(absl::StrCat("must hold a JSON object, found ", Shown(json)));
-  return json;
 }
 
 absl::StatusOr<std::string> ReadFile(const std::filesystem::path& file) {
@@ -110,10 +81,11 @@ absl::StatusOr<std::string> ReadFile(const std::filesystem::path& file) {
   return text;
 }
 
+// Unlike the others' here, its errors name the file.
 absl::StatusOr<Json> ReadJson(const std::filesystem::path& file) {
   const absl::StatusOr<std::string> text = ReadFile(file);
-  if (!text.ok()) return text.status();
-  return ParseJson(*text);
+  if (!text.ok()) return InFile(file, text.status());
+  return ParseJsonObject(*text, file.string());
 }
 
 // ---- The byte alphabet ----
@@ -217,7 +189,7 @@ absl::StatusOr<MergeRule> ReadMergeLine(const IdsByText& ids, const std::string&
 absl::StatusOr<MergeRule> ReadMergeEntry(const IdsByText& ids, const Json& entry) {
   if (entry.is_string()) return ReadMergeLine(ids, entry.get_ref<const std::string&>());
   if (!entry.is_array() || entry.size() != 2 || !entry[0].is_string() || !entry[1].is_string()) {
-    return Fault(absl::StrCat("a merge is \"a b\" or [\"a\", \"b\"], found ", Shown(entry)));
+    return Fault(absl::StrCat("a merge is \"a b\" or [\"a\", \"b\"], found ", ShowJson(entry)));
   }
   return ReadMerge(ids, entry[0].get_ref<const std::string&>(),
                    entry[1].get_ref<const std::string&>());
@@ -227,7 +199,7 @@ absl::StatusOr<MergeRule> ReadMergeEntry(const IdsByText& ids, const Json& entry
 
 absl::Status CheckModel(const Json& model) {
   if (!model.is_object())
-    return Fault(absl::StrCat("model must be an object, found ", Shown(model)));
+    return Fault(absl::StrCat("model must be an object, found ", ShowJson(model)));
   // Files of old versions leave the type out.
   if (!Member(model, "type").is_null() && TypeOf(model) != "BPE") {
     return Unsupported("model", model, "byte-level \"BPE\"");
@@ -235,23 +207,24 @@ absl::Status CheckModel(const Json& model) {
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const Json& value = Member(model, key);
     if (!value.is_null() && value != "") {
-      return Fault(absl::StrCat("model.", key, " is ", Shown(value), ", supported: null and \"\""));
+      return Fault(
+          absl::StrCat("model.", key, " is ", ShowJson(value), ", supported: null and \"\""));
     }
   }
   const Json& dropout = Member(model, "dropout");
   if (!dropout.is_null() && dropout != 0) {
-    return Fault(absl::StrCat("model.dropout is ", Shown(dropout), ", supported: null and 0"));
+    return Fault(absl::StrCat("model.dropout is ", ShowJson(dropout), ", supported: null and 0"));
   }
   bool byte_fallback = false;
   if (auto status = ReadFlag(model, "byte_fallback", byte_fallback); !status.ok()) return status;
   if (byte_fallback) return Fault("model.byte_fallback is true, supported: false (byte-level BPE)");
   if (!Member(model, "vocab").is_object()) {
     return Fault(
-        absl::StrCat("model.vocab must be an object, found ", Shown(Member(model, "vocab"))));
+        absl::StrCat("model.vocab must be an object, found ", ShowJson(Member(model, "vocab"))));
   }
   if (!Member(model, "merges").is_array()) {
     return Fault(
-        absl::StrCat("model.merges must be an array, found ", Shown(Member(model, "merges"))));
+        absl::StrCat("model.merges must be an array, found ", ShowJson(Member(model, "merges"))));
   }
   return absl::OkStatus();
 }
@@ -278,7 +251,7 @@ absl::Status ReadModel(const Json& model, IdsByText& ids, TokenizerSpec& spec) {
         unknown.is_string() ? ids.find(unknown.get_ref<const std::string&>()) : ids.end();
     if (id == ids.end()) {
       return Fault(
-          absl::StrCat("model.unk_token is ", Shown(unknown), ", which is not in model.vocab"));
+          absl::StrCat("model.unk_token is ", ShowJson(unknown), ", which is not in model.vocab"));
     }
     spec.vocabulary.unknown = id->second;
   }
@@ -318,11 +291,11 @@ absl::Status CheckDecoder(const Json& root) {
 }
 
 absl::StatusOr<AddedToken> ReadAddedToken(const Json& entry) {
-  if (!entry.is_object()) return Fault(absl::StrCat("must be an object, found ", Shown(entry)));
+  if (!entry.is_object()) return Fault(absl::StrCat("must be an object, found ", ShowJson(entry)));
   const Json& content = Member(entry, "content");
   if (!content.is_string() || content == "") {
     return Fault(
-        absl::StrCat("content must be a string that is not empty, found ", Shown(content)));
+        absl::StrCat("content must be a string that is not empty, found ", ShowJson(content)));
   }
   const absl::StatusOr<TokenId> id = ReadId(Member(entry, "id"));
   if (!id.ok()) return id.status();
@@ -343,7 +316,7 @@ absl::Status ReadAddedTokens(const Json& root, IdsByText& ids, TokenizerSpec& sp
   const Json& list = Member(root, "added_tokens");
   if (list.is_null()) return absl::OkStatus();
   if (!list.is_array()) {
-    return Fault(absl::StrCat("added_tokens must be an array, found ", Shown(list)));
+    return Fault(absl::StrCat("added_tokens must be an array, found ", ShowJson(list)));
   }
   absl::flat_hash_map<TokenId, std::string> texts;
   for (const auto& [text, id] : ids) texts.emplace(id, text);
@@ -387,13 +360,13 @@ absl::Status ReadTemplate(const Json& part, const IdsByText& ids, TokenizerSpec&
         Member(Member(part, "special_tokens"), name.get_ref<const std::string&>().c_str());
     const Json& special_ids = Member(special, "ids");
     if (!special_ids.is_array()) {
-      return Fault(absl::StrCat("special_tokens lacks the ids of ", Shown(name)));
+      return Fault(absl::StrCat("special_tokens lacks the ids of ", ShowJson(name)));
     }
     for (const Json& value : special_ids) {
       const absl::StatusOr<TokenId> id = ReadId(value);
       if (!id.ok()) return id.status();
       if (!known.contains(*id)) {
-        return Fault(absl::StrCat("special_tokens gives ", Shown(name), " the id ", *id,
+        return Fault(absl::StrCat("special_tokens gives ", ShowJson(name), " the id ", *id,
                                   ", which no token has"));
       }
       tokens->push_back(*id);
@@ -452,7 +425,7 @@ absl::Status ReadVocabularyAndMerges(const std::filesystem::path& vocab_file,
                                      const std::filesystem::path& merges_file, IdsByText& ids,
                                      TokenizerSpec& spec) {
   const absl::StatusOr<Json> json = ReadJson(vocab_file);
-  if (!json.ok()) return InFile(vocab_file, json.status());
+  if (!json.ok()) return json.status();
   absl::StatusOr<IdsByText> vocabulary = ReadVocabulary(*json);
   if (!vocabulary.ok()) return InFile(vocab_file, vocabulary.status());
   ids = *std::move(vocabulary);
@@ -471,7 +444,7 @@ absl::StatusOr<std::string> ReadEosToken(const Json& config) {
   const Json& content = value.is_object() ? Member(value, "content") : value;
   if (!content.is_string() || content == "") {
     return Fault(absl::StrCat("eos_token must be a string, or an object with content, found ",
-                              Shown(value)));
+                              ShowJson(value)));
   }
   return content.get<std::string>();
 }
@@ -487,15 +460,13 @@ void MakeSpecial(TokenId id, const std::string& text, TokenizerSpec& spec) {
   spec.added_tokens.push_back({.id = id, .content = text, .special = true});
 }
 
-absl::Status ReadConfig(const std::filesystem::path& file, bool has_tokenizer_json,
-                        const IdsByText& ids, TokenizerSpec& spec) {
-  const absl::StatusOr<Json> config = ReadJson(file);
-  if (!config.ok()) return config.status();
+absl::Status ReadConfig(const Json& config, bool has_tokenizer_json, const IdsByText& ids,
+                        TokenizerSpec& spec) {
   if (!has_tokenizer_json) {
-    auto status = ReadFlag(*config, "add_prefix_space", spec.add_prefix_space);
+    auto status = ReadFlag(config, "add_prefix_space", spec.add_prefix_space);
     if (!status.ok()) return status;
   }
-  const absl::StatusOr<std::string> eos_token = ReadEosToken(*config);
+  const absl::StatusOr<std::string> eos_token = ReadEosToken(config);
   if (!eos_token.ok()) return eos_token.status();
   if (eos_token->empty()) return absl::OkStatus();
   const auto id = ids.find(*eos_token);
@@ -525,7 +496,7 @@ absl::StatusOr<TokenizerSpec> ReadTokenizerFiles(const std::filesystem::path& fo
   const bool has_tokenizer_json = Exists(tokenizer_file);
   if (has_tokenizer_json) {
     const absl::StatusOr<Json> json = ReadJson(tokenizer_file);
-    if (!json.ok()) return InFile(tokenizer_file, json.status());
+    if (!json.ok()) return json.status();
     const absl::Status status = ReadTokenizerJson(*json, ids, spec);
     if (!status.ok()) return InFile(tokenizer_file, status);
   } else if (Exists(vocab_file) && Exists(merges_file)) {
@@ -542,7 +513,9 @@ absl::StatusOr<TokenizerSpec> ReadTokenizerFiles(const std::filesystem::path& fo
                      " has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt"));
   }
   if (Exists(config_file)) {
-    const absl::Status status = ReadConfig(config_file, has_tokenizer_json, ids, spec);
+    const absl::StatusOr<Json> config = ReadJson(config_file);
+    if (!config.ok()) return config.status();
+    const absl::Status status = ReadConfig(*config, has_tokenizer_json, ids, spec);
     if (!status.ok()) return InFile(config_file, status);
   }
   const auto end_of_text = ids.find(kEndOfText);

@@ -18,7 +18,10 @@ namespace ddl {
 //
 // Stop strings are looked for after every token, in what the text gained since it was last sure
 // that none begins there. The match that begins first wins; of those that begin together, the
-// one listed first.
+// one listed first. It cuts the text only: every token that came is released with it, also those
+// whose text is cut off.
+//
+// Bytes of an unfinished character hold no token back: such a token goes before its text.
 class OutputText {
  public:
   struct Options {
@@ -35,7 +38,9 @@ class OutputText {
   struct Token {
     TokenId id = 0;
     bool in_text = true;      // false for a token that only ends the completion
-    bool may_stop = true;     // whether stop strings count yet (min_tokens)
+    // Whether stop strings count yet (min_tokens). Text from before is sent at once, so that no
+    // match begins in it.
+    bool may_stop = true;
     bool last = false;        // nothing follows: everything held is released
   };
 

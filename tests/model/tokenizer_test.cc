@@ -380,7 +380,7 @@ TEST_F(TokenizerTest, FaultsInTokenizerJsonAreNamed) {
        [](Json& json) {
          json = Json::array({1, 2});
        },
-       "must hold a JSON object, found an array of 2"},
+       "is not a JSON object, found [1,2]"},
   };
   for (const Row& row : rows) {
     Json json = SmallTokenizer();
@@ -389,7 +389,7 @@ TEST_F(TokenizerTest, FaultsInTokenizerJsonAreNamed) {
     const auto tokenizer = Tokenizer::Load(folder_);
     EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kInvalidArgument) << row.name;
     EXPECT_THAT(std::string(tokenizer.status().message()),
-                AllOf(StartsWith((folder_ / "tokenizer.json: ").string()), HasSubstr(row.message)))
+                AllOf(StartsWith((folder_ / "tokenizer.json").string()), HasSubstr(row.message)))
         << row.name;
   }
 }
@@ -405,17 +405,17 @@ TEST_F(TokenizerTest, FaultsInOtherFilesAreNamed) {
     const char* message;
   };
   const Row rows[] = {
-      {"not JSON", {{"tokenizer.json", "{\"model\": "}}, "tokenizer.json: not valid JSON"},
-      {"not UTF-8", {{"tokenizer.json", "{\"\xFF\": 1}"}}, "tokenizer.json: not valid JSON"},
-      {"empty", {{"tokenizer.json", ""}}, "tokenizer.json: not valid JSON"},
+      {"not JSON", {{"tokenizer.json", "{\"model\": "}}, "tokenizer.json is not valid JSON"},
+      {"not UTF-8", {{"tokenizer.json", "{\"\xFF\": 1}"}}, "tokenizer.json is not valid JSON"},
+      {"empty", {{"tokenizer.json", ""}}, "tokenizer.json is not valid JSON"},
       {"no merges", {{"vocab.json", "{\"a\": 0}"}}, "merges.txt: missing, but vocab.json is there"},
       {"no vocab", {{"merges.txt", ""}}, "vocab.json: missing, but merges.txt is there"},
       {"vocab is not JSON",
        {{"vocab.json", "a"}, {"merges.txt", ""}},
-       "vocab.json: not valid JSON"},
+       "vocab.json is not valid JSON"},
       {"vocab is a list",
        {{"vocab.json", "[]"}, {"merges.txt", ""}},
-       "vocab.json: must hold a JSON object"},
+       "vocab.json is not a JSON object"},
       {"vocab's ids",
        {{"vocab.json", "{\"a\": 0, \"b\": 0}"}, {"merges.txt", ""}},
        "vocab.json: \"a\" and \"b\" have"},
@@ -427,7 +427,7 @@ TEST_F(TokenizerTest, FaultsInOtherFilesAreNamed) {
        "merges.txt: line 1: the merge of \"\\xff\""},
       {"config is not JSON",
        {{"vocab.json", "{\"a\": 0}"}, {"merges.txt", ""}, {"tokenizer_config.json", "{"}},
-       "tokenizer_config.json: not valid"},
+       "tokenizer_config.json is not valid"},
       {"eos is a number",
        {{"vocab.json", "{\"a\": 0}"},
         {"merges.txt", ""},
@@ -566,7 +566,7 @@ TEST_F(TokenizerTest, LongTextsTakeNoQuadraticTime) {
   space["content"] = "\t";
   json["added_tokens"].push_back(space);
   const auto tokenizer = Load(json);
-  constexpr size_t kLength = 4 << 20;
+  constexpr size_t kLength = 1 << 20;
   for (const char* unit : {"h", " ", "\t", "<s>", "<", " <s", "é", "'", "he the"}) {
     std::string text;
     while (text.size() < kLength) text += unit;
