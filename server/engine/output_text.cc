@@ -5,8 +5,7 @@
 
 namespace ddl {
 
-OutputText::OutputText(const Tokenizer* tokenizer, Options options)
-    : options_(std::move(options)) {
+OutputText::OutputText(const Tokenizer* tokenizer, Options options) : options_(std::move(options)) {
   if (tokenizer != nullptr) decoder_.emplace(*tokenizer, options_.skip_special_tokens);
 }
 

@@ -30,18 +30,18 @@ class OutputText {
     bool include_stop_str_in_output = false;
   };
   struct Piece {
-    std::string text;      // ready to be sent
+    std::string text;       // ready to be sent
     size_t num_tokens = 0;  // how many tokens, oldest first of those not yet released, go with it
     std::optional<std::string> matched_stop;  // the text ends here
   };
   // What a token is to the text.
   struct Token {
     TokenId id = 0;
-    bool in_text = true;      // false for a token that only ends the completion
+    bool in_text = true;  // false for a token that only ends the completion
     // Whether stop strings count yet (min_tokens). Text from before is sent at once, so that no
     // match begins in it.
     bool may_stop = true;
-    bool last = false;        // nothing follows: everything held is released
+    bool last = false;  // nothing follows: everything held is released
   };
 
   // `tokenizer` may be null: the text stays empty. It must outlive this object.
@@ -63,8 +63,8 @@ class OutputText {
 
   Options options_;
   std::optional<StreamDecoder> decoder_;
-  std::string window_;          // decoded, not released
-  size_t num_released_ = 0;     // bytes
+  std::string window_;             // decoded, not released
+  size_t num_released_ = 0;        // bytes
   std::deque<size_t> token_ends_;  // of each token held: bytes of text when it had come
 };
 
