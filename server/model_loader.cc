@@ -100,6 +100,7 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   options.kv_block_size = config.kv_block_size;
   options.max_sequences = config.max_running_sequences;
   options.max_step_tokens = config.max_step_tokens;
+  options.max_context_length = loaded.max_context_length;
   options.num_threads = config.num_threads;
   options.obey_dv_shortconv_causal = config.obey_dv_shortconv_causal;
   const int64_t bytes_per_token = KvBytesPerToken(*checkpoint, options.dtype);

@@ -341,6 +341,19 @@ def test_answers_name_the_model(server, client):
         assert response.system_fingerprint
 
 
+# ---- another context than the model's own
+
+
+@pytest.mark.parametrize("context", [20, 200])
+def test_context_length_of_the_command_line(context):
+    """config.json says 64."""
+    with Server(checkpoints.random_checkpoint(), f"--max_context_length={context}") as server:
+        completion = generate(server.client, [1, 2, 3], max_tokens=1000)
+        assert (len(completion.tokens), completion.finish_reason) == (context - 3, END_OF_CONTEXT)
+        longest = [5] * context
+        assert len(server.client.embed([longest], pooling="none").embeddings[0].vectors) == context
+
+
 # ---- without a tokenizer
 
 
