@@ -94,7 +94,7 @@ def test_failures(ask, arguments, expected):
 @pytest.mark.parametrize("command", [["generate", "x"], ["embed", "x"], ["health"], ["demo"]],
                          ids=lambda command: command[0])
 def test_no_server(command):
-    code, out, err = run(*command, "--address", "127.0.0.1:1", "--timeout", "5")
+    code, out, err = run(*command, "--address", "127.0.0.1:1", "--timeout", "60")
     assert code == 1
     assert err.startswith("ddl_client: no server answers at 127.0.0.1:1"), err
     assert "Traceback" not in err

@@ -112,7 +112,7 @@ def test_not_ready_while_loading():
 
 def test_drain():
     """SIGTERM: health says so, the running stream ends well, new calls are refused; exit code 0."""
-    with Server(checkpoints.medium()) as server:
+    with Server(checkpoints.medium(), "--drain_timeout=5m") as server:
         watch = Watch(server)
         watch.wait_for(SERVING)
         stream = server.client.stream([1, 2, 3], max_tokens=400, temperature=0)
