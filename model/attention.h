@@ -1,11 +1,11 @@
 #ifndef DDL_MODEL_ATTENTION_H_
 #define DDL_MODEL_ATTENTION_H_
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "model/checkpoint.h"
 #include "model/kernels/kernels.h"

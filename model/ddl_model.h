@@ -1,12 +1,12 @@
 #ifndef DDL_MODEL_DDL_MODEL_H_
 #define DDL_MODEL_DDL_MODEL_H_
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "absl/status/statusor.h"
 #include "model/attention.h"

@@ -1,10 +1,10 @@
 #ifndef DDL_MODEL_KV_CACHE_H_
 #define DDL_MODEL_KV_CACHE_H_
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "model/kernels/kernels.h"
 

@@ -1,10 +1,10 @@
 #ifndef DDL_MODEL_LINEAR_H_
 #define DDL_MODEL_LINEAR_H_
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 namespace ddl {
 

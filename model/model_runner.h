@@ -23,6 +23,27 @@ namespace ddl {
 // Which positions of a chunk a vector is wanted for.
 enum class Rows { kNone, kLast, kAll };
 
+// Which vector of a position is meant, of its state X [d, dv] after a layer's block.
+struct HiddenReadout {
+  enum class Kind {
+    kFinalNorm,   // [d] the model's readout of X, then ln_f: what the LM head reads
+    kCompressed,  // [d] the layer's own compress of X, not normalised
+    kChannel,     // [d] one value channel, X[:, channel]
+    kStateFlat,   // [d * dv] all of X, value channels fastest
+  };
+  Kind kind = Kind::kFinalNorm;
+  std::optional<int32_t> layer;  // in [0, num_layers); none: the last
+  int32_t channel = 0;           // in [0, dv), of kChannel
+};
+
+// Log-probabilities of tokens that are given rather than drawn.
+struct ScoreRequest {
+  // The tokens that follow the chunk's first targets.size() positions. Must outlive the call.
+  absl::Span<const TokenId> targets;
+  TokenId vocab_size = 0;  // as in SampleRequest
+  int32_t logprobs = 0;    // as in SampleRequest
+};
+
 // What one sequence contributes to a step: the positions [start, tokens.size()).
 struct SequenceChunk {
   // Every token of the sequence up to the chunk's end, not only the chunk's own: convolutions
@@ -35,9 +56,16 @@ struct SequenceChunk {
   // Where the sequence's tails live, in [0, max_sequences). A chunk with start == 0 resets them;
   // otherwise they hold what the chunk that ended at `start` left there.
   int32_t slot = 0;
+  // When `start` is where a block ends, and the position before was not computed in this slot
+  // (the block was found in the prefix cache, or is shared with another sequence): that block.
+  // The tails go on from what they were when its last position was computed.
+  std::optional<int32_t> tails_from_block;
 
   std::optional<SampleRequest> sample;  // draw a token after the last position
-  Rows hidden = Rows::kNone;            // final-norm vectors, what the LM head reads
+  std::optional<ScoreRequest> score;
+  Rows hidden = Rows::kNone;  // vectors of positions
+  HiddenReadout readout;      // which ones
+  bool ddl_stats = false;     // gates and updates of every position
   Rows logits = Rows::kNone;
   // The state X after this layer's block, for every position of the chunk. In [0, num_layers).
   std::optional<int32_t> state_layer;
@@ -48,9 +76,14 @@ struct ChunkOutput {
   // has failed.
   absl::Status status;
   std::optional<SampledToken> sampled;
-  std::vector<float> hidden;  // [rows, d]
-  std::vector<float> logits;  // [rows, vocab]
-  std::vector<float> state;   // [chunk positions, d, dv]
+  std::vector<SampledToken> scored;  // [targets] with `score`
+  std::vector<float> hidden;         // [rows, d], or as the readout says
+  // With `ddl_stats`, attention and MLP of layer 0, of layer 1 ... Empty for a model without the
+  // delta rule.
+  std::vector<float> beta;          // [2 * num_layers, chunk positions]
+  std::vector<float> update_ratio;  // likewise; |beta k (v^T - k^T X)| / |X|, Frobenius
+  std::vector<float> logits;        // [rows, vocab]
+  std::vector<float> state;         // [chunk positions, d, dv]
 };
 
 // What the engine and the service need to know of a loaded model.

@@ -9,11 +9,22 @@
 
 namespace ddl {
 
+struct LogitBias {
+  TokenId id = 0;
+  float bias = 0.0f;  // [-100, 100]
+};
+
 // How the next token is drawn. A plain value; ranges are checked where requests come in.
 struct SamplingParams {
   float temperature = 1.0f;  // [0, 2]; 0 is greedy
   int32_t top_k = -1;        // the k most likely tokens only; -1 is off
   float top_p = 1.0f;        // (0, 1]; the smallest set of tokens that holds this much probability
+  float min_p = 0.0f;        // [0, 1]; only tokens at least this probable beside the most probable
+  // Applied to the logits, in this order, before the temperature:
+  float repetition_penalty = 1.0f;    // > 0; logits of tokens seen (prompt included) shrink by it
+  float frequency_penalty = 0.0f;     // [-2, 2]; subtracted for every time a token was generated
+  float presence_penalty = 0.0f;      // [-2, 2]; subtracted once for a token that was generated
+  std::vector<LogitBias> logit_bias;  // added; an id at most once, by ascending id
   uint64_t seed = 0;
 };
 

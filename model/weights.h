@@ -1,10 +1,10 @@
 #ifndef DDL_MODEL_WEIGHTS_H_
 #define DDL_MODEL_WEIGHTS_H_
 
+#include <ATen/core/Tensor.h>
+
 #include <string_view>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "model/checkpoint.h"
 

@@ -111,8 +111,10 @@ ABSL_FLAG(ddl::flags::Device, device, ddl::flags::Device::kAuto,
 ABSL_FLAG(ddl::flags::DType, dtype, ddl::flags::DType::kAuto,
           "Type of activations, cache and large weights: auto (bfloat16 for checkpoints stored in "
           "it, else float32), float32 or bfloat16.");
-ABSL_FLAG(int32_t, threads, 0, "Threads that compute. 0: one for every 16 million parameters of the model, at most as many "
-          "as the process may use.");
+ABSL_FLAG(
+    int32_t, threads, 0,
+    "Threads that compute. 0: one for every 16 million parameters of the model, at most as many "
+    "as the process may use.");
 ABSL_FLAG(bool, obey_dv_shortconv_causal, false,
           "Obey ddl_state_dv_shortconv_causal of config.json, as the official accelerated code "
           "does. The official eager code ignores the key, and so does the server by default.");

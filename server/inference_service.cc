@@ -133,11 +133,14 @@ class UnaryGenerate final : public grpc::ServerUnaryReactor, public EngineCall {
       : EngineCall(surroundings, Method::kGenerate, model), response_bytes_(response_bytes) {}
 
   // The step thread.
-  void OnDelta(CompletionDelta delta) override {
+  void OnStart(RequestStart /*start*/) override {}
+  SinkState OnDelta(CompletionDelta delta) override {
     whole_.text += delta.text;
     std::move(delta.tokens.begin(), delta.tokens.end(), std::back_inserter(whole_.tokens));
+    return SinkState::kReady;
   }
   void OnEmbedding(InputEmbedding /*embedding*/) override {}
+  void OnScore(InputScore /*score*/) override {}
   void OnEnd(RequestEnd end) override {
     Reply([this, end = std::move(end)] {
       if (end.status.ok()) {
@@ -188,7 +191,9 @@ class UnaryEmbed final : public grpc::ServerUnaryReactor, public EngineCall {
       : EngineCall(surroundings, Method::kEmbed, model), response_bytes_(response_bytes) {}
 
   // The step thread.
-  void OnDelta(CompletionDelta /*delta*/) override {}
+  void OnStart(RequestStart /*start*/) override {}
+  SinkState OnDelta(CompletionDelta /*delta*/) override { return SinkState::kReady; }
+  void OnScore(InputScore /*score*/) override {}
   void OnEmbedding(InputEmbedding embedding) override {
     embeddings_.push_back(std::move(embedding));
   }
@@ -242,12 +247,15 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
       : EngineCall(surroundings, Method::kGenerateStream, model) {}
 
   // The step thread.
-  void OnDelta(CompletionDelta delta) override {
+  void OnStart(RequestStart /*start*/) override {}
+  SinkState OnDelta(CompletionDelta delta) override {
     gathered_.text += delta.text;
     std::move(delta.tokens.begin(), delta.tokens.end(), std::back_inserter(gathered_.tokens));
     if (static_cast<int64_t>(gathered_.tokens.size()) >= call_.stream_interval) SendGathered();
+    return SinkState::kReady;
   }
   void OnEmbedding(InputEmbedding /*embedding*/) override {}
+  void OnScore(InputScore /*score*/) override {}
   void OnEnd(RequestEnd end) override {
     if (end.status.ok() && !(gathered_.text.empty() && gathered_.tokens.empty())) SendGathered();
     Reply([this, end = std::move(end)] {

@@ -243,10 +243,10 @@ class Metrics::ModelMetrics final : public EngineObserver {
   }
 
   void OnLoad(const EngineLoad& load) override {
-    generate_running_.Set(load.generate_running);
-    generate_waiting_.Set(load.generate_waiting);
-    embed_running_.Set(load.embed_running);
-    embed_waiting_.Set(load.embed_waiting);
+    generate_running_.Set(load.of(Task::kGenerate).running);
+    generate_waiting_.Set(load.of(Task::kGenerate).waiting);
+    embed_running_.Set(load.of(Task::kEmbed).running);
+    embed_waiting_.Set(load.of(Task::kEmbed).waiting);
     waiting_tokens_.Set(static_cast<double>(load.waiting_tokens));
     kv_free_.Set(load.kv_blocks_free);
     kv_used_.Set(load.kv_blocks_used);
@@ -254,7 +254,10 @@ class Metrics::ModelMetrics final : public EngineObserver {
     kv_usage_.Set(blocks > 0 ? load.kv_blocks_used / blocks : 0.0);
   }
 
-  void OnPromptTokens(Task task, int64_t computed) override {
+  void OnPrefixCacheQuery(int64_t, int64_t) override {}
+  void OnStreamStall() override {}
+  void OnGateSample(const GateSample&) override {}
+  void OnPromptTokens(Task task, PromptSource /*source*/, int64_t computed) override {
     Find(prompt_tokens_, TaskName(task)).Increment(static_cast<double>(computed));
   }
   void OnGeneratedTokens(int64_t tokens) override {

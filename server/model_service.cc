@@ -114,8 +114,8 @@ v1::ServerInfo ModelService::Info() const {
   const EngineLoad load = model->engine->load();
   const EngineOptions& options = model->engine->options();
   const ModelDescription& description = model->engine->model();
-  info.set_requests_running(static_cast<uint32_t>(load.generate_running + load.embed_running));
-  info.set_requests_waiting(static_cast<uint32_t>(load.generate_waiting + load.embed_waiting));
+  info.set_requests_running(static_cast<uint32_t>(load.running()));
+  info.set_requests_waiting(static_cast<uint32_t>(load.waiting()));
   info.set_max_running(static_cast<uint32_t>(options.max_running_sequences));
   info.set_max_waiting(static_cast<uint32_t>(options.max_waiting_requests));
   info.set_waiting_tokens(static_cast<uint64_t>(load.waiting_tokens));

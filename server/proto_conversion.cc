@@ -424,14 +424,15 @@ v1::FinishReason ToProto(FinishReason reason) {
 
 // All of a completion but its text and tokens.
 void SetEnd(const GenerateCall& call, const RequestEnd& end, v1::Completion* proto) {
-  DDL_CHECK(end.completion.has_value(), "a completion that ended OK has an end");
-  proto->set_finish_reason(ToProto(end.completion->finish_reason));
-  if (end.completion->matched_stop_str.has_value()) {
-    proto->set_matched_stop_str(*end.completion->matched_stop_str);
-  } else if (end.completion->matched_token_id.has_value()) {
-    proto->set_matched_token_id(static_cast<uint32_t>(*end.completion->matched_token_id));
+  DDL_CHECK(!end.completions.empty(), "a completion that ended OK has an end");
+  const CompletionEnd& completion = end.completions.front();
+  proto->set_finish_reason(ToProto(completion.finish_reason));
+  if (completion.matched_stop_str.has_value()) {
+    proto->set_matched_stop_str(*completion.matched_stop_str);
+  } else if (completion.matched_token_id.has_value()) {
+    proto->set_matched_token_id(static_cast<uint32_t>(*completion.matched_token_id));
   }
-  proto->set_cumulative_logprob(end.completion->cumulative_logprob);
+  proto->set_cumulative_logprob(completion.cumulative_logprob);
   proto->set_seed(call.params().sampling.seed);
 }
 

@@ -14,10 +14,9 @@ Completion::Completion(const GenerateParams& params, const Limits& limits,
       logprobs_(params.logprobs),
       vocab_size_(limits.vocab_size),
       end_tokens_(params.stopping.stop_token_ids),
-      text_(tokenizer,
-            {.skip_special_tokens = params.skip_special_tokens,
-             .stop = params.stopping.stop,
-             .include_stop_str_in_output = params.stopping.include_stop_str_in_output}) {
+      text_(tokenizer, {.skip_special_tokens = params.skip_special_tokens,
+                        .stop = params.stopping.stop,
+                        .include_stop_str_in_output = params.stopping.include_stop_str_in_output}) {
   const int32_t room = limits.max_context_length - static_cast<int32_t>(params.prompt.size());
   max_tokens_ = std::min(params.stopping.max_tokens, room);
   full_ = params.stopping.max_tokens <= room ? FinishReason::kLength : FinishReason::kContext;

@@ -45,17 +45,6 @@ absl::Duration NotNegative(absl::Duration duration) {
   return std::max(duration, absl::ZeroDuration());
 }
 
-int32_t& Running(EngineLoad& load, Task task) {
-  return task == Task::kGenerate ? load.generate_running : load.embed_running;
-}
-
-int32_t& Waiting(EngineLoad& load, Task task) {
-  return task == Task::kGenerate ? load.generate_waiting : load.embed_waiting;
-}
-
-int32_t NumRunning(const EngineLoad& load) { return load.generate_running + load.embed_running; }
-int32_t NumWaiting(const EngineLoad& load) { return load.generate_waiting + load.embed_waiting; }
-
 std::string_view NameOf(FinishReason reason) {
   switch (reason) {
     case FinishReason::kStop:
@@ -165,16 +154,21 @@ void Engine::MarkStarted(const StepPlan& plan, absl::Time now) {
     ++RequestOf(*sequence).preemptions;
     observer_->OnPreemption();
   }
-  MutexLock lock(mu_);
-  for (const ScheduledChunk& chunk : plan.chunks) {
-    ActiveRequest& request = RequestOf(*chunk.sequence);
-    if (request.started.has_value()) continue;
-    request.started = now;
-    ++started_in_step_;
-    --Waiting(load_, request.task);
-    ++Running(load_, request.task);
-    load_.waiting_tokens -= request.prompt_tokens;
+  std::vector<ActiveRequest*> just_started;
+  {
+    MutexLock lock(mu_);
+    for (const ScheduledChunk& chunk : plan.chunks) {
+      ActiveRequest& request = RequestOf(*chunk.sequence);
+      if (request.started.has_value()) continue;
+      request.started = now;
+      just_started.push_back(&request);
+      ++started_in_step_;
+      --load_.of(request.task).waiting;
+      ++load_.of(request.task).running;
+      load_.waiting_tokens -= request.prompt_tokens;
+    }
   }
+  for (ActiveRequest* request : just_started) request->sink->OnStart({});
 }
 
 std::vector<SequenceChunk> Engine::ToChunks(const StepPlan& plan) {
@@ -226,7 +220,9 @@ void Engine::Postprocess(const StepPlan& plan, absl::StatusOr<std::vector<ChunkO
 }
 
 void Engine::CountComputed(const ActiveRequest& request, const ComputedPositions& computed) {
-  if (computed.prompt > 0) observer_->OnPromptTokens(request.task, computed.prompt);
+  if (computed.prompt > 0) {
+    observer_->OnPromptTokens(request.task, PromptSource::kComputed, computed.prompt);
+  }
   if (computed.again > 0) observer_->OnWastedTokens("preempt_recompute", computed.again);
 }
 
@@ -249,7 +245,7 @@ void Engine::AcceptToken(ActiveRequest& request, Sequence& sequence, SampledToke
   if (progress.end.has_value()) {
     const std::string_view reason = NameOf(progress.end->finish_reason);
     End(request, absl::OkStatus(), reason, now);
-    request.end->completion = std::move(progress.end);
+    request.end->completions.push_back(*std::move(progress.end));
   }
 }
 
@@ -321,7 +317,7 @@ void Engine::ReportStep(const StepPlan& plan, absl::Duration scheduling, absl::D
                      .duration = NotNegative(whole),
                      .scheduler_duration = NotNegative(scheduling)});
   MutexLock lock(mu_);
-  if (started_in_step_ > 0 || NumWaiting(load_) > 0) {
+  if (started_in_step_ > 0 || load_.waiting() > 0) {
     starts_.Record(started_in_step_, NotNegative(whole));
   }
   started_in_step_ = 0;
@@ -337,9 +333,9 @@ bool Engine::DeliverEnds() {
     MutexLock lock(mu_);
     for (const ActiveRequest* request : ended) {
       if (request->started.has_value()) {
-        --Running(load_, request->task);
+        --load_.of(request->task).running;
       } else {
-        --Waiting(load_, request->task);
+        --load_.of(request->task).waiting;
         load_.waiting_tokens -= request->prompt_tokens;
       }
     }
@@ -371,7 +367,7 @@ absl::StatusOr<RequestHandle> Engine::Submit(Request request, std::shared_ptr<Re
   MutexLock lock(mu_);
   if (absl::Status status = CheckAdmission(*active, size); !status.ok()) return status;
   ++num_requests_;
-  ++Waiting(load_, active->task);
+  ++load_.of(active->task).waiting;
   load_.waiting_tokens += active->prompt_tokens;
   submitted_.push_back(std::move(active));
   PublishLoad();
@@ -458,8 +454,8 @@ absl::Status Engine::CheckAdmission(const ActiveRequest& request, absl::Status s
     observer_->OnRejected("too_large");
     return size;
   }
-  const int32_t running = NumRunning(load_);
-  const int32_t waiting = NumWaiting(load_);
+  const int32_t running = load_.running();
+  const int32_t waiting = load_.waiting();
   if (running + waiting >= options_.max_running_sequences + options_.max_waiting_requests) {
     observer_->OnRejected("queue_full");
     return WithDetails(
@@ -484,7 +480,7 @@ absl::Duration Engine::RetryAfter() const {
 }
 
 void Engine::PublishLoad() {
-  const int32_t waiting = NumWaiting(load_);
+  const int32_t waiting = load_.waiting();
   load_.queue_delay = absl::ZeroDuration();
   if (waiting > 0) {
     const std::optional<double> per_second = starts_.per_second();

@@ -40,6 +40,16 @@ struct EngineOptions {
   // max_running_sequences.
   int32_t max_step_tokens = 512;
   int32_t max_context_length = 1024;  // tokens, prompt and completion together
+  // While completions are being decoded, a step takes so many prompt and input positions that it
+  // lasts at most this many times a step of the decodes alone, by the durations measured.
+  double max_decode_slowdown = 2.0;
+  // A request that has waited this long rises one priority class, and again after as long.
+  absl::Duration priority_aging = absl::Seconds(10);
+  // A request whose sink stays full this long ends with RESOURCE_EXHAUSTED, SLOW_READER.
+  absl::Duration slow_reader_timeout = absl::Seconds(30);
+  bool prefix_cache = true;
+  // How often a step's gates go to EngineObserver::OnGateSample; infinite: never.
+  absl::Duration gate_sample_interval = absl::Seconds(1);
 };
 
 // Names a submitted request. Cheap to copy; valid after the request has ended.
@@ -77,6 +87,8 @@ class Engine {
   // After a failure the sink is never called. After success OnEnd comes exactly once, possibly
   // before Submit returns.
   absl::StatusOr<RequestHandle> Submit(Request request, std::shared_ptr<RequestSink> sink);
+  // A sink that answered kFull takes more. Nothing happens when the request is not paused.
+  void Resume(RequestHandle handle);
   // The request leaves the batch before the next step and ends with CANCELLED. Nothing happens
   // when it has ended.
   void Cancel(RequestHandle handle);

@@ -1,14 +1,20 @@
 #ifndef DDL_SERVER_ENGINE_OBSERVER_H_
 #define DDL_SERVER_ENGINE_OBSERVER_H_
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 
 namespace ddl {
 
-enum class Task { kGenerate, kEmbed };
+enum class Task { kGenerate, kEmbed, kScore };
+inline constexpr int kNumTasks = 3;
+
+enum class PromptSource { kComputed, kCached };
 
 // Everything that happened in one step.
 struct StepStats {
@@ -20,22 +26,45 @@ struct StepStats {
 };
 
 // The engine's state after a step or a change of its queues.
+struct TaskLoad {
+  int32_t running = 0;  // requests with at least one position computed
+  int32_t waiting = 0;
+};
+
 struct EngineLoad {
-  int32_t generate_running = 0;  // requests with at least one position computed
-  int32_t generate_waiting = 0;
-  int32_t embed_running = 0;
-  int32_t embed_waiting = 0;
-  int64_t waiting_tokens = 0;  // prompt tokens of waiting requests
-  int32_t kv_blocks_free = 0;
-  int32_t kv_blocks_used = 0;
+  std::array<TaskLoad, kNumTasks> tasks;  // by Task
+  int64_t waiting_tokens = 0;             // prompt tokens of waiting requests
+  int32_t paused_slow_reader = 0;         // sequences whose client does not read
+  int32_t paused_preempted = 0;           // sequences that have to be computed again
+  int32_t kv_blocks_free = 0;             // holding nothing
+  int32_t kv_blocks_used = 0;             // held by sequences
+  int32_t kv_blocks_cached = 0;           // held by none, content known to the prefix cache
   // How long the last in the queue will wait to start, at the rate of the recent past.
   absl::Duration queue_delay;
+
+  TaskLoad& of(Task task) { return tasks[static_cast<size_t>(task)]; }
+  const TaskLoad& of(Task task) const { return tasks[static_cast<size_t>(task)]; }
+  int32_t running() const {
+    return of(Task::kGenerate).running + of(Task::kEmbed).running + of(Task::kScore).running;
+  }
+  int32_t waiting() const {
+    return of(Task::kGenerate).waiting + of(Task::kEmbed).waiting + of(Task::kScore).waiting;
+  }
+};
+
+// What the gates of one sublayer did in a sampled step.
+struct GateSample {
+  int32_t layer = 0;
+  bool mlp = false;                      // else attention
+  absl::Span<const float> beta;          // [positions]
+  absl::Span<const float> update_ratio;  // [positions]
 };
 
 struct FinishedRequest {
   Task task = Task::kGenerate;
   // "stop", "eos", "length", "context", "cancel", "deadline" (queue_timeout too), "error" (a
-  // stopping server too). A finished embed reports "stop".
+  // stopping server too), "slow_reader". A finished embed or score reports "stop", a Generate of
+  // several completions the reason of the first.
   std::string_view finish_reason;
   int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;
@@ -55,20 +84,25 @@ class EngineObserver {
 
   virtual void OnStep(const StepStats& step) = 0;
   virtual void OnLoad(const EngineLoad& load) = 0;
-  // Prompt positions computed for the first time.
-  virtual void OnPromptTokens(Task task, int64_t computed) = 0;
+  // Prompt positions computed for the first time, or found in the prefix cache.
+  virtual void OnPromptTokens(Task task, PromptSource source, int64_t tokens) = 0;
+  // A sequence was looked up in the prefix cache when it started.
+  virtual void OnPrefixCacheQuery(int64_t query_tokens, int64_t hit_tokens) = 0;
+  // A request was paused because its client does not read.
+  virtual void OnStreamStall() = 0;
+  virtual void OnGateSample(const GateSample& sample) = 0;
   // Tokens drawn. Their sum is that of the completion_tokens of requests that ended OK, and of
   // the tokens wasted by "cancel", "deadline" and "error".
   virtual void OnGeneratedTokens(int64_t tokens) = 0;
   // Generated tokens that no OK answer accounts for, or positions computed again.
-  // reason: "cancel", "deadline", "error", "preempt_recompute".
+  // reason: "cancel", "deadline", "error" (a slow reader too), "preempt_recompute".
   virtual void OnWastedTokens(std::string_view reason, int64_t tokens) = 0;
   virtual void OnTimeToFirstToken(absl::Duration duration) = 0;   // once per completion
   virtual void OnInterTokenLatency(absl::Duration duration) = 0;  // once per further token
   virtual void OnPreemption() = 0;
   virtual void OnNonfiniteLogits() = 0;
-  // reason: "queue_full", "tokens_full", "too_large", "draining", "deadline_infeasible" (already
-  // past); the service also knows "loading".
+  // reason: "queue_full", "tokens_full", "too_large", "draining", "deadline_infeasible"; the
+  // service also knows "loading".
   virtual void OnRejected(std::string_view reason) = 0;
   virtual void OnFinished(const FinishedRequest& request) = 0;
 };

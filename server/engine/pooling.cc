@@ -50,6 +50,12 @@ void Pooler::Add(absl::Span<const float> rows) {
         pooled_.resize(hidden_size_, 0.0);
         for (int64_t i = 0; i < hidden_size_; ++i) pooled_[i] += row[i];
         break;
+      case Pooling::kWeightedMean:
+        pooled_.resize(hidden_size_, 0.0);
+        for (int64_t i = 0; i < hidden_size_; ++i) {
+          pooled_[i] += static_cast<double>(num_rows_) * row[i];
+        }
+        break;
       case Pooling::kMax:
         pooled_.resize(hidden_size_, -HUGE_VAL);
         for (int64_t i = 0; i < hidden_size_; ++i) {
@@ -75,6 +81,10 @@ std::vector<std::vector<float>> Pooler::Take() {
   if (params_.pooling == Pooling::kNone) return std::move(vectors_);
   if (params_.pooling == Pooling::kMean) {
     for (double& value : pooled_) value /= static_cast<double>(num_rows_);
+  } else if (params_.pooling == Pooling::kWeightedMean) {
+    const double weights =
+        0.5 * static_cast<double>(num_rows_) * static_cast<double>(num_rows_ + 1);
+    for (double& value : pooled_) value /= weights;
   }
   return {Finish(pooled_, params_)};
 }

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "model/model_runner.h"
 #include "model/sampler.h"
 #include "model/token.h"
 
@@ -32,19 +33,31 @@ struct StoppingParams {
 
 struct GenerateParams {
   std::vector<TokenId> prompt;  // at least 1 token, at most context - 1
-  SamplingParams sampling;      // the seed is already drawn
+  int32_t n = 1;                // completions of the prompt, which is computed once
+  // The seed is already drawn. Completion i draws with seed + i, so that it can be had alone.
+  SamplingParams sampling;
   StoppingParams stopping;
-  int32_t logprobs = -1;  // as in SampleRequest
+  int32_t logprobs = -1;         // as in SampleRequest
+  int32_t prompt_logprobs = -1;  // likewise, of the prompt's tokens: RequestStart brings them
   bool skip_special_tokens = true;
+  bool use_prefix_cache = true;  // look blocks up there; what is computed goes in either way
+  bool ddl_stats = false;        // of every position: never reads the prefix cache
 };
 
-enum class Pooling { kLastToken, kMean, kMax, kNone };
+// kWeightedMean: position i of n weighs i + 1.
+enum class Pooling { kLastToken, kMean, kMax, kWeightedMean, kNone };
 
 struct EmbedParams {
   std::vector<std::vector<TokenId>> inputs;  // each 1...context tokens
+  HiddenReadout readout;                     // which vector of each position
   Pooling pooling = Pooling::kLastToken;
   bool normalize = true;   // L2, after pooling and cutting
   int32_t dimensions = 0;  // keep the first k numbers of each vector; 0: all
+  bool ddl_stats = false;
+};
+
+struct ScoreParams {
+  std::vector<std::vector<TokenId>> inputs;  // each 1...context tokens
 };
 
 struct Request {
@@ -55,7 +68,7 @@ struct Request {
   // RESOURCE_EXHAUSTED, QUEUE_TIMEOUT and RetryInfo. (DEADLINE_EXCEEDED would say that the
   // client's own deadline has passed.)
   absl::Duration queue_timeout = absl::InfiniteDuration();
-  std::variant<GenerateParams, EmbedParams> params;
+  std::variant<GenerateParams, EmbedParams, ScoreParams> params;
 };
 
 // Why a completion ended. An end token (kEos) or a stop token (kStop) that ends it is its last
@@ -63,15 +76,24 @@ struct Request {
 // string (kStop). When the last of max_tokens also fills the context, it is kLength.
 enum class FinishReason { kStop, kEos, kLength, kContext };
 
+// That a request has begun to be computed; with prompt_logprobs, that its prompt has been.
+struct RequestStart {
+  int64_t cached_tokens = 0;  // prompt tokens that the prefix cache had
+  // With prompt_logprobs: the prompt's tokens but the first, which nothing predicts.
+  std::vector<SampledToken> prompt;
+};
+
 // What one step added to a completion. Text is whole UTF-8 characters; concatenated over the
 // deltas it is the whole completion. Tokens held back for a possible stop string come with the
 // delta that settles it.
 struct CompletionDelta {
+  int32_t index = 0;  // of the completion, in [0, n)
   std::string text;
   std::vector<SampledToken> tokens;
 };
 
 struct CompletionEnd {
+  int32_t index = 0;
   FinishReason finish_reason = FinishReason::kLength;
   std::optional<std::string> matched_stop_str;
   std::optional<TokenId> matched_token_id;
@@ -82,6 +104,20 @@ struct CompletionEnd {
 struct InputEmbedding {
   int32_t index = 0;  // of the input in its request
   std::vector<std::vector<float>> vectors;
+};
+
+// The tokens of one input of a Score but the first, each with the probability that the model
+// gives it after those before. Equals, to the bit, what decoding the same tokens reports.
+struct InputScore {
+  int32_t index = 0;
+  std::vector<SampledToken> tokens;
+};
+
+// What the gates of one sublayer did over the positions of one sequence (a completion with its
+// prompt, or an Embed's input): for every position, in order.
+struct SublayerStats {
+  std::vector<float> beta;          // [positions] in [0, 2]
+  std::vector<float> update_ratio;  // [positions] |beta k (v^T - k^T X)| / |X|, Frobenius
 };
 
 struct RequestTimings {
@@ -100,13 +136,21 @@ struct RequestUsage {
 
 struct RequestEnd {
   // OK only when everything asked for was delivered before the deadline. Otherwise
-  // DEADLINE_EXCEEDED, CANCELLED, RESOURCE_EXHAUSTED (QUEUE_TIMEOUT), INTERNAL (the step failed,
-  // or the logits were not finite), UNAVAILABLE (the server stopped).
+  // DEADLINE_EXCEEDED, CANCELLED, RESOURCE_EXHAUSTED (QUEUE_TIMEOUT, SLOW_READER), INTERNAL (the
+  // step failed, or the logits were not finite), UNAVAILABLE (the server stopped).
   absl::Status status;
-  std::optional<CompletionEnd> completion;  // of a Generate that ended OK
+  std::vector<CompletionEnd> completions;  // of a Generate that ended OK: n, by index
+  // With ddl_stats: by completion or input, then by sublayer (attention and MLP of layer 0, of
+  // layer 1 ...), 2 * num_layers of them. Empty for a model without the delta rule.
+  std::vector<std::vector<SublayerStats>> ddl_stats;
   RequestUsage usage;
   RequestTimings timings;
 };
+
+// Whether a sink takes more at the moment. A full one has its request paused: its sequences leave
+// the batch, and what they hold may be taken for others. Engine::Resume lets it go on; a request
+// paused for longer than slow_reader_timeout ends with RESOURCE_EXHAUSTED, SLOW_READER.
+enum class SinkState { kReady, kFull };
 
 // Where a request's results go. The engine calls it from the step thread, in the order below,
 // never after OnEnd, and keeps it alive until then. Implementations must return at once: they
@@ -115,8 +159,11 @@ class RequestSink {
  public:
   virtual ~RequestSink() = default;
 
-  virtual void OnDelta(CompletionDelta delta) = 0;
+  virtual void OnStart(RequestStart start) = 0;  // once, unless it ends before
+  // Deltas that follow kFull in the same step are still to be taken.
+  virtual SinkState OnDelta(CompletionDelta delta) = 0;
   virtual void OnEmbedding(InputEmbedding embedding) = 0;
+  virtual void OnScore(InputScore score) = 0;
   virtual void OnEnd(RequestEnd end) = 0;  // exactly once
 };
 

@@ -20,7 +20,11 @@ namespace ddl {
 
 // Keeps everything a request was sent. For tests that step the engine themselves.
 struct RecordingSink final : RequestSink {
-  void OnDelta(CompletionDelta delta) override {
+  void OnStart(RequestStart request_start) override {
+    calls_after_end += end.has_value();
+    start = std::move(request_start);
+  }
+  SinkState OnDelta(CompletionDelta delta) override {
     calls_after_end += end.has_value();
     text += delta.text;
     for (SampledToken& token : delta.tokens) {
@@ -28,11 +32,16 @@ struct RecordingSink final : RequestSink {
       tokens.push_back(std::move(token));
     }
     ++num_deltas;
+    return state;
   }
   void OnEmbedding(InputEmbedding embedding) override {
     calls_after_end += end.has_value();
     embeddings.emplace(embedding.index, std::move(embedding.vectors));
     ++num_embeddings;
+  }
+  void OnScore(InputScore score) override {
+    calls_after_end += end.has_value();
+    scores.emplace(score.index, std::move(score.tokens));
   }
   void OnEnd(RequestEnd request_end) override {
     calls_after_end += end.has_value();
@@ -48,6 +57,9 @@ struct RecordingSink final : RequestSink {
   std::vector<TokenId> ids;
   std::vector<SampledToken> tokens;
   std::map<int32_t, std::vector<std::vector<float>>> embeddings;
+  std::map<int32_t, std::vector<SampledToken>> scores;
+  std::optional<RequestStart> start;
+  SinkState state = SinkState::kReady;  // what OnDelta answers
   int num_deltas = 0;
   int num_embeddings = 0;
   int calls_after_end = 0;
@@ -59,7 +71,12 @@ struct RecordingSink final : RequestSink {
 struct CountingObserver final : EngineObserver {
   void OnStep(const StepStats& step) override { steps.push_back(step); }
   void OnLoad(const EngineLoad& load) override { last_load = load; }
-  void OnPromptTokens(Task task, int64_t computed) override { prompt_tokens[task] += computed; }
+  void OnPromptTokens(Task task, PromptSource source, int64_t tokens) override {
+    (source == PromptSource::kComputed ? prompt_tokens : cached_tokens)[task] += tokens;
+  }
+  void OnPrefixCacheQuery(int64_t, int64_t) override {}
+  void OnStreamStall() override {}
+  void OnGateSample(const GateSample&) override {}
   void OnGeneratedTokens(int64_t tokens) override { generated_tokens += tokens; }
   void OnWastedTokens(std::string_view reason, int64_t tokens) override {
     wasted_tokens[std::string(reason)] += tokens;
@@ -81,6 +98,7 @@ struct CountingObserver final : EngineObserver {
   std::vector<StepStats> steps;
   EngineLoad last_load;
   std::map<Task, int64_t> prompt_tokens;
+  std::map<Task, int64_t> cached_tokens;
   int64_t generated_tokens = 0;
   std::map<std::string, int64_t> wasted_tokens;
   std::vector<absl::Duration> times_to_first_token;

@@ -171,13 +171,11 @@ class Trace {
       EXPECT_TRUE(submitted->sink->end.has_value()) << "still there a step later";
     }
     const EngineLoad load = e_.engine->load();
-    EXPECT_EQ(load.kv_blocks_free + load.kv_blocks_used, model_.kv_num_blocks);
-    EXPECT_GE(std::min({load.generate_running, load.generate_waiting, load.embed_running,
-                        load.embed_waiting}),
-              0);
-    EXPECT_LE(
-        load.generate_running + load.generate_waiting + load.embed_running + load.embed_waiting,
-        e_.engine->options().max_running_sequences + e_.engine->options().max_waiting_requests);
+    EXPECT_EQ(load.kv_blocks_free + load.kv_blocks_used + load.kv_blocks_cached,
+              model_.kv_num_blocks);
+    for (const TaskLoad& task : load.tasks) EXPECT_GE(std::min(task.running, task.waiting), 0);
+    EXPECT_LE(load.running() + load.waiting(), e_.engine->options().max_running_sequences +
+                                                   e_.engine->options().max_waiting_requests);
     EXPECT_TRUE(e_.runner->violations().empty()) << e_.runner->violations().front();
     return worked;
   }
@@ -226,8 +224,7 @@ class Trace {
       EXPECT_LE(step.sequences, e_.engine->options().max_running_sequences);
     }
     const EngineLoad load = e_.engine->load();
-    EXPECT_EQ(
-        load.generate_running + load.generate_waiting + load.embed_running + load.embed_waiting, 0);
+    EXPECT_EQ(load.running() + load.waiting(), 0);
     EXPECT_EQ(load.waiting_tokens, 0);
     EXPECT_EQ(load.kv_blocks_used, 0);
     (*outcomes_)["preemptions"] += observer.preemptions;
@@ -242,7 +239,7 @@ class Trace {
     const RecordingSink& sink = *submitted.sink;
     const bool ok = sink.end->status.ok();
     if (const auto* generate = std::get_if<GenerateParams>(&submitted.request.params)) {
-      EXPECT_EQ(sink.end->completion.has_value(), ok);
+      EXPECT_EQ(sink.!end->completions.empty(), ok);
       std::vector<TokenId> tokens = generate->prompt;
       const StoppingParams& stopping = generate->stopping;
       for (size_t i = 0; i < sink.ids.size(); ++i) {
@@ -258,12 +255,12 @@ class Trace {
       }
       if (!ok) return;
       const auto generated = static_cast<int32_t>(sink.ids.size());
-      switch (sink.end->completion->finish_reason) {
+      switch (sink.end->completions.front().finish_reason) {
         case FinishReason::kLength:
           EXPECT_EQ(generated, stopping.max_tokens);
           break;
         case FinishReason::kStop:
-          EXPECT_EQ(sink.end->completion->matched_token_id, sink.ids.back());
+          EXPECT_EQ(sink.end->completions.front().matched_token_id, sink.ids.back());
           break;
         case FinishReason::kContext:
           EXPECT_LT(generated, stopping.max_tokens);

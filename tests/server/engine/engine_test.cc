@@ -25,10 +25,10 @@ using testing::UnorderedElementsAre;
 // After everything has ended.
 void ExpectIdle(const SteppedEngine& e) {
   const EngineLoad load = e.engine->load();
-  EXPECT_EQ(load.generate_running, 0);
-  EXPECT_EQ(load.generate_waiting, 0);
-  EXPECT_EQ(load.embed_running, 0);
-  EXPECT_EQ(load.embed_waiting, 0);
+  EXPECT_EQ(load.of(Task::kGenerate).running, 0);
+  EXPECT_EQ(load.of(Task::kGenerate).waiting, 0);
+  EXPECT_EQ(load.of(Task::kEmbed).running, 0);
+  EXPECT_EQ(load.of(Task::kEmbed).waiting, 0);
   EXPECT_EQ(load.waiting_tokens, 0);
   EXPECT_EQ(load.kv_blocks_used, 0);
   EXPECT_EQ(load.kv_blocks_free, e.engine->model().kv_num_blocks);
@@ -44,13 +44,13 @@ TEST(EngineTest, GeneratesWhatTheModelSays) {
   EXPECT_EQ(e.Run(), 5);
   EXPECT_EQ(sink->ids, ExpectedTokens(Prompt(10), 5));
   ASSERT_EQ(sink->status(), absl::OkStatus());
-  EXPECT_EQ(sink->end->completion->finish_reason, FinishReason::kLength);
+  EXPECT_EQ(sink->end->completions.front().finish_reason, FinishReason::kLength);
   EXPECT_EQ(sink->end->usage.prompt_tokens, 10);
   EXPECT_EQ(sink->end->usage.completion_tokens, 5);
   EXPECT_EQ(sink->num_deltas, 5) << "each token travels in the step that made it";
   double logprobs = 0;
   for (const SampledToken& token : sink->tokens) logprobs += token.logprob;
-  EXPECT_EQ(sink->end->completion->cumulative_logprob, logprobs);
+  EXPECT_EQ(sink->end->completions.front().cumulative_logprob, logprobs);
   ExpectIdle(e);
 }
 
@@ -123,11 +123,11 @@ TEST(EngineTest, EndsForEachReason) {
     const auto sink = e.Submit(std::move(request));
     e.Run();
     ASSERT_EQ(sink->status(), absl::OkStatus());
-    EXPECT_EQ(sink->end->completion->finish_reason, row.reason);
+    EXPECT_EQ(sink->end->completions.front().finish_reason, row.reason);
     EXPECT_EQ(sink->end->usage.completion_tokens, row.tokens);
     EXPECT_THAT(sink->ids,
                 testing::ElementsAreArray(expected.begin(), expected.begin() + row.tokens));
-    EXPECT_EQ(sink->end->completion->matched_token_id.has_value(),
+    EXPECT_EQ(sink->end->completions.front().matched_token_id.has_value(),
               row.reason == FinishReason::kStop);
     EXPECT_THAT(e.observer.finish_reasons, ElementsAre(Pair(row.label, 1)));
     ExpectIdle(e);
@@ -271,7 +271,7 @@ TEST(EngineTest, EmbedsEveryInput) {
   ASSERT_EQ(all->status(), absl::OkStatus());
   EXPECT_EQ(last->end->usage.prompt_tokens, 44);
   EXPECT_EQ(last->end->usage.completion_tokens, 0);
-  EXPECT_FALSE(last->end->completion.has_value());
+  EXPECT_TRUE(last->end->completions.empty());
   EXPECT_EQ(last->num_embeddings, 4);
   for (int32_t i = 0; i < 4; ++i) {
     EXPECT_THAT(last->embeddings[i], ElementsAre(FakeModelRunner::Hidden(inputs[i]))) << i;
@@ -692,10 +692,10 @@ TEST(EngineTest, LoadFollowsTheQueues) {
   const auto expect_load = [&e](int running, int waiting, int embed_running, int embed_waiting,
                                 int64_t waiting_tokens, int32_t blocks_used) {
     const EngineLoad load = e.engine->load();
-    EXPECT_EQ(load.generate_running, running);
-    EXPECT_EQ(load.generate_waiting, waiting);
-    EXPECT_EQ(load.embed_running, embed_running);
-    EXPECT_EQ(load.embed_waiting, embed_waiting);
+    EXPECT_EQ(load.of(Task::kGenerate).running, running);
+    EXPECT_EQ(load.of(Task::kGenerate).waiting, waiting);
+    EXPECT_EQ(load.of(Task::kEmbed).running, embed_running);
+    EXPECT_EQ(load.of(Task::kEmbed).waiting, embed_waiting);
     EXPECT_EQ(load.waiting_tokens, waiting_tokens);
     EXPECT_EQ(load.kv_blocks_used, blocks_used);
     EXPECT_EQ(e.observer.last_load.waiting_tokens, waiting_tokens);
@@ -720,7 +720,7 @@ TEST(EngineTest, EverythingIsCountedBeforeTheEndIsDelivered) {
     EXPECT_EQ(e.observer.generated_tokens, 2);
     EXPECT_EQ(e.observer.steps.size(), 2u);
     EXPECT_EQ(e.observer.finished.size(), 1u);
-    EXPECT_EQ(e.observer.last_load.generate_running, 0);
+    EXPECT_EQ(e.observer.last_load.of(Task::kGenerate).running, 0);
     EXPECT_EQ(e.observer.last_load.kv_blocks_used, 0);
   };
   e.Run();

@@ -25,10 +25,13 @@ namespace {
 // Keeps what the step thread sends until the test asks for it.
 class AwaitedSink final : public RequestSink {
  public:
-  void OnDelta(CompletionDelta delta) override {
+  void OnStart(RequestStart) override {}
+  void OnScore(InputScore) override {}
+  SinkState OnDelta(CompletionDelta delta) override {
     MutexLock lock(mu_);
     for (const SampledToken& token : delta.tokens) ids_.push_back(token.id);
     changed_.NotifyAll();
+    return SinkState::kReady;
   }
   void OnEmbedding(InputEmbedding) override {
     MutexLock lock(mu_);
@@ -76,11 +79,14 @@ class AwaitedSink final : public RequestSink {
 struct AtomicObserver final : EngineObserver {
   void OnStep(const StepStats&) override { ++steps; }
   void OnLoad(const EngineLoad& load) override {
-    running = load.generate_running + load.embed_running;
-    waiting = load.generate_waiting + load.embed_waiting;
+    running = load.running();
+    waiting = load.waiting();
     blocks_used = load.kv_blocks_used;
   }
-  void OnPromptTokens(Task, int64_t) override {}
+  void OnPromptTokens(Task, PromptSource, int64_t) override {}
+  void OnPrefixCacheQuery(int64_t, int64_t) override {}
+  void OnStreamStall() override {}
+  void OnGateSample(const GateSample&) override {}
   void OnGeneratedTokens(int64_t tokens) override { generated += tokens; }
   void OnWastedTokens(std::string_view reason, int64_t tokens) override {
     if (reason != "preempt_recompute") wasted += tokens;

@@ -22,6 +22,7 @@ TEST(PoolerTest, Pools) {
   const Row kRows[] = {
       {"last", {Pooling::kLastToken, false, 0}, {{-1, 0, 8}}},
       {"mean", {Pooling::kMean, false, 0}, {{1, 1, 1}}},
+      {"weighted mean", {Pooling::kWeightedMean, false, 0}, {{4.0f / 6, 8.0f / 6, 12.0f / 6}}},
       {"max", {Pooling::kMax, false, 0}, {{3, 5, 8}}},
       {"none", {Pooling::kNone, false, 0}, {{1, -2, 2}, {3, 5, -7}, {-1, 0, 8}}},
       {"cut to 2", {Pooling::kMax, false, 2}, {{3, 5}}},
@@ -57,7 +58,8 @@ TEST(PoolerTest, TheMaximumOfNegativesIsNegative) {
 }
 
 TEST(PoolerTest, AsksForTheRowsItNeeds) {
-  for (const Pooling pooling : {Pooling::kMean, Pooling::kMax, Pooling::kNone}) {
+  for (const Pooling pooling :
+       {Pooling::kMean, Pooling::kMax, Pooling::kWeightedMean, Pooling::kNone}) {
     const Pooler pooler({pooling, false, 0}, 1);
     EXPECT_EQ(pooler.RowsNeeded(false), Rows::kAll);
     EXPECT_EQ(pooler.RowsNeeded(true), Rows::kAll);
@@ -76,7 +78,8 @@ TEST(PoolerTest, DoesNotDependOnTheChunks) {
     rows.push_back(
         std::ldexp(static_cast<float>(random()) / 1e9f - 2, static_cast<int>(random() % 60)));
   }
-  for (const Pooling pooling : {Pooling::kMean, Pooling::kMax, Pooling::kNone}) {
+  for (const Pooling pooling :
+       {Pooling::kMean, Pooling::kMax, Pooling::kWeightedMean, Pooling::kNone}) {
     const PoolingParams params = {pooling, true, 0};
     Pooler whole(params, kHidden);
     whole.Add(rows);
