@@ -239,7 +239,7 @@ class Trace {
     const RecordingSink& sink = *submitted.sink;
     const bool ok = sink.end->status.ok();
     if (const auto* generate = std::get_if<GenerateParams>(&submitted.request.params)) {
-      EXPECT_EQ(sink.!end->completions.empty(), ok);
+      EXPECT_EQ(!sink.end->completions.empty(), ok);
       std::vector<TokenId> tokens = generate->prompt;
       const StoppingParams& stopping = generate->stopping;
       for (size_t i = 0; i < sink.ids.size(); ++i) {
