@@ -5,7 +5,7 @@ PRESET ?= release
 INSTALL_DEPS := scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long serve build format format-check clean install-deps
+.PHONY: help demo test test-long serve build bench format format-check clean install-deps
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ serve: ## Serve the bundled model on 127.0.0.1:8500 until Ctrl-C (MODEL=folder s
 build: ## Build build/release/bin/ddl_server
 	@$(INSTALL_DEPS) build
 	@scripts/build.sh $(PRESET) ddl_server
+
+bench: ## Compare speeds, for an hour or so (PEERS=folder adds peers, BENCH_FLAGS=more; docs/performance.md)
+	@$(INSTALL_DEPS) build client bench
+	@scripts/build.sh release ddl_server ddl_bench engine_benchmark kernels_benchmark
+	@.venv/bin/python bench/compare.py $(if $(PEERS),--peers $(PEERS)) $(BENCH_FLAGS)
 
 format: ## Format all C++ files in place
 	@$(INSTALL_DEPS) format

@@ -70,8 +70,8 @@ void MatrixProducts::Run(int64_t rows, int64_t head_rows) const {
 }
 
 double ReadBandwidth() {
-  constexpr int64_t kWords = int64_t{1} << 26;  // 512 MiB
-  constexpr int kPasses = 5;
+  constexpr int64_t kWords = int64_t{1} << 25;  // 256 MiB
+  constexpr int kPasses = 4;
   const std::vector<uint64_t> buffer(kWords, 1);
   std::atomic<uint64_t> total = 0;  // keeps the reads from being optimised away
   double best = 0.0;
