@@ -38,6 +38,7 @@ OTHERS = ("ccec", "tcec", "vdim1")
 SERVED = ("ccec", "gpt")
 PROMPT, NEW, PREFILL = 64, 96, 512  # tokens
 CONTEXT = 1024  # of the paper's sizes
+OFFICIAL = "official code"
 
 
 def parse_arguments():
@@ -195,12 +196,12 @@ def find_peers(folder, size):
         ("OpenVINO GenAI", [openvino], [openvino, scripts / "openvino_genai_peer.py", "--work", folder, "--size", size]),
         ("llama.cpp", [llama / "llama.cpp/build/bin/llama-batched-bench"],
          [sys.executable, scripts / "llama_cpp_peer.py", "--work", llama, "--size", size]),
-        ("official code", [official, reference], [reference, scripts / "reference_peer.py", "--reference", official]),
+        (OFFICIAL, [official, reference], [reference, scripts / "reference_peer.py", "--reference", official]),
     ]:
         missing = [path for path in needed if not path.exists()]
         if missing:
             say(f"without {name}: {missing[0]} is not there")
-        elif name == "official code" and size != "small":
+        elif name == OFFICIAL and size != "small":
             say(f"without {name}: it is timed in the small size only, not {size}")
         else:
             peers.append(Peer(name, command))
@@ -220,27 +221,38 @@ def compare_servers(arguments):
             say(f"round {number + 1} of {arguments.rounds}: {contestant.name}")
             # Another seed each round, so that no prompt is in a prefix cache.
             measured[contestant.name].append(contestant.measure(arguments.concurrency, arguments.new, 2 * number + 1))
-    keys = [("decode", batch) for batch in arguments.concurrency] + [("prefill", None)]
-    value = lambda result, kind, batch: result[kind] if batch is None else result[kind][batch]
-    strongest = [peer.name for peer in peers if peer.name != "official code"]
-    result = {"size": size, "prompt_tokens": PROMPT, "new_tokens": arguments.new, "prefill_tokens": PREFILL, "contestants": {}}
+    return {"size": size, "prompt_tokens": PROMPT, "new_tokens": arguments.new, "prefill_tokens": PREFILL,
+            "contestants": summarise(measured, [peer.name for peer in peers])}
+
+
+def summarise(measured, peers):
+    """Speeds, and ours by the peers' in the same round.
+
+    measured: {contestant: [of each round {"decode": {batch: tokens/s}, "prefill": tokens/s, ...}]}; peers: names of those in it
+    that are not ours. Against a plain transformer's peers, it is the better one of each round that counts.
+    """
+    opponents = {"ratio_to_better_peer": [name for name in peers if name != OFFICIAL],
+                 "ratio_to_official_code": [name for name in peers if name == OFFICIAL]}
+    speeds = {name: [labelled(of_round) for of_round in rounds] for name, rounds in measured.items()}
+    contestants = {}
     for name, rounds in measured.items():
-        entry = result["contestants"][name] = {"tokens_per_second": {}, "ratio_to_better_peer": {}, "ratio_to_official_code": {}}
-        for kind, batch in keys:
-            label = kind if batch is None else f"{kind} {batch}"
-            ours = [value(of_round, kind, batch) for of_round in rounds]
+        entry = contestants[name] = {"tokens_per_second": {}}
+        for label in speeds[name][0]:
+            ours = [of_round[label] for of_round in speeds[name]]
             entry["tokens_per_second"][label] = spread(ours)
-            if not name.startswith("ddl_server"):
-                continue
-            for ratio, names in (("ratio_to_better_peer", strongest),
-                                 ("ratio_to_official_code", [peer.name for peer in peers if peer.name not in strongest])):
-                if names:
-                    best = [max(value(measured[peer][i], kind, batch) for peer in names) for i in range(len(rounds))]
-                    entry[ratio][label] = spread([mine / other for mine, other in zip(ours, best)])
+            for ratio, names in opponents.items():
+                if name not in peers and names:
+                    best = [max(speeds[other][i][label] for other in names) for i in range(len(rounds))]
+                    entry.setdefault(ratio, {})[label] = spread([mine / theirs for mine, theirs in zip(ours, best)])
         if "output" in rounds[0]:
             entry["output_tokens_per_second"] = {
-                f"decode {batch}": spread([of_round["output"][batch] for of_round in rounds]) for batch in arguments.concurrency}
-    return result
+                f"decode {batch}": spread([of_round["output"][batch] for of_round in rounds]) for batch in rounds[0]["output"]}
+    return contestants
+
+
+def labelled(of_round):
+    """{"decode 8": tokens/s, ..., "prefill": tokens/s}"""
+    return {f"decode {batch}": speed for batch, speed in of_round["decode"].items()} | {"prefill": of_round["prefill"]}
 
 
 def print_servers(result):
@@ -249,7 +261,7 @@ def print_servers(result):
         for label, speeds in entry["tokens_per_second"].items():
             line = f"  {label:12} {speeds['median']:10.1f} tokens/s"
             for title, key in (("better peer", "ratio_to_better_peer"), ("official code", "ratio_to_official_code")):
-                if label in entry[key]:
+                if label in entry.get(key, {}):
                     line += f"   / {title} {text_of(entry[key][label])}"
             print(line)
 

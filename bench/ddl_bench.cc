@@ -150,6 +150,7 @@ absl::Status ReadLoads(Settings& settings) {
     if (duration > absl::ZeroDuration()) load.duration = absl::ToChronoNanoseconds(duration);
     load.warmup_requests = warmup;
     load.phase = 2 * i;
+    load.seed = absl::GetFlag(FLAGS_seed);
   }
   return absl::OkStatus();
 }

@@ -34,6 +34,7 @@ struct LoadGenerator::Phase {
   // Constant.
   bool warming_up = false;
   uint64_t number = 0;  // of Workload::Make
+  uint64_t seed = 0;
   std::optional<int32_t> concurrency;
   std::optional<double> rate;
   std::optional<int64_t> requests;
@@ -195,6 +196,7 @@ LoadResult LoadGenerator::Run(const Load& load,
 
   Phase measured;
   measured.number = load.phase + 1;
+  measured.seed = load.seed;
   measured.concurrency = load.concurrency;
   measured.rate = load.rate;
   measured.requests = load.requests;
@@ -234,7 +236,9 @@ void LoadGenerator::Stop() {
 
 void LoadGenerator::RunPhase(Phase& phase, const std::function<void(const LoadProgress&)>& report) {
   // Arrivals are drawn apart from the requests, so that a rate changes no prompt.
-  std::mt19937_64 random(phase.number * 0x9E3779B97F4A7C15u + 1);
+  std::seed_seq seeds{static_cast<uint32_t>(phase.seed), static_cast<uint32_t>(phase.seed >> 32),
+                      static_cast<uint32_t>(phase.number)};
+  std::mt19937_64 random(seeds);
   std::exponential_distribution<double> gap(phase.rate.value_or(1.0));
   const auto draw_gap = [&] {
     return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(gap(random)));

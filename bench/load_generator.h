@@ -33,6 +33,7 @@ struct Load {
   int64_t warmup_requests = 0;  // sent and answered before the clock starts
   // Of Workload::Make, for the warm-up; the measured requests have the next one.
   uint64_t phase = 0;
+  uint64_t seed = 0;  // of the arrival times
 };
 
 // What happened to one request.

@@ -13,7 +13,7 @@ cd "$1"
 venv/bin/pip install --quiet --disable-pip-version-check "$gguf" numpy
 if [ ! -f llama.cpp/CMakeLists.txt ]; then
   rm -rf sdist llama.cpp
-  venv/bin/pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest sdist "$package"
+  venv/bin/pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python --dest sdist "$package"
   mkdir llama.cpp
   tar --extract --gzip --file sdist/llama_cpp_python-*.tar.gz --directory llama.cpp --strip-components=3 \
     --wildcards '*/vendor/llama.cpp/*'

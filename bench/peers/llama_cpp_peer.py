@@ -32,12 +32,13 @@ def parse_arguments():
 
 def measure(program, model, threads, prompt, new, batches):
     """One record of llama-batched-bench for each batch."""
-    context = max(map(int, batches.split(","))) * (prompt + new)
+    # What does not fit the context is left out without a word.
+    context = max(8192, max(map(int, batches.split(","))) * (prompt + new))
     command = [program, "-m", model, "-t", threads, "-tb", threads, "-c", context, "-b", 2048, "-ub", 512,
                "-npp", prompt, "-ntg", new, "-npl", batches, "--output-format", "jsonl"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode != 0 or not records:
+    if done.returncode != 0 or len(records) != len(batches.split(",")):
         sys.exit(f"{program} failed:\n{done.stderr[-2000:]}")
     return records
 

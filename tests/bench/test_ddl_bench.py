@@ -148,6 +148,18 @@ def test_open_loop(server, tmp_path):
     check_counts(growth, [row])
 
 
+def test_arrivals_follow_the_rate(server, tmp_path):
+    """The last of 50 arrivals is at 50 / rate, give or take what Poisson allows."""
+    def seconds(rate, seed):
+        [row] = measure(server, tmp_path, f"--rate={rate}", "--requests=50", "--prompt_tokens=1",
+                        "--output_tokens=1", f"--seed={seed}", "--warmup_requests=0")["rows"]
+        assert row["completed"] == 50
+        return row["duration"]
+
+    assert seconds(1e6, 1) < 0.5 * seconds(50, 1)
+    assert 0.4 < seconds(50, 2)  # four standard deviations below 1 s; a busy machine takes longer
+
+
 def test_open_loop_latency_counts_from_the_arrival(server, tmp_path):
     """A client that stands still sends late. What arrived meanwhile has waited all the same."""
     path = tmp_path / "result.json"
