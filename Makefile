@@ -5,7 +5,7 @@ PRESET ?= release
 INSTALL_DEPS := scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long serve build bench format format-check clean install-deps
+.PHONY: help demo test test-long serve build format format-check clean install-deps
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,11 +33,6 @@ build: ## Build build/release/bin/ddl_server
 	@$(INSTALL_DEPS) build
 	@scripts/build.sh $(PRESET) ddl_server
 
-bench: ## Compare speeds, for an hour or so (PEERS=folder adds peers, BENCH_FLAGS=more; docs/performance.md)
-	@$(INSTALL_DEPS) build client bench
-	@scripts/build.sh release ddl_server ddl_bench engine_benchmark kernels_benchmark
-	@.venv/bin/python bench/compare.py $(if $(PEERS),--peers $(PEERS)) $(BENCH_FLAGS)
-
 format: ## Format all C++ files in place
 	@$(INSTALL_DEPS) format
 	@scripts/format.sh
@@ -45,6 +40,12 @@ format: ## Format all C++ files in place
 format-check: ## Fail if a C++ file is not formatted
 	@$(INSTALL_DEPS) format
 	@scripts/format.sh --check
+
+.PHONY: bench
+bench: ## Compare speeds, for an hour or so (PEERS=folder adds peers, BENCH_FLAGS=more; docs/performance.md)
+	@$(INSTALL_DEPS) build client bench
+	@scripts/build.sh release ddl_server ddl_bench engine_benchmark kernels_benchmark
+	@.venv/bin/python bench/compare.py $(if $(PEERS),--peers $(PEERS)) $(BENCH_FLAGS)
 
 install-deps: ## Only install what is needed
 	@$(INSTALL_DEPS) build client test

@@ -355,8 +355,12 @@ class Bounds {
 // Bytes of keys and values that a decode step reads, in the middle of a round.
 double KvBytes(const Contestant& contestant, const Scenario& scenario, int32_t steps) {
   if (scenario.is_prefill) return 0.0;  // small beside the products, and partly in the cache
+  const ModelConfig& config = contestant.checkpoint().config();
+  const int64_t element_bytes = contestant.dtype() == RunnerDType::kBFloat16 ? 2 : 4;
+  const int64_t bytes_per_token =
+      2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * element_bytes;
   return static_cast<double>(scenario.batch) * (scenario.tokens + steps / 2.0) *
-         static_cast<double>(contestant.description().kv_bytes_per_token);
+         static_cast<double>(bytes_per_token);
 }
 
 nlohmann::json ToJson(const std::vector<double>& values) {
