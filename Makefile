@@ -42,7 +42,7 @@ format-check: ## Fail if a C++ file is not formatted
 	@scripts/format.sh --check
 
 .PHONY: bench
-bench: ## Compare speeds, for an hour or so (PEERS=folder adds peers, BENCH_FLAGS=more; docs/performance.md)
+bench: ## Compare speeds; takes a while (PEERS=folder adds peers, BENCH_FLAGS=more; docs/performance.md)
 	@$(INSTALL_DEPS) build client bench
 	@scripts/build.sh release ddl_server ddl_bench engine_benchmark kernels_benchmark
 	@.venv/bin/python bench/compare.py $(if $(PEERS),--peers $(PEERS)) $(BENCH_FLAGS)
