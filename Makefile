@@ -41,6 +41,12 @@ format-check: ## Fail if a C++ file is not formatted
 	@$(INSTALL_DEPS) format
 	@scripts/format.sh --check
 
+.PHONY: bench
+bench: ## Compare speeds; takes a while (PEERS=folder adds peers, BENCH_FLAGS=more; docs/performance.md)
+	@$(INSTALL_DEPS) build client bench
+	@scripts/build.sh release ddl_server ddl_bench engine_benchmark kernels_benchmark
+	@.venv/bin/python bench/compare.py $(if $(PEERS),--peers $(PEERS)) $(BENCH_FLAGS)
+
 install-deps: ## Only install what is needed
 	@$(INSTALL_DEPS) build client test
 
