@@ -220,7 +220,8 @@ TEST_P(KernelsTest, DeltaStep) {
     const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
     const std::string what = row.name + " d " + std::to_string(d) + " dv " + std::to_string(dv) +
                              " taps " + std::to_string(row.taps);
-    const std::vector<float> x_before = random_.Values(tokens * d * dv, 1.0f, type());
+    std::vector<float> x_before = random_.Values(tokens * d * dv, 1.0f, type());
+    std::fill_n(x_before.begin() + 3 * d * dv, d * dv, 0.0f);  // a row without a state
     const std::vector<float> h = random_.Values(tokens * d, 0.3f, type());
     const std::vector<float> compress = random_.Values(taps * d * dv, 0.5f);
     const std::vector<float> norm = random_.Values(d, 1.0f);
@@ -266,7 +267,30 @@ TEST_P(KernelsTest, DeltaStep) {
     args.c = c.data();
     args.v = v.data();
     args.beta = beta.data();
+    std::vector<float> update_ratio(tokens, -1.0f);
+    args.update_ratio = update_ratio.data();
     kernels().delta_step(executor_, ragged.batch, args);
+
+    // Asking for the update's size changes nothing else.
+    {
+      std::vector<float> v_unasked = v_before, beta_unasked = beta_before;
+      std::vector<float> tail_unasked = tail_before;
+      Buffer x_unasked(type(), x_before), c_unasked(type(), tokens * d);
+      DeltaStepArgs unasked = args;
+      unasked.x = x_unasked.data();
+      unasked.x_in = nullptr;
+      unasked.c = c_unasked.data();
+      unasked.v = v_unasked.data();
+      unasked.beta = beta_unasked.data();
+      unasked.tail = tail_unasked.data();
+      unasked.update_ratio = nullptr;
+      kernels().delta_step(executor_, ragged.batch, unasked);
+      EXPECT_EQ(x_unasked.Floats(), x.Floats()) << what;
+      EXPECT_EQ(c_unasked.Floats(), c.Floats()) << what;
+      EXPECT_EQ(v_unasked, v) << what;
+      EXPECT_EQ(beta_unasked, beta) << what;
+      EXPECT_EQ(tail_unasked, tail) << what;
+    }
 
     // The rewrite, as stored.
     std::vector<double> want_x(x_before.begin(), x_before.end());
@@ -288,6 +312,16 @@ TEST_P(KernelsTest, DeltaStep) {
       }
     }
     ExpectClose(x.Floats(), want_x, type(), what + ": X");
+    std::vector<double> want_ratio(tokens, -1.0);
+    for (int64_t t = 0; t < tokens && row.rewrite == Rewrite::kDelta; ++t) {
+      double change = 0.0, size = 0.0;
+      for (int64_t n = t * d * dv; n < (t + 1) * d * dv; ++n) {
+        change += (want_x[n] - x_before[n]) * (want_x[n] - x_before[n]);
+        size += double(x_before[n]) * x_before[n];
+      }
+      want_ratio[t] = size == 0.0 ? 0.0 : std::sqrt(change / size);
+    }
+    ExpectClose(update_ratio, want_ratio, Type::kFloat32, what + ": update ratio");
     // From here on, from the X that was stored: its rounding is not the read's error.
     const std::vector<float> stored = x.Floats();
 
