@@ -184,6 +184,17 @@ void ExpandInputTyped(const Executor& executor, int64_t tokens, const ExpandInpu
 
 // ---- Sublayer boundary
 
+// h . X[:, j] of a row in float32.
+inline float DotColumn(const float* h, const float* x, int64_t d, int64_t dv, int64_t j) {
+  Lanes sums;
+  int64_t i = 0;
+  for (; i + kLanes <= d; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) sums.lane[l] += h[i + l] * x[(i + l) * dv + j];
+  }
+  for (int64_t l = 0; i + l < d; ++l) sums.lane[l] += h[i + l] * x[(i + l) * dv + j];
+  return sums.Total();
+}
+
 // X += h, or X += beta k (v^T - k^T X) with k = h / sqrt(|h|^2 + k_eps^2). `x` [d, dv] is the row in
 // float32, `h` [d] likewise.
 void RewriteRow(const DeltaStepArgs& args, int64_t row, const float* h, float* x) {
@@ -195,16 +206,27 @@ void RewriteRow(const DeltaStepArgs& args, int64_t row, const float* h, float* x
   const float inverse_norm = 1.0f / sqrtf(SumOfSquares(h, d) + args.k_eps * args.k_eps);
   const float beta = args.beta[row];
   for (int64_t j = 0; j < dv; ++j) {
-    Lanes sums;  // (h . X[:, j])
-    int64_t i = 0;
-    for (; i + kLanes <= d; i += kLanes) {
-      for (int64_t l = 0; l < kLanes; ++l) sums.lane[l] += h[i + l] * x[(i + l) * dv + j];
-    }
-    for (int64_t l = 0; i + l < d; ++l) sums.lane[l] += h[i + l] * x[(i + l) * dv + j];
-    const float projection = inverse_norm * sums.Total();
+    const float projection = inverse_norm * DotColumn(h, x, d, dv, j);
     const float step = inverse_norm * beta * (args.v[row * dv + j] - projection);
     for (int64_t k = 0; k < d; ++k) x[k * dv + j] += h[k] * step;
   }
+}
+
+// The update's size beside the state's: it has rank one, so its norm is |beta| |k| |v^T - k^T X|.
+float UpdateRatio(const DeltaStepArgs& args, int64_t row, const float* h, const float* x) {
+  const int64_t d = args.d, dv = args.dv;
+  const float h_squared = SumOfSquares(h, d);
+  const float x_squared = SumOfSquares(x, d * dv);
+  if (x_squared == 0.0f) return 0.0f;
+  const float inverse_norm = 1.0f / sqrtf(h_squared + args.k_eps * args.k_eps);
+  float change_squared = 0.0f;
+  for (int64_t j = 0; j < dv; ++j) {
+    const float change =
+        args.v[row * dv + j] - inverse_norm * DotColumn(h, x, d, dv, j);
+    change_squared += change * change;
+  }
+  return fabsf(args.beta[row]) * inverse_norm * sqrtf(h_squared) *
+         sqrtf(change_squared / x_squared);
 }
 
 // v and beta of the next sublayer from the un-normalised x_in and the normalised c, both [d].
@@ -247,20 +269,23 @@ void NormAndGateRow(const DeltaStepArgs& args, int64_t row, const float* x_in, f
   if (args.gates) GateRow(args, row, x_in, c);
 }
 
-// TC: x_in [tokens, d] in float32 from X, one feature range of one sequence. The taps are added
-// oldest first in float32, from X as stored, on every path: prefill, chunks and single tokens
-// give the same bits.
+// The slot whose tails a sequence of the batch goes on from.
+int64_t TailSource(const Batch& batch, int64_t sequence) {
+  return batch.tail_source != nullptr ? batch.tail_source[sequence] : batch.slot[sequence];
+}
+
+// TC: x_in [tokens, d] in float32 from X, features [begin, end) of rows [first, last) of one
+// sequence, from the tails at `source` (null: from the sequence's start) to those at `target`. The
+// taps are added oldest first in float32, from X as stored, on every path: prefill, chunks and
+// single tokens give the same bits.
 template <typename T>
-void CompressTokens(const Batch& batch, const DeltaStepArgs& args, int64_t sequence, int64_t begin,
-                    int64_t end, float* x_in) {
+void CompressRows(const DeltaStepArgs& args, int64_t first, int64_t last, int64_t begin,
+                  int64_t end, const float* source, float* target, float* x_in) {
   constexpr int64_t kMaxTaps = 64;
   const int64_t d = args.d, dv = args.dv, taps = args.taps;
-  const int64_t first = batch.row_begin[sequence], last = batch.row_begin[sequence + 1];
-  float* tail = args.tail + batch.slot[sequence] * args.tail_stride;
-  const bool resume = batch.position[first] > 0;
   for (int64_t i = begin; i < end; ++i) {
     float partial[kMaxTaps] = {};  // a_1 ... a_{k-1}, then a zero that stays
-    for (int64_t n = 0; resume && n + 1 < taps; ++n) partial[n] = tail[n * d + i];
+    for (int64_t n = 0; source != nullptr && n + 1 < taps; ++n) partial[n] = source[n * d + i];
     for (int64_t t = first; t < last; ++t) {
       const T* x = static_cast<const T*>(args.x) + (t * d + i) * dv;
       const auto tap = [&](int64_t r) {
@@ -274,8 +299,28 @@ void CompressTokens(const Batch& batch, const DeltaStepArgs& args, int64_t seque
         partial[n] = (n + 2 < taps ? partial[n + 1] : 0.0f) + tap(taps - 2 - n);
       }
     }
-    for (int64_t n = 0; n + 1 < taps; ++n) tail[n * d + i] = partial[n];
+    for (int64_t n = 0; n + 1 < taps; ++n) target[n * d + i] = partial[n];
   }
+}
+
+// All rows of one sequence, one feature range: a run of rows up to each that saves its tails, and
+// the rest.
+template <typename T>
+void CompressTokens(const Batch& batch, const DeltaStepArgs& args, int64_t sequence, int64_t begin,
+                    int64_t end, float* x_in) {
+  const auto tail = [&](int64_t slot) { return args.tail + slot * args.tail_stride; };
+  int64_t first = batch.row_begin[sequence];
+  const int64_t last = batch.row_begin[sequence + 1];
+  const float* source = batch.position[first] > 0 ? tail(TailSource(batch, sequence)) : nullptr;
+  for (int64_t t = first; batch.row_save != nullptr && t < last; ++t) {
+    if (batch.row_save[t] < 0) continue;
+    float* saved = tail(batch.row_save[t]);
+    CompressRows<T>(args, first, t + 1, begin, end, source, saved, x_in);
+    source = saved;
+    first = t + 1;
+  }
+  // Without rows left, this copies what was saved last.
+  CompressRows<T>(args, first, last, begin, end, source, tail(batch.slot[sequence]), x_in);
 }
 
 template <typename T>
@@ -283,6 +328,21 @@ void DeltaStepTyped(const Executor& executor, const Batch& batch, const DeltaSte
   const int64_t d = args.d, dv = args.dv;
   const int64_t grain = RowGrain(8 * d * dv);
   const bool over_tokens = args.compress == Compress::kToken;
+
+  if (args.update_ratio != nullptr && args.rewrite == Rewrite::kDelta) {
+    ParallelFor(executor, batch.tokens, grain, [&](int64_t begin, int64_t end) {
+      Scratch scratch(d * dv + d);
+      float* x = scratch.data();
+      float* h = x + d * dv;
+      for (int64_t t = begin; t < end; ++t) {
+        const T* x_row = static_cast<const T*>(args.x) + t * d * dv;
+        const T* h_row = static_cast<const T*>(args.h) + t * d;
+        for (int64_t k = 0; k < d * dv; ++k) x[k] = Load(x_row + k);
+        for (int64_t i = 0; i < d; ++i) h[i] = Load(h_row + i);
+        args.update_ratio[t] = UpdateRatio(args, t, h, x);
+      }
+    });
+  }
 
   // Rewrite, and with it all that needs no other row.
   ParallelFor(executor, batch.tokens, grain, [&](int64_t begin, int64_t end) {
@@ -369,7 +429,7 @@ void ShiftHead(const Batch& batch, const AttentionInputArgs& args, const Shift& 
   const float alpha = Sigmoid(Dot(shift.weight + head * args.d, c, args.d));
   const int64_t sequence = batch.row_sequence[t];
   const bool first_row = t == batch.row_begin[sequence];
-  const float* tail = shift.tail + batch.slot[sequence] * shift.tail_stride + head * hd;
+  const float* tail = shift.tail + TailSource(batch, sequence) * shift.tail_stride + head * hd;
   const T* previous_row = first_row ? nullptr : Projection<T>(args, t - 1, which, head);
   for (int64_t n = 0; n < hd; ++n) {
     float previous = 0.0f;
@@ -383,10 +443,14 @@ void SaveShiftTails(const Batch& batch, const AttentionInputArgs& args, const Sh
                     int64_t which) {
   if (shift.weight == nullptr) return;
   const int64_t width = args.heads * args.head_dim;
-  for (int64_t s = 0; s < batch.sequences; ++s) {
-    float* tail = shift.tail + batch.slot[s] * shift.tail_stride;
-    const T* row = Projection<T>(args, batch.row_begin[s + 1] - 1, which, 0);
+  const auto save = [&](int64_t t, int64_t slot) {
+    float* tail = shift.tail + slot * shift.tail_stride;
+    const T* row = Projection<T>(args, t, which, 0);
     for (int64_t n = 0; n < width; ++n) tail[n] = Load(row + n);
+  };
+  for (int64_t s = 0; s < batch.sequences; ++s) save(batch.row_begin[s + 1] - 1, batch.slot[s]);
+  for (int64_t t = 0; batch.row_save != nullptr && t < batch.tokens; ++t) {
+    if (batch.row_save[t] >= 0) save(t, batch.row_save[t]);
   }
 }
 
