@@ -52,6 +52,11 @@ void ComputeThread::Run(const std::function<void()>& function) {
   while (!task.done) done_.Wait(mu_);
 }
 
+int ComputeThread::num_waiting() const {
+  const MutexLock lock(mu_);
+  return static_cast<int>(tasks_.size()) - (running_ ? 1 : 0);
+}
+
 void ComputeThread::Loop() {
   while (true) {
     Task* task = nullptr;
@@ -60,10 +65,12 @@ void ComputeThread::Loop() {
       while (tasks_.empty() && !stopping_) asked_.Wait(mu_);
       if (tasks_.empty()) return;
       task = tasks_.front();
+      running_ = true;
     }
     (*task->function)();
     const MutexLock lock(mu_);
     tasks_.pop_front();
+    running_ = false;
     task->done = true;
     done_.NotifyAll();
   }

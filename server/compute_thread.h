@@ -26,6 +26,8 @@ class ComputeThread {
 
   // Runs `function` on the thread, after what was asked for before, and returns when it is done.
   void Run(const std::function<void()>& function);
+  // Runs that wait for another to end.
+  int num_waiting() const;
 
  private:
   struct Task {
@@ -35,10 +37,11 @@ class ComputeThread {
 
   void Loop();
 
-  Mutex mu_;
+  mutable Mutex mu_;
   CondVar asked_;
   CondVar done_;
   std::deque<Task*> tasks_ ABSL_GUARDED_BY(mu_);  // each lives until its Run returns
+  bool running_ ABSL_GUARDED_BY(mu_) = false;     // the front one
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;
 };
