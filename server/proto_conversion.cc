@@ -943,6 +943,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
     google::rpc::ErrorInfo info;
     info.set_reason(details.reason);
     info.set_domain(kErrorDomain);
+    info.mutable_metadata()->insert(details.metadata.begin(), details.metadata.end());
     proto.add_details()->PackFrom(info);
   }
   if (details.retry_after.has_value()) {
