@@ -99,8 +99,8 @@ TEST(AnswersTest, RefusesGenerate) {
       {"sampling.logit_bias[7]", bias(7, kNan), "-100...100, not nan"},
       {"sampling.n", n(0), "1...16, not 0"},
       {"sampling.n", n(17), "1...16, not 17"},
-      {"logprobs.prompt_logprobs",
-       [](auto* r) { r->mutable_logprobs()->set_prompt_logprobs(21); }, "0...20, not 21"},
+      {"logprobs.prompt_logprobs", [](auto* r) { r->mutable_logprobs()->set_prompt_logprobs(21); },
+       "0...20, not 21"},
   };
   for (const Row& row : rows) {
     v1::GenerateRequest request = GreedyRequest({1, 2}, 1);
@@ -550,8 +550,8 @@ TEST(AnswersTest, ReadoutsReachTheModel) {
        std::nullopt, 0},
       {"layer 0", [](auto* p) { p->set_layer(0); }, Kind::kFinalNorm, 0, 0},
       {"last layer", [](auto* p) { p->set_layer(-1); }, Kind::kFinalNorm, -1, 0},
-      {"compressed", [](auto* p) { p->set_readout(v1::DDL_READOUT_COMPRESSED); },
-       Kind::kCompressed, std::nullopt, 0},
+      {"compressed", [](auto* p) { p->set_readout(v1::DDL_READOUT_COMPRESSED); }, Kind::kCompressed,
+       std::nullopt, 0},
       {"first channel", [](auto* p) { p->set_readout(v1::DDL_READOUT_CHANNEL); }, Kind::kChannel,
        std::nullopt, 0},
       {"channel",

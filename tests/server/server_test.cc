@@ -675,7 +675,9 @@ TEST(ServerTest, StopsWhileLoading) {
 TEST(ServerTest, AModelThatCannotBeLoadedEndsIt) {
   TestServer::Options options;
   options.wait_until_ready = false;
-  options.on_load = [](const std::string&) { return absl::NotFoundError("/nowhere/config.json is missing"); };
+  options.on_load = [](const std::string&) {
+    return absl::NotFoundError("/nowhere/config.json is missing");
+  };
   TestServer server(options);
   EXPECT_EQ(server.AwaitStopped(), absl::NotFoundError("/nowhere/config.json is missing"));
 }
