@@ -26,10 +26,9 @@ namespace {
 // from the call's arrival. This close to the deadline, a cancellation is left to the deadline.
 constexpr absl::Duration kDeadlineSlack = absl::Milliseconds(20);
 
-// Events of a stream that the engine has brought and gRPC has not taken yet: at so many the
-// request is paused, and at so many it goes on.
+// Events of a stream, for each of its completions, that the engine has brought and gRPC has not
+// taken yet: at so many the request is paused. At half of it it goes on.
 constexpr int kFullOutbox = 64;
-constexpr int kDrainedOutbox = kFullOutbox / 2;
 // At least this long, and at least slow_reader_timeout, an ended stream waits for a client that
 // takes nothing.
 constexpr absl::Duration kLeastEndGrace = absl::Seconds(1);
@@ -279,7 +278,7 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
     if (status.ok()) {
       call->model_ = prepared->model;
       call->call_ = std::move(prepared->call);
-      call->ResetGathered();
+      call->BeforeSubmit();
       status = call->Submit(*call->model_, call->call_.request);
     }
     if (!status.ok()) call->Finish(call->Answer(status));
@@ -334,7 +333,7 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
       broken_ = broken_ || !ok;
       ++num_taken_;
       --num_unsent_;
-      if (full_ && num_unsent_ <= kDrainedOutbox) {
+      if (full_ && num_unsent_ <= full_outbox_ / 2) {
         full_ = false;
         resume = true;
       }
@@ -357,7 +356,8 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
   }
 
  private:
-  void ResetGathered() {
+  void BeforeSubmit() {
+    full_outbox_ = kFullOutbox * call_.params().n;
     for (int32_t i = 0; i < call_.params().n; ++i) {
       gathered_.push_back({.index = i, .text = "", .tokens = {}});
     }
@@ -379,7 +379,7 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
   void CountUnsent(int events) {
     const MutexLock lock(mu_);
     num_unsent_ += events;
-    full_ = full_ || num_unsent_ >= kFullOutbox;
+    full_ = full_ || num_unsent_ >= full_outbox_;
   }
 
   void Enqueue(grpc::ByteBuffer event) {
@@ -466,6 +466,7 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
   // Constant after the handler.
   const ReadyModel* model_ = nullptr;
   GenerateCall call_;
+  int full_outbox_ = 0;  // events
 
   // The step thread: by index, until stream_interval tokens are there.
   std::vector<CompletionDelta> gathered_;

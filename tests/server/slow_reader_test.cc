@@ -155,6 +155,7 @@ TEST(SlowReaderTest, CannotHoldTheCallForEver) {
     TestServer server(options);
     v1::GenerateRequest request = GreedyRequest({1, 2, 3}, row.tokens);
     request.set_stream_interval(row.stream_interval);
+    request.mutable_logprobs()->set_logprobs(5);  // larger events
     UnreadStream stream(&server, request);
     server.AwaitMetrics([&row](const ScrapedMetrics& metrics) {
       return metrics.Sum("ddl_request_finished_total",

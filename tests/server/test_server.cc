@@ -174,6 +174,8 @@ TestServer::TestServer(Options options) : options_(std::move(options)) {
   thread_ = std::thread([this] { served_ = server_->Serve(); });
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
+  // Windows that do not grow, so that a client that does not read holds little.
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   channel_ = grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(server_->grpc_port()),
                                        grpc::InsecureChannelCredentials(), arguments);
   inference_ = v1::InferenceService::NewStub(channel_);
