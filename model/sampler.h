@@ -30,7 +30,7 @@ struct SamplingParams {
 
 // One draw from one row of logits.
 struct SampleRequest {
-  SamplingParams params;
+  const SamplingParams* params = nullptr;  // Must outlive the call; null: the defaults.
   // Number of tokens the sequence has generated before this one. (seed, index) decide the draw,
   // so that it is the same in any batch and after a preemption.
   uint64_t index = 0;
@@ -38,6 +38,9 @@ struct SampleRequest {
   TokenId vocab_size = 0;
   // Never drawn either (end and stop tokens while min_tokens holds). Must outlive the call.
   absl::Span<const TokenId> banned;
+  // What the penalties count; empty when there are none. Must outlive the call.
+  absl::Span<const TokenId> prompt;
+  absl::Span<const TokenId> generated;
   // -1: no logprobs; 0: the chosen token's; k > 0: the k most likely tokens' as well.
   int32_t logprobs = -1;
 };
