@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "model/checkpoint.h"
+#include "server/engine/scheduler.h"
 
 namespace ddl {
 namespace {
