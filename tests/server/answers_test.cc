@@ -211,6 +211,7 @@ TEST(AnswersTest, RefusesScore) {
 TEST(AnswersTest, AGptHasNoDeltaRuleToTellOf) {
   TestServer::Options options;
   options.variant = "gpt";
+  options.config.gate_sample_interval = absl::InfiniteDuration();  // the fake has gates
   TestServer server(options);
   v1::GenerateRequest generate = GreedyRequest({1}, 1);
   generate.mutable_ddl_stats();  // nothing is asked for
@@ -514,9 +515,10 @@ TEST(AnswersTest, WeightedMeanWeighsPositions) {
   request.mutable_params()->set_normalize(false);
   v1::EmbedResponse response;
   ASSERT_TRUE(Embed(server, request, &response).ok());
-  const std::vector<std::vector<float>> rows = {FakeModelRunner::Hidden({{1}}),
-                                                FakeModelRunner::Hidden({{1, 2}}),
-                                                FakeModelRunner::Hidden({{1, 2, 3}})};
+  const std::vector<std::vector<float>> rows = {
+      FakeModelRunner::Hidden(std::vector<TokenId>{1}),
+      FakeModelRunner::Hidden(std::vector<TokenId>{1, 2}),
+      FakeModelRunner::Hidden(std::vector<TokenId>{1, 2, 3})};
   for (int i = 0; i < 3; ++i) {
     EXPECT_NEAR(response.embeddings(0).vectors(0).values(i),
                 (rows[0][i] + 2 * rows[1][i] + 3 * rows[2][i]) / 6, 1e-6);

@@ -369,6 +369,7 @@ TEST(ServerTest, CancelledCallsLeaveTheEngine) {
   server.step_gate().AwaitWaiter();
   unary_context.TryCancel();
   unary.join();
+  server.step_gate().Open();  // or the stream does not start
 
   grpc::ClientContext stream_context;
   auto reader =
@@ -379,7 +380,6 @@ TEST(ServerTest, CancelledCallsLeaveTheEngine) {
   stream_context.TryCancel();
   while (reader->Read(&event)) EXPECT_FALSE(event.has_end());
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
-  server.step_gate().Open();
 
   server.RequestStop();
   EXPECT_TRUE(server.AwaitStopped().ok());
