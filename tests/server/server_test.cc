@@ -440,6 +440,122 @@ TEST(ServerTest, RefusesWhatDoesNotFitTheQueue) {
   }
 }
 
+TEST(ServerTest, RefusesMoreTokensThanMayWait) {
+  TestServer::Options options;
+  options.config.max_running_sequences = 1;
+  options.config.max_waiting_tokens = 20;
+  TestServer server(options);
+  server.step_gate().Close();
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 2; ++i) {
+    clients.emplace_back([&] {
+      v1::GenerateResponse response;
+      EXPECT_TRUE(Generate(server, GreedyRequest(Prompt(15), 2), &response).ok());
+    });
+    server.AwaitRequests(i + 1);
+  }
+  v1::GenerateResponse response;
+  const grpc::Status status = Generate(server, GreedyRequest(Prompt(6), 2), &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(Decode(status).reason, "TOKENS_FULL");
+  EXPECT_GT(Decode(status).retry_seconds, 0);
+  EXPECT_EQ(server.metrics().Sum("ddl_admission_rejections_total", {"reason=\"tokens_full\""}), 1);
+  server.step_gate().Open();
+  for (std::thread& client : clients) client.join();
+}
+
+TEST(ServerTest, RefusesWhatCanNeverFit) {
+  TestServer::Options options;
+  options.runner.kv_num_blocks = 4;  // 16 tokens
+  TestServer server(options);
+  v1::GenerateResponse generated;
+  EXPECT_TRUE(Generate(server, GreedyRequest(Prompt(10), 7), &generated).ok());
+  v1::EmbedRequest embed;
+  for (const TokenId id : Prompt(17))
+    embed.mutable_inputs()->Add()->mutable_token_ids()->add_ids(id);
+  v1::EmbedRequest long_embed;
+  v1::Input* input = long_embed.add_inputs();
+  for (const TokenId id : Prompt(17)) input->mutable_token_ids()->add_ids(id);
+  v1::ScoreRequest score;
+  *score.add_inputs() = *input;
+  v1::EmbedResponse embedded;
+  v1::ScoreResponse scored;
+  EXPECT_TRUE(Embed(server, embed, &embedded).ok());  // 17 inputs of 1 token
+  for (const grpc::Status& status :
+       {Generate(server, GreedyRequest(Prompt(10), 8), &generated),
+        Embed(server, long_embed, &embedded), Score(server, score, &scored)}) {
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+    const DecodedStatus details = Decode(status);
+    EXPECT_EQ(details.reason, "TOO_LARGE");
+    EXPECT_EQ(details.metadata.at("needed_tokens"), "17");
+    EXPECT_EQ(details.metadata.at("available_tokens"), "16");
+    EXPECT_THAT(status.error_message(), HasSubstr("17"));
+    EXPECT_EQ(details.retry_seconds, -1);
+  }
+  EXPECT_EQ(server.metrics().Sum("ddl_admission_rejections_total", {"reason=\"too_large\""}), 3);
+}
+
+TEST(ServerTest, EndsWhatWaitsLongerThanItWants) {
+  TestServer::Options options;
+  options.config.max_running_sequences = 1;
+  options.on_forward = [](absl::Span<const SequenceChunk>) {
+    absl::SleepFor(absl::Milliseconds(2));
+    return absl::OkStatus();
+  };
+  TestServer server(options);
+  std::thread running([&] {
+    v1::GenerateResponse response;
+    EXPECT_TRUE(Generate(server, GreedyRequest({1}, 60), &response).ok());
+  });
+  server.AwaitRequests(1);
+  v1::GenerateRequest request = GreedyRequest({2}, 60);
+  request.mutable_queue_timeout()->set_nanos(1'000'000);
+  v1::GenerateResponse response;
+  const grpc::Status status = Generate(server, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
+  EXPECT_EQ(Decode(status).reason, "QUEUE_TIMEOUT");
+  EXPECT_GT(Decode(status).retry_seconds, 0);
+  running.join();
+}
+
+// Its turn would come after its deadline, at the rate at which those before it start.
+TEST(ServerTest, RefusesWhatWouldExpireInTheQueue) {
+  TestServer::Options options;
+  options.config.max_running_sequences = 1;
+  options.on_forward = [](absl::Span<const SequenceChunk>) {
+    absl::SleepFor(absl::Milliseconds(10));
+    return absl::OkStatus();
+  };
+  TestServer server(options);
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 16; ++i) {
+    clients.emplace_back([&server] {
+      v1::GenerateResponse response;
+      EXPECT_TRUE(Generate(server, GreedyRequest({1}, 20), &response).ok());
+    });
+  }
+  server.AwaitMetrics(
+      [](const ScrapedMetrics& metrics) { return metrics.Sum("ddl_request_finished_total") >= 2; });
+  // A dozen wait for 200 ms each.
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(700));
+  v1::GenerateResponse response;
+  const grpc::Status status =
+      server.inference().Generate(&context, GreedyRequest({1}, 1), &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
+  EXPECT_EQ(Decode(status).reason, "DEADLINE_INFEASIBLE");
+  EXPECT_GT(Decode(status).retry_seconds, 0.1);
+  EXPECT_EQ(
+      server.metrics().Sum("ddl_admission_rejections_total", {"reason=\"deadline_infeasible\""}),
+      1);
+  for (std::thread& client : clients) client.join();
+  // An idle server tries, whatever the deadline.
+  grpc::ClientContext idle;
+  idle.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
+  EXPECT_EQ(server.inference().Generate(&idle, GreedyRequest({1}, 60), &response).error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+}
+
 TEST(ServerTest, AFailedStepFailsItsCallsOnly) {
   std::atomic<bool> fail = false;
   TestServer::Options options;
@@ -553,6 +669,10 @@ TEST(ServerTest, MetricsEqualWhatWasSent) {
   v1::EmbedResponse embedded;
   grpc::ClientContext context;
   EXPECT_TRUE(server.inference().Embed(&context, embed, &embedded).ok());
+  v1::ScoreRequest score;
+  for (int i = 0; i < 2; ++i) score.add_inputs()->set_text("abc");
+  v1::ScoreResponse scored;
+  EXPECT_TRUE(Score(server, score, &scored).ok());
 
   const ScrapedMetrics metrics = server.metrics();
   const std::string fake = "model=\"fake\"";
@@ -564,19 +684,23 @@ TEST(ServerTest, MetricsEqualWhatWasSent) {
     double expected;
   };
   const Row rows[] = {
-      {"ddl_requests_total", {}, 7},
+      {"ddl_requests_total", {}, 8},
+      {"ddl_requests_total", {"method=\"Score\"", "code=\"OK\"", fake}, 1},
       {"ddl_requests_total", {"method=\"GenerateStream\"", "code=\"OK\"", fake}, 3},
       {"ddl_requests_total", {"method=\"Generate\"", "code=\"OK\"", fake}, 1},
       {"ddl_requests_total", {"method=\"Generate\"", "code=\"INVALID_ARGUMENT\"", fake}, 1},
       {"ddl_requests_total", {"method=\"Generate\"", "code=\"NOT_FOUND\"", "model=\"unknown\""}, 1},
       {"ddl_requests_total", {"method=\"Embed\"", "code=\"OK\"", fake}, 1},
-      {"ddl_request_duration_seconds_count", {}, 7},
+      {"ddl_request_duration_seconds_count", {}, 8},
       {"ddl_requests_in_flight", {}, 0},
       {"ddl_request_finished_total", {generate, "finish_reason=\"length\"", fake}, 4},
       {"ddl_request_finished_total", {embeds, "finish_reason=\"stop\"", fake}, 1},
-      {"ddl_request_finished_total", {}, 5},
+      {"ddl_request_finished_total", {"task=\"score\"", "finish_reason=\"stop\"", fake}, 1},
+      {"ddl_request_finished_total", {}, 6},
       {"ddl_prompt_tokens_total", {generate, "source=\"computed\""}, 10 + 11 + 12 + 4},
       {"ddl_prompt_tokens_total", {embeds}, 20},
+      {"ddl_prompt_tokens_total", {"task=\"score\""}, 6},
+      {"ddl_prompt_tokens_total", {"source=\"cached\""}, 0},
       {"ddl_generated_tokens_total", {}, 3 * 5 + 7},
       {"ddl_wasted_tokens_total", {}, 0},
       {"ddl_time_to_first_token_seconds_count", {}, 4},
@@ -589,12 +713,15 @@ TEST(ServerTest, MetricsEqualWhatWasSent) {
       {"ddl_embed_inputs_per_request_sum", {}, 4},
       {"ddl_embed_inputs_per_request_count", {}, 1},
       // A prompt's first token comes of the step that computes the prompt.
-      {"ddl_step_tokens_sum", {}, 10 + 11 + 12 + 4 + 20 + 3 * 4 + 6},
+      {"ddl_step_tokens_sum", {}, 10 + 11 + 12 + 4 + 20 + 6 + 3 * 4 + 6},
       {"ddl_requests_running", {}, 0},
       {"ddl_requests_waiting", {}, 0},
       {"ddl_waiting_tokens", {}, 0},
       {"ddl_kv_blocks", {"state=\"used\""}, 0},
-      {"ddl_kv_blocks", {"state=\"free\""}, 256},
+      {"ddl_kv_blocks", {}, 256},  // free, or cached
+      {"ddl_sequences_paused", {}, 0},
+      {"ddl_stream_stalls_total", {}, 0},
+      {"ddl_nonfinite_logits_total", {}, 0},
       {"ddl_kv_cache_usage_ratio", {}, 0},
       {"ddl_preemptions_total", {}, 0},
       {"ddl_admission_rejections_total", {}, 0},
@@ -614,6 +741,114 @@ TEST(ServerTest, MetricsEqualWhatWasSent) {
   EXPECT_GT(metrics.Sum("process_resident_memory_bytes"), 1e6);
   EXPECT_GT(metrics.Sum("process_open_fds"), 3);
   EXPECT_GT(metrics.Sum("process_start_time_seconds"), 1e9);
+}
+
+// Every metric there is, by type and labels beside `model`, from the start.
+TEST(ServerTest, HasEveryMetric) {
+  TestServer server;
+  v1::ServerInfo info;
+  grpc::ClientContext context;
+  ASSERT_TRUE(server.models().GetServerInfo(&context, {}, &info).ok());
+  const ScrapedMetrics metrics = server.metrics();
+  const std::vector<std::string> tasks = {"task=\"generate\"", "task=\"embed\"", "task=\"score\""};
+  const std::vector<std::string> phases = {"phase=\"prefill\"", "phase=\"decode\"",
+                                           "phase=\"mixed\""};
+  const std::vector<std::string> sublayers = {"layer=\"0\",model=\"fake\",sublayer=\"attn\"",
+                                              "layer=\"0\",model=\"fake\",sublayer=\"mlp\""};
+  struct Row {
+    const char* name;
+    const char* type;
+    std::vector<std::string> labels;  // each of a series that must be there
+  };
+  const Row rows[] = {
+      {"ddl_requests_total", "counter", {"code=\"OK\",method=\"Score\""}},
+      {"ddl_requests_in_flight", "gauge", {"method=\"GenerateStream\""}},
+      {"ddl_request_finished_total",
+       "counter",
+       {"finish_reason=\"stop\"", "finish_reason=\"eos\"", "finish_reason=\"length\"",
+        "finish_reason=\"context\"", "finish_reason=\"cancel\"", "finish_reason=\"deadline\"",
+        "finish_reason=\"slow_reader\"", "finish_reason=\"error\"", "task=\"generate\"",
+        "task=\"embed\"", "task=\"score\""}},
+      {"ddl_admission_rejections_total",
+       "counter",
+       {"reason=\"queue_full\"", "reason=\"tokens_full\"", "reason=\"deadline_infeasible\"",
+        "reason=\"too_large\"", "reason=\"draining\"", "reason=\"loading\""}},
+      {"ddl_requests_running", "gauge", tasks},
+      {"ddl_requests_waiting", "gauge", tasks},
+      {"ddl_waiting_tokens", "gauge", {""}},
+      {"ddl_sequences_paused", "gauge", {"reason=\"slow_reader\"", "reason=\"preempted\""}},
+      {"ddl_prompt_tokens_total", "counter", {"source=\"computed\"", "source=\"cached\""}},
+      {"ddl_generated_tokens_total", "counter", {""}},
+      {"ddl_wasted_tokens_total",
+       "counter",
+       {"reason=\"cancel\"", "reason=\"deadline\"", "reason=\"preempt_recompute\""}},
+      {"ddl_time_to_first_token_seconds", "histogram", {"le=\"0.001\"", "le=\"300\""}},
+      {"ddl_inter_token_latency_seconds", "histogram", {"le=\"0.0001\"", "le=\"2.5\""}},
+      {"ddl_request_duration_seconds", "histogram", {"method=\"Embed\""}},
+      {"ddl_request_queue_seconds", "histogram", tasks},
+      {"ddl_request_prefill_seconds", "histogram", tasks},
+      {"ddl_request_decode_seconds", "histogram", tasks},
+      {"ddl_cancel_latency_seconds", "histogram", {"reason=\"cancel\"", "reason=\"deadline\""}},
+      {"ddl_request_prompt_tokens", "histogram", {"le=\"1\"", "le=\"50\"", "le=\"64\""}},
+      {"ddl_request_generated_tokens", "histogram", tasks},
+      {"ddl_embed_inputs_per_request", "histogram", {"le=\"1\"", "le=\"1024\""}},
+      {"ddl_step_duration_seconds", "histogram", phases},
+      {"ddl_step_tokens", "histogram", phases},
+      {"ddl_step_batch_size", "histogram", phases},
+      {"ddl_scheduler_duration_seconds", "histogram", {""}},
+      {"ddl_kv_cache_usage_ratio", "gauge", {""}},
+      {"ddl_kv_blocks", "gauge", {"state=\"free\"", "state=\"used\"", "state=\"cached\""}},
+      {"ddl_prefix_cache_query_tokens_total", "counter", {""}},
+      {"ddl_prefix_cache_hit_tokens_total", "counter", {""}},
+      {"ddl_preemptions_total", "counter", {""}},
+      {"ddl_stream_stalls_total", "counter", {""}},
+      {"ddl_nonfinite_logits_total", "counter", {""}},
+      {"ddl_model_info", "gauge", {"variant=\"ccec\",weights_sha256=\"0123456789abcdef\""}},
+      {"ddl_build_info", "gauge", {"cuda=", "grpc=", "libtorch=", "version="}},
+      {"ddl_model_load_duration_seconds",
+       "gauge",
+       {"phase=\"read\"", "phase=\"pack\"", "phase=\"warmup\""}},
+      {"ddl_server_ready", "gauge", {""}},
+      {"ddl_server_draining", "gauge", {""}},
+      {"ddl_device_memory_bytes",
+       "gauge",
+       {"kind=\"weights\"", "kind=\"kv\"", "kind=\"activations\""}},
+      {"ddl_engine_last_step_timestamp_seconds", "gauge", {""}},
+      {"ddl_beta_gate", "histogram", sublayers},
+      {"ddl_beta_gate", "histogram", {"le=\"0.01\"", "le=\"1.99\"", "le=\"2\""}},
+      {"ddl_state_update_ratio", "histogram", sublayers},
+      {"process_cpu_seconds_total", "counter", {""}},
+      {"process_resident_memory_bytes", "gauge", {""}},
+  };
+  for (const Row& row : rows) {
+    EXPECT_THAT(metrics.text(),
+                HasSubstr(std::string("# TYPE ") + row.name + " " + row.type + "\n"));
+    const bool histogram = std::string(row.type) == "histogram";
+    for (const std::string& labels : row.labels) {
+      EXPECT_GE(metrics.Count(std::string(row.name) + (histogram ? "_bucket" : ""), {labels}), 1)
+          << row.name << " " << labels;
+    }
+  }
+}
+
+// The first step is always sampled.
+TEST(ServerTest, SamplesGates) {
+  for (const bool sampled : {true, false}) {
+    TestServer::Options options;
+    options.config.gate_sample_interval = sampled ? absl::Seconds(1) : absl::InfiniteDuration();
+    TestServer server(options);
+    EXPECT_TRUE(ReadStream(server, GreedyRequest({1, 2, 3}, 5)).status.ok());
+    const ScrapedMetrics metrics = server.metrics();
+    for (const char* name : {"ddl_beta_gate_count", "ddl_state_update_ratio_count"}) {
+      for (const char* sublayer : {"sublayer=\"attn\"", "sublayer=\"mlp\""}) {
+        if (sampled) {
+          EXPECT_GT(metrics.Sum(name, {sublayer}), 0) << name << " " << sublayer;
+        } else {
+          EXPECT_EQ(metrics.Sum(name, {sublayer}), 0) << name << " " << sublayer;
+        }
+      }
+    }
+  }
 }
 
 TEST(ServerTest, RefusesCallsWhileLoading) {
