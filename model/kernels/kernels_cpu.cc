@@ -184,6 +184,17 @@ void ExpandInputTyped(const Executor& executor, int64_t tokens, const ExpandInpu
 
 // ---- Sublayer boundary
 
+// h . X[:, j] of a row in float32.
+inline float DotColumn(const float* h, const float* x, int64_t d, int64_t dv, int64_t j) {
+  Lanes sums;
+  int64_t i = 0;
+  for (; i + kLanes <= d; i += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) sums.lane[l] += h[i + l] * x[(i + l) * dv + j];
+  }
+  for (int64_t l = 0; i + l < d; ++l) sums.lane[l] += h[i + l] * x[(i + l) * dv + j];
+  return sums.Total();
+}
+
 // X += h, or X += beta k (v^T - k^T X) with k = h / sqrt(|h|^2 + k_eps^2). `x` [d, dv] is the row in
 // float32, `h` [d] likewise.
 void RewriteRow(const DeltaStepArgs& args, int64_t row, const float* h, float* x) {
@@ -195,16 +206,27 @@ void RewriteRow(const DeltaStepArgs& args, int64_t row, const float* h, float* x
   const float inverse_norm = 1.0f / sqrtf(SumOfSquares(h, d) + args.k_eps * args.k_eps);
   const float beta = args.beta[row];
   for (int64_t j = 0; j < dv; ++j) {
-    Lanes sums;  // (h . X[:, j])
-    int64_t i = 0;
-    for (; i + kLanes <= d; i += kLanes) {
-      for (int64_t l = 0; l < kLanes; ++l) sums.lane[l] += h[i + l] * x[(i + l) * dv + j];
-    }
-    for (int64_t l = 0; i + l < d; ++l) sums.lane[l] += h[i + l] * x[(i + l) * dv + j];
-    const float projection = inverse_norm * sums.Total();
+    const float projection = inverse_norm * DotColumn(h, x, d, dv, j);
     const float step = inverse_norm * beta * (args.v[row * dv + j] - projection);
     for (int64_t k = 0; k < d; ++k) x[k * dv + j] += h[k] * step;
   }
+}
+
+// The update's size beside the state's: it has rank one, so its norm is |beta| |k| |v^T - k^T X|.
+float UpdateRatio(const DeltaStepArgs& args, int64_t row, const float* h, const float* x) {
+  const int64_t d = args.d, dv = args.dv;
+  const float h_squared = SumOfSquares(h, d);
+  const float x_squared = SumOfSquares(x, d * dv);
+  if (x_squared == 0.0f) return 0.0f;
+  const float inverse_norm = 1.0f / sqrtf(h_squared + args.k_eps * args.k_eps);
+  float change_squared = 0.0f;
+  for (int64_t j = 0; j < dv; ++j) {
+    const float change =
+        args.v[row * dv + j] - inverse_norm * DotColumn(h, x, d, dv, j);
+    change_squared += change * change;
+  }
+  return fabsf(args.beta[row]) * inverse_norm * sqrtf(h_squared) *
+         sqrtf(change_squared / x_squared);
 }
 
 // v and beta of the next sublayer from the un-normalised x_in and the normalised c, both [d].
@@ -306,6 +328,21 @@ void DeltaStepTyped(const Executor& executor, const Batch& batch, const DeltaSte
   const int64_t d = args.d, dv = args.dv;
   const int64_t grain = RowGrain(8 * d * dv);
   const bool over_tokens = args.compress == Compress::kToken;
+
+  if (args.update_ratio != nullptr && args.rewrite == Rewrite::kDelta) {
+    ParallelFor(executor, batch.tokens, grain, [&](int64_t begin, int64_t end) {
+      Scratch scratch(d * dv + d);
+      float* x = scratch.data();
+      float* h = x + d * dv;
+      for (int64_t t = begin; t < end; ++t) {
+        const T* x_row = static_cast<const T*>(args.x) + t * d * dv;
+        const T* h_row = static_cast<const T*>(args.h) + t * d;
+        for (int64_t k = 0; k < d * dv; ++k) x[k] = Load(x_row + k);
+        for (int64_t i = 0; i < d; ++i) h[i] = Load(h_row + i);
+        args.update_ratio[t] = UpdateRatio(args, t, h, x);
+      }
+    });
+  }
 
   // Rewrite, and with it all that needs no other row.
   ParallelFor(executor, batch.tokens, grain, [&](int64_t begin, int64_t end) {
