@@ -200,7 +200,10 @@ Request ToRequest(const Arrival& arrival, absl::Time now) {
     request = Generate(inputs.front(), arrival.max_tokens);
     GenerateParams& params = ParamsOf(request);
     params.n = arrival.n;
-    if (arrival.seed.has_value()) params.sampling = {.temperature = 1, .seed = *arrival.seed};
+    if (arrival.seed.has_value()) {
+      params.sampling.temperature = 1;
+      params.sampling.seed = *arrival.seed;
+    }
     params.stopping.stop_token_ids = arrival.stop;
     params.stopping.min_tokens = arrival.min_tokens;
     params.prompt_logprobs = arrival.prompt_logprobs;
@@ -267,6 +270,7 @@ class TraceRun {
       Step();
     }
     if (failure_.empty()) CheckEnd();
+    e_.engine->Stop();  // while the clients of those that are left are still there
     return failure_;
   }
 
@@ -277,6 +281,7 @@ class TraceRun {
     RequestHandle handle;
     std::shared_ptr<RecordingSink> sink;
     bool cancelled = false;
+    bool seen_started = false;
     std::optional<int> full_at;  // step
     std::optional<absl::Time> full_since;
   };
@@ -348,6 +353,7 @@ class TraceRun {
     const int forwards = forwards_;
     const bool worked = e_.engine->Step();
     if (!worked) e_.now += absl::Milliseconds(10);
+    if (!e_.runner->violations().empty()) Check(false, e_.runner->violations().front());
     for (const Client* client : must_end) {
       Check(client->sink->end.has_value(), "still there a step after it had to end");
     }
@@ -356,6 +362,7 @@ class TraceRun {
       return client.sink->end.has_value() || client.full_since.has_value();
     });
     Check(computed || all_paused, "nothing was computed for those who wait");
+    CheckOrder();
     const EngineLoad load = e_.engine->load();
     Check(load.kv_blocks_free + load.kv_blocks_used + load.kv_blocks_cached ==
               trace_.model.kv_num_blocks,
@@ -367,7 +374,25 @@ class TraceRun {
     Check(load.running() + load.waiting() <=
               e_.engine->options().max_running_sequences + trace_.options.max_waiting_requests,
           "more than may be admitted");
-    if (!e_.runner->violations().empty()) Check(false, e_.runner->violations().front());
+  }
+
+  // Nobody is overtaken by one of the same kind who came later and is not more urgent.
+  void CheckOrder() {
+    std::vector<const Client*> waiting;  // before the client at hand
+    for (Client& client : clients_) {
+      if (client.arrival->prompt_logprobs >= 0) continue;  // tells of its start later
+      const bool started = client.sink->start.has_value();
+      if (started && !client.seen_started) {
+        for (const Client* earlier : waiting) {
+          Check((earlier->arrival->task == Task::kGenerate) !=
+                        (client.arrival->task == Task::kGenerate) ||
+                    earlier->arrival->priority > client.arrival->priority,
+                "overtaken: ", ToString(*earlier->arrival), ", by: ", ToString(*client.arrival));
+        }
+      }
+      client.seen_started = started;
+      if (!started && !client.sink->end.has_value()) waiting.push_back(&client);
+    }
   }
 
   void CheckEnd() {
@@ -566,62 +591,59 @@ class TraceRun {
 
 // --- Making a failing trace small ----------------------------------------------------------
 
-// Smaller variants of a trace, the boldest first.
-std::vector<Trace> Simpler(const Trace& trace) {
-  std::vector<Trace> simpler;
-  const auto add = [&](const std::function<void(Trace&)>& change) {
+// What makes an arrival simpler, each on its own.
+const std::function<void(Arrival&)> kSimplifications[] = {
+    [](Arrival& a) { a.step = 0; },
+    [](Arrival& a) { a.step /= 2; },
+    [](Arrival& a) { a.n = 1; },
+    [](Arrival& a) { a.priority = Priority::kNormal; },
+    [](Arrival& a) { a.deadline_ms.reset(); },
+    [](Arrival& a) { a.queue_timeout_ms.reset(); },
+    [](Arrival& a) { a.cancel_after.reset(); },
+    [](Arrival& a) { a.full_after.reset(), a.resume_after.reset(); },
+    [](Arrival& a) { a.ddl_stats = false; },
+    [](Arrival& a) { a.prompt_logprobs = -1; },
+    [](Arrival& a) { a.stop.clear(); },
+    [](Arrival& a) { a.min_tokens = 0; },
+    [](Arrival& a) { a.seed.reset(); },
+    [](Arrival& a) { a.use_prefix_cache = true; },
+    [](Arrival& a) { a.inputs.resize(1); },
+    [](Arrival& a) { a.max_tokens = (a.max_tokens + 1) / 2; },
+    [](Arrival& a) { a.max_tokens = std::max(1, a.max_tokens - 1); },
+    [](Arrival& a) { a.inputs[0].length = (a.inputs[0].length + 1) / 2; },
+    [](Arrival& a) { a.inputs[0].length = std::max(1, a.inputs[0].length - 1); },
+};
+
+// A small trace, on the way down from `trace`, for which `fails` still holds.
+Trace Shrink(Trace trace, const std::function<bool(const Trace&)>& fails) {
+  const auto try_change = [&](const std::function<void(Trace&)>& change) {
     Trace changed = trace;
     change(changed);
-    if (ToString(changed) != ToString(trace)) simpler.push_back(std::move(changed));
+    if (ToString(changed) == ToString(trace) || !fails(changed)) return false;
+    trace = std::move(changed);
+    return true;
   };
-  const size_t count = trace.arrivals.size();
-  for (size_t length = count; length > 0; length /= 2) {
-    for (size_t begin = 0; begin + length <= count; begin += length) {
-      add([&](Trace& t) {
-        t.arrivals.erase(t.arrivals.begin() + begin, t.arrivals.begin() + begin + length);
-      });
-    }
-  }
-  add([](Trace& t) { t.failing.clear(); });
-  add([](Trace& t) { t.stop_at.reset(); });
-  add([](Trace& t) { t.options.prefix_cache = false; });
-  for (size_t i = 0; i < count; ++i) {
-    const auto change = [&](const std::function<void(Arrival&)>& simplify) {
-      add([&](Trace& t) { simplify(t.arrivals[i]); });
-    };
-    change([](Arrival& a) { a.step = 0; });
-    change([](Arrival& a) { a.step /= 2; });
-    change([](Arrival& a) { a.n = 1; });
-    change([](Arrival& a) { a.priority = Priority::kNormal; });
-    change([](Arrival& a) { a.deadline_ms.reset(); });
-    change([](Arrival& a) { a.queue_timeout_ms.reset(); });
-    change([](Arrival& a) { a.cancel_after.reset(); });
-    change([](Arrival& a) { a.full_after.reset(), a.resume_after.reset(); });
-    change([](Arrival& a) { a.ddl_stats = false; });
-    change([](Arrival& a) { a.prompt_logprobs = -1; });
-    change([](Arrival& a) { a.stop.clear(); });
-    change([](Arrival& a) { a.min_tokens = 0; });
-    change([](Arrival& a) { a.seed.reset(); });
-    change([](Arrival& a) { a.use_prefix_cache = true; });
-    change([](Arrival& a) { a.inputs.resize(1); });
-    change([](Arrival& a) { a.max_tokens = (a.max_tokens + 1) / 2; });
-    change([](Arrival& a) { a.max_tokens = std::max(1, a.max_tokens - 1); });
-    change([](Arrival& a) { a.inputs[0].length = (a.inputs[0].length + 1) / 2; });
-    change([](Arrival& a) { a.inputs[0].length = std::max(1, a.inputs[0].length - 1); });
-  }
-  return simpler;
-}
-
-// The smallest trace found on the way down for which `fails` still holds.
-Trace Shrink(Trace trace, const std::function<bool(const Trace&)>& fails) {
-  int tries = 20000;
-  for (bool smaller = true; smaller && tries > 0;) {
+  bool smaller = true;
+  while (smaller) {
     smaller = false;
-    for (Trace& candidate : Simpler(trace)) {
-      if (--tries < 0 || !fails(candidate)) continue;
-      trace = std::move(candidate);
-      smaller = true;
-      break;
+    for (size_t length = trace.arrivals.size(); length > 0; length /= 2) {
+      for (size_t begin = 0; begin < trace.arrivals.size();) {
+        const bool without = try_change([&](Trace& t) {
+          const auto first = t.arrivals.begin() + static_cast<ptrdiff_t>(begin);
+          const size_t left = t.arrivals.size() - begin;
+          t.arrivals.erase(first, first + static_cast<ptrdiff_t>(std::min(length, left)));
+        });
+        smaller |= without;
+        if (!without) begin += length;
+      }
+    }
+    smaller |= try_change([](Trace& t) { t.failing.clear(); });
+    smaller |= try_change([](Trace& t) { t.stop_at.reset(); });
+    smaller |= try_change([](Trace& t) { t.options.prefix_cache = false; });
+    for (size_t i = 0; i < trace.arrivals.size(); ++i) {
+      for (const auto& simplify : kSimplifications) {
+        smaller |= try_change([&](Trace& t) { simplify(t.arrivals[i]); });
+      }
     }
   }
   return trace;
