@@ -37,7 +37,7 @@ struct RecordingSink final : RequestSink {
       tokens.push_back(std::move(token));
     }
     ++num_deltas;
-    return state;
+    return on_delta ? on_delta() : state;
   }
   void OnEmbedding(InputEmbedding embedding) override {
     calls_after_end += end.has_value();
@@ -74,6 +74,7 @@ struct RecordingSink final : RequestSink {
   int calls_before_start = 0;  // of outputs
   std::optional<RequestEnd> end;
   std::function<void()> on_end;
+  std::function<SinkState()> on_delta;  // in place of `state`
 };
 
 // Adds up what the engine reports.
@@ -150,8 +151,8 @@ class SteppedEngine {
     return steps;
   }
   // The sink of a request that was admitted; null when it was refused.
-  std::shared_ptr<RecordingSink> Submit(Request request) {
-    auto sink = std::make_shared<RecordingSink>();
+  std::shared_ptr<RecordingSink> Submit(
+      Request request, std::shared_ptr<RecordingSink> sink = std::make_shared<RecordingSink>()) {
     auto submitted = engine->Submit(std::move(request), sink);
     refusal = submitted.status();
     if (!submitted.ok()) return nullptr;
