@@ -5,6 +5,7 @@ import pytest
 
 import checkpoints
 from ddl_client import RpcError, vectors
+from server_process import ROOT, Server
 
 CONTEXT = 512
 WIDTH = 64
@@ -211,3 +212,22 @@ def test_many_inputs(client):
 def test_request_id(client):
     assert client.embed(["a"], request_id="mine").request_id == "mine"
     assert client.embed(["a"]).request_id
+
+
+@pytest.mark.parametrize("name", ["ccec_base", "cc_base", "tc_base", "tcec_base", "vdim1_base"])
+def test_readouts_of_long_inputs(name):
+    """In chunks of a step, and where a prefix is known already, as in one piece."""
+    prompt = [i * 7 % 250 for i in range(200)]
+    with Server(ROOT / "tests/data/goldens" / name, "--dtype=float32", "--max_context_length=256",
+                "--max_running_sequences=16", "--max_step_tokens=24") as pieces:
+        with Server(ROOT / "tests/data/goldens" / name, "--dtype=float32",
+                    "--max_context_length=256") as whole:
+            for readout in ("final_norm", "compressed", "channel", "state_flat"):
+                for layer in (0, None):
+                    choice = dict(readout=readout, layer=layer, normalize=False)
+                    [every] = vectors(whole.client.embed([prompt], pooling="none", **choice))
+                    [chunks] = vectors(pieces.client.embed([prompt], pooling="none", **choice))
+                    numpy.testing.assert_array_equal(chunks, every)
+                    for server in (whole, pieces, whole):  # the first fills the prefix cache
+                        [last] = vectors(server.client.embed([prompt], **choice))
+                        numpy.testing.assert_array_equal(last[0], every[-1])
