@@ -185,6 +185,7 @@ absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model
   metrics_.SetDeviceMemory(source.name, "kv", loaded->kv_bytes);
   metrics_.SetDeviceMemory(source.name, "activations",
                            std::max<int64_t>(ResidentBytes() - resident_before, 0));
+  observer->OnLoad((*engine)->load());  // the cache's size, before anyone has been served
   (*engine)->Start();
 
   ready->variant = loaded->variant;

@@ -97,10 +97,14 @@ std::unique_ptr<ActiveRequest> Engine::Activate(Request request,
     const Pooler pooler(
         {.pooling = embed->pooling, .normalize = embed->normalize, .dimensions = embed->dimensions},
         width);
+    // Reading another vector than the LM head's may itself need the states of earlier positions
+    // (TC compresses over tokens), which no block keeps.
+    const bool any_position_alone =
+        embed->readout.kind == HiddenReadout::Kind::kFinalNorm && !embed->readout.layer.has_value();
     for (std::vector<TokenId>& input : embed->inputs) {
       count(input);
-      add_part(std::move(input),
-               {.reads_prefix_cache = embed->pooling == Pooling::kLastToken && !embed->ddl_stats})
+      add_part(std::move(input), {.reads_prefix_cache = embed->pooling == Pooling::kLastToken &&
+                                                        any_position_alone && !embed->ddl_stats})
           .pooler = pooler;
     }
   } else {

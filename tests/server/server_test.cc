@@ -743,6 +743,13 @@ TEST(ServerTest, MetricsEqualWhatWasSent) {
   EXPECT_GT(metrics.Sum("process_start_time_seconds"), 1e9);
 }
 
+TEST(ServerTest, KnowsItsCacheBeforeAnyoneIsServed) {
+  TestServer server;
+  const ScrapedMetrics metrics = server.metrics();
+  EXPECT_EQ(metrics.Sum("ddl_kv_blocks", {"state=\"free\""}), 256);
+  EXPECT_EQ(metrics.Sum("ddl_kv_blocks"), 256);
+}
+
 // Every metric there is, by type and labels beside `model`, from the start.
 TEST(ServerTest, HasEveryMetric) {
   TestServer server;
