@@ -1,6 +1,7 @@
 #ifndef DDL_SERVER_ENGINE_ACTIVE_REQUEST_H_
 #define DDL_SERVER_ENGINE_ACTIVE_REQUEST_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -71,6 +72,16 @@ struct ActiveRequest {
     return tokens;
   }
 };
+
+// Of several completions the first counts the prompt, as usage does.
+inline bool CountsPrompt(const ActiveRequest& request, const Sequence& sequence) {
+  return request.task != Task::kGenerate || sequence.rank().index == 0;
+}
+
+// The clock may have been set back between two times.
+inline absl::Duration NotNegative(absl::Duration duration) {
+  return std::max(duration, absl::ZeroDuration());
+}
 
 }  // namespace ddl
 

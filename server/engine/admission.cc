@@ -182,10 +182,10 @@ absl::Status Engine::CheckAdmission(const ActiveRequest& request, absl::Status s
                                         ", the limit is ", options_.max_waiting_tokens)),
                        {.reason = "TOKENS_FULL", .retry_after = RetryAfter()});
   }
-  // An idle engine, or one that has measured nothing, tries.
+  // An engine that is not full, or has measured nothing, tries.
   const int32_t ahead = NumAhead(request.priority);
   const std::optional<double> per_second = starts_.per_second();
-  if (ahead > 0 && per_second.has_value() &&
+  if (running + waiting >= options_.max_running_sequences && ahead > 0 && per_second.has_value() &&
       request.submitted + absl::Seconds((ahead + 1) / *per_second) >= request.deadline) {
     observer_->OnRejected("deadline_infeasible");
     return WithDetails(

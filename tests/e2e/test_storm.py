@@ -202,11 +202,20 @@ def check_books(books, scrape):
         assert counted["OK"] >= answered["OK"]
         # An answer that was on its way when the client gave up is the server's alone.
         assert counted.get("OK", 0) - answered["OK"] <= given_up
-    handled = sum(by_method[method] for method in METHODS)
     assert scrape.value("ddl_request_duration_seconds_count") == scrape.value("ddl_requests_total")
+    handled = sum(by_method[method] for method in METHODS)
+    codes = collections.Counter()
+    for method in METHODS:
+        codes.update(scrape.by("code", "ddl_requests_total", method=method))
+    assert codes.keys() <= {"OK", "CANCELLED", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
     rejected = scrape.value("ddl_admission_rejections_total")
     finished = scrape.by("finish_reason", "ddl_request_finished_total")
-    assert sum(finished.values()) == handled - rejected
+    well = sum(finished.get(reason, 0) for reason in ("stop", "eos", "length", "context"))
+    # All that was admitted has ended. A call may be cancelled before its message is there, or when
+    # the engine has done with it.
+    never_admitted = handled - rejected - sum(finished.values())
+    assert codes["CANCELLED"] == finished["cancel"] + (well - codes["OK"]) + never_admitted
+    assert 0 <= never_admitted <= codes["CANCELLED"]
     # Tokens: those of OK answers, those wasted, and of answers that nobody waited for any more.
     generated = scrape.value("ddl_generated_tokens_total")
     wasted = sum(scrape.value("ddl_wasted_tokens_total", reason=reason)
@@ -258,6 +267,7 @@ def print_report(books, warm, after):
     print(f"\n{sum(books.sent.values())} calls in {SECONDS:g} s: {dict(books.sent)}")
     print(f"answers: { {' '.join(key): count for key, count in sorted(books.answers.items())} }")
     print(f"refused: {dict(books.refusals)}")
+    print(f"ddl_requests_total: {after.by('code', 'ddl_requests_total')}")
     for name in ("ddl_request_finished_total", "ddl_admission_rejections_total",
                  "ddl_wasted_tokens_total", "ddl_prompt_tokens_total"):
         label = {"ddl_request_finished_total": "finish_reason",

@@ -429,6 +429,7 @@ TEST(EngineQueueTest, RefusesWhatCannotStartInTime) {
     Priority priority;
     absl::Duration deadline;
     bool refused;
+    int32_t room = 1;  // requests that run at a time
   };
   // A request starts every 2 seconds.
   const Row rows[] = {
@@ -438,10 +439,13 @@ TEST(EngineQueueTest, RefusesWhatCannotStartInTime) {
       {"too short, but it goes before them", 4, Priority::kHigh, absl::Seconds(9), false},
       {"too short, and it goes after them", 4, Priority::kLow, absl::Seconds(9), true},
       {"none", 4, Priority::kNormal, absl::InfiniteDuration(), false},
+      {"there is room for it", 4, Priority::kNormal, absl::Seconds(9), false, 5},
+      {"there is room for those before it", 5, Priority::kNormal, absl::Seconds(9), true, 5},
   };
   for (const Row& row : rows) {
     SCOPED_TRACE(row.name);
-    SteppedEngine e({.max_sequences = 1}, {.max_running_sequences = 1, .gate_sample_interval = {}});
+    SteppedEngine e({.max_sequences = 5, .max_step_tokens = 5},
+                    {.max_running_sequences = row.room});
     e.runner->on_forward = [&e](auto) {
       e.now += absl::Seconds(2);
       return absl::OkStatus();
@@ -459,7 +463,7 @@ TEST(EngineQueueTest, RefusesWhatCannotStartInTime) {
     if (row.refused) {
       EXPECT_EQ(e.refusal.code(), StatusCode::kResourceExhausted);
       EXPECT_EQ(DetailsOf(e.refusal).reason, "DEADLINE_INFEASIBLE");
-      EXPECT_NEAR(absl::ToDoubleSeconds(*DetailsOf(e.refusal).retry_after), 8, 0.5);
+      EXPECT_NEAR(absl::ToDoubleSeconds(*DetailsOf(e.refusal).retry_after), 2 * row.waiting, 0.5);
       EXPECT_THAT(e.observer.rejected, ElementsAre(Pair("deadline_infeasible", 1)));
     }
     e.Run();
