@@ -190,6 +190,7 @@ class Contestant {
   std::shared_ptr<const Checkpoint> checkpoint_;
   RunnerDType dtype_ = RunnerDType::kFloat32;
   std::unique_ptr<ModelRunner> runner_;
+  SamplingParams greedy_{.temperature = 0.0f};
   int32_t steps_ = 0;
   std::vector<Sequence> decoding_;  // [max_batch]
   Sequence prefilling_;
@@ -264,7 +265,7 @@ SequenceChunk Contestant::Chunk(const Sequence& sequence, int32_t start, int32_t
   chunk.slot = sequence.slot;
   if (sample) {
     chunk.sample.emplace();
-    chunk.sample->params.temperature = 0.0f;
+    chunk.sample->params = &greedy_;
     chunk.sample->vocab_size = static_cast<TokenId>(runner_->description().vocab_size);
   }
   return chunk;
