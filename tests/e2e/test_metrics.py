@@ -25,6 +25,7 @@ class Books:
         self.embed_inputs = 0
         self.inter_token_gaps = 0
         self.more_completions = 0  # than requests
+        self.partial_blocks = 0  # positions of prompts that such a completion computes for itself
 
     def __add__(self, other):
         total = Books()
@@ -101,6 +102,7 @@ def several(client, books, rng):
     books.count_completion(response.completions[0], response.usage)
     books.inter_token_gaps -= 2  # counted as one completion
     books.more_completions += 2
+    books.partial_blocks += 2 * response.usage.prompt_tokens  # fewer than a block
 
 
 def refused(client, books, rng):
@@ -191,7 +193,7 @@ def test_histograms(mixed_traffic):
 def test_steps(mixed_traffic):
     books, scrape = mixed_traffic
     # Each position once: the prompts, and every generated token but each completion's last.
-    positions = (sum(books.prompt_tokens.values()) + books.inter_token_gaps
+    positions = (sum(books.prompt_tokens.values()) + books.inter_token_gaps + books.partial_blocks
                  + scrape.value("ddl_wasted_tokens_total", reason="preempt_recompute"))
     assert scrape.value("ddl_step_tokens_sum") == positions
     steps = scrape.value("ddl_step_duration_seconds_count")
