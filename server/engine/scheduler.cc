@@ -172,6 +172,7 @@ void Scheduler::FillWithPrefills(int32_t budget, StepPlan* plan) {
   }
   BalanceSides(!queues[0].empty(), !queues[1].empty());
 
+  bool blocks_are_awaited = false;
   while (budget > 0 && !(queues[0].empty() && queues[1].empty())) {
     const bool second = queues[0].empty() ||
                         (!queues[1].empty() && (sides_[1].served < sides_[0].served ||
@@ -181,13 +182,13 @@ void Scheduler::FillWithPrefills(int32_t budget, StepPlan* plan) {
     Sequence* const sequence = queue.Front();
     queue.Pop();
     if (sequence->state() == SequenceState::kWaiting) {
-      const Start start = TryStart(sequence, plan);
-      if (start == Start::kNoBlocks) {
-        for (PrefillQueue& each : queues) each.StopStarting();
-      } else if (start == Start::kNoSlot) {
+      const bool gives_way = blocks_are_awaited && NumRunning(SideOf(*sequence)) > 0;
+      const Start start = gives_way ? Start::kNoBlocks : TryStart(sequence, plan);
+      if (start == Start::kNoBlocks) blocks_are_awaited = true;
+      if (start != Start::kStarted) {
         queue.StopStarting();
+        continue;
       }
-      if (start != Start::kStarted) continue;
     }
     const int32_t length = std::min(budget, sequence->num_remaining());
     AddChunk(sequence, length, plan);
@@ -195,6 +196,10 @@ void Scheduler::FillWithPrefills(int32_t budget, StepPlan* plan) {
     budget -= length;
     SideOf(*sequence).served += length;
   }
+}
+
+int32_t Scheduler::NumRunning(const Side& side) const {
+  return &side == &sides_[0] ? num_growing_ : num_running() - num_growing_;
 }
 
 // A side that wants nothing saves up nothing, and one that gets nothing no more than a step.

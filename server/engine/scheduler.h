@@ -60,7 +60,8 @@ struct StepPlan {
 //   been served less goes first, and within a side the order is that of SequenceRank.
 // - A waiting sequence starts when nobody of its side waits before it, a slot is free, and so are
 //   blocks for all the tokens it has and one more for every running sequence that still grows.
-//   While one whose turn it is waits for blocks, nobody starts: nobody is overtaken for ever.
+//   While one whose turn it is waits for blocks, its side starts nobody, and the other side only
+//   when none of its own runs: nobody is overtaken for ever, and neither side stands still.
 // - A completion whose prompt another completion is computing waits for it, without being in
 //   anyone's way, and then shares the prompt's full blocks.
 // - When a running sequence grows and no block is available, what paused sequences hold is taken
@@ -119,6 +120,7 @@ class Scheduler {
   Side& SideOf(const Sequence& sequence) { return sides_[sequence.generates() ? 0 : 1]; }
   void ReserveForDecodes(StepPlan* plan);
   void FillWithPrefills(int32_t budget, StepPlan* plan);
+  int32_t NumRunning(const Side& side) const;
   void BalanceSides(bool first_wants, bool second_wants);
   bool WaitsForItsGroup(const Sequence& sequence) const;
   Start TryStart(Sequence* sequence, StepPlan* plan);

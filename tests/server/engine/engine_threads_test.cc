@@ -451,7 +451,7 @@ TEST(EngineThreadsTest, SleepsWhileEveryoneIsPaused) {
     EXPECT_EQ(code, way == Way::kTimeout    ? absl::StatusCode::kResourceExhausted
                     : way == Way::kDeadline ? absl::StatusCode::kDeadlineExceeded
                                             : absl::StatusCode::kCancelled);
-    EXPECT_LE(observer.steps, 2 + 5);
+    EXPECT_LE(observer.steps, 2 + 2 + 5) << "what was read makes room for as much again";
     EXPECT_LT(clock_reads, 300) << "it did not go round and round";
   }
 }

@@ -246,6 +246,24 @@ TEST(SchedulerTest, SidesTakeTurnsByWhatTheyWereServed) {
   EXPECT_EQ(Step(scheduler), "1[16,17) 0[16,23)");
 }
 
+TEST(SchedulerTest, WhileOneSideWaitsForBlocksTheOtherGoesOnOneAtATime) {
+  BlockManager blocks(8, 4);
+  std::deque<Sequence> sequences;
+  Scheduler scheduler({32, 4}, &blocks);
+  Sequence* const stream = AddSequence(0, 17, {.generates = true}, &sequences, &scheduler);
+  EXPECT_EQ(Step(scheduler), "0[0,17)");
+  EXPECT_EQ(Step(scheduler), "0[17,18)") << "a side that wants nothing saves up nothing";
+  AddSequence(1, 14, {.generates = true}, &sequences, &scheduler);
+  for (int i = 2; i < 5; ++i) AddSequence(i, 4, {}, &sequences, &scheduler);
+  // 3 blocks are left: too few for the prompt, and more than the inputs may have meanwhile.
+  for (int i = 2; i < 4; ++i) {
+    EXPECT_EQ(Step(scheduler), absl::StrCat("0[", 16 + i, ",", 17 + i, ") ", i, "[0,4)"));
+    scheduler.Remove(&sequences[i]);
+  }
+  scheduler.Remove(stream);
+  EXPECT_EQ(Step(scheduler), "1[0,14) 4[0,4)");
+}
+
 TEST(SchedulerTest, WhoIsPausedKeepsWhatNobodyNeeds) {
   BlockManager blocks(6, 4);
   std::deque<Sequence> sequences;
