@@ -23,65 +23,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
-// A greedy request for `max_tokens` tokens after a prompt of token ids.
-v1::GenerateRequest GreedyRequest(const std::vector<TokenId>& prompt, int max_tokens) {
-  v1::GenerateRequest request;
-  for (const TokenId id : prompt) request.mutable_prompt()->mutable_token_ids()->add_ids(id);
-  request.mutable_sampling()->set_temperature(0);
-  request.mutable_stopping()->set_max_tokens(max_tokens);
-  request.mutable_stopping()->set_ignore_eos(true);
-  return request;
-}
-
-std::vector<TokenId> Ids(const google::protobuf::RepeatedPtrField<v1::TokenInfo>& tokens) {
-  std::vector<TokenId> ids;
-  for (const v1::TokenInfo& token : tokens) ids.push_back(static_cast<TokenId>(token.token_id()));
-  return ids;
-}
-
-// What a stream brought.
-struct Streamed {
-  std::vector<v1::GenerateStreamResponse> events;
-  grpc::Status status;
-
-  std::string Text() const {
-    std::string text;
-    for (const auto& event : events) text += event.delta().text();
-    return text;
-  }
-  std::vector<TokenId> TokenIds() const {
-    std::vector<TokenId> all;
-    for (const auto& event : events) {
-      const std::vector<TokenId> ids = Ids(event.delta().tokens());
-      all.insert(all.end(), ids.begin(), ids.end());
-    }
-    return all;
-  }
-  // "SDDE" for a start, two deltas and an end.
-  std::string Shape() const {
-    std::string shape;
-    for (const auto& event : events) {
-      shape += event.has_start() ? 'S' : event.has_delta() ? 'D' : event.has_end() ? 'E' : '?';
-    }
-    return shape;
-  }
-};
-
-Streamed ReadStream(TestServer& server, const v1::GenerateRequest& request) {
-  Streamed streamed;
-  grpc::ClientContext context;
-  auto reader = server.inference().GenerateStream(&context, request);
-  for (v1::GenerateStreamResponse event; reader->Read(&event);) streamed.events.push_back(event);
-  streamed.status = reader->Finish();
-  return streamed;
-}
-
-grpc::Status Generate(TestServer& server, const v1::GenerateRequest& request,
-                      v1::GenerateResponse* response) {
-  grpc::ClientContext context;
-  return server.inference().Generate(&context, request, response);
-}
-
 TEST(ServerTest, Generates) {
   TestServer server;
   v1::GenerateRequest request = GreedyRequest({1, 2, 3}, 5);
@@ -332,8 +273,6 @@ TEST(ServerTest, Errors) {
        grpc::StatusCode::INVALID_ARGUMENT, "0...2, not 3", "sampling.temperature"},
       {"too long", [](auto* r) { *r = GreedyRequest(Prompt(64), 1); },
        grpc::StatusCode::INVALID_ARGUMENT, "1...63 tokens", "prompt"},
-      {"not served", [](auto* r) { r->mutable_sampling()->set_n(2); },
-       grpc::StatusCode::UNIMPLEMENTED, "sampling.n", ""},
       {"no prompt", [](auto* r) { r->clear_prompt(); }, grpc::StatusCode::INVALID_ARGUMENT,
        "text or token_ids", "prompt"},
   };
@@ -356,10 +295,6 @@ TEST(ServerTest, Errors) {
       }
     }
   }
-  v1::ScoreResponse score;
-  grpc::ClientContext context;
-  EXPECT_EQ(server.inference().Score(&context, {}, &score).error_code(),
-            grpc::StatusCode::UNIMPLEMENTED);
 }
 
 // Requests that are not the message they should be, as bytes.
@@ -483,12 +418,11 @@ TEST(ServerTest, RefusesWhatDoesNotFitTheQueue) {
   server.step_gate().Close();
   std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
   std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateStreamResponse>>> readers;
-  v1::GenerateStreamResponse event;
   for (int i = 0; i < 2; ++i) {
     contexts.push_back(std::make_unique<grpc::ClientContext>());
     readers.push_back(
         server.inference().GenerateStream(contexts.back().get(), GreedyRequest({1}, 5)));
-    ASSERT_TRUE(readers.back()->Read(&event)) << i;  // admitted
+    server.AwaitRequests(i + 1);
   }
   v1::GenerateResponse response;
   const grpc::Status status = Generate(server, GreedyRequest({1}, 5), &response);
@@ -499,6 +433,7 @@ TEST(ServerTest, RefusesWhatDoesNotFitTheQueue) {
   EXPECT_GT(details.retry_seconds, 0);
   EXPECT_EQ(server.metrics().Sum("ddl_admission_rejections_total", {"reason=\"queue_full\""}), 1);
   server.step_gate().Open();
+  v1::GenerateStreamResponse event;
   for (auto& reader : readers) {
     while (reader->Read(&event)) continue;
     EXPECT_TRUE(reader->Finish().ok());
@@ -542,8 +477,9 @@ TEST(ServerTest, TellsWhatItServes) {
   EXPECT_EQ(model.max_context_length(), 64u);
   EXPECT_EQ(model.dtype(), "float32");
   EXPECT_THAT(model.eos_token_ids(), ElementsAre(256));
-  EXPECT_THAT(model.tasks(), ElementsAre("generate", "embed"));
-  EXPECT_THAT(model.supported_pooling(), SizeIs(4));
+  EXPECT_THAT(model.tasks(), ElementsAre("generate", "embed", "score"));
+  EXPECT_THAT(model.supported_pooling(), SizeIs(5));
+  EXPECT_EQ(model.determinism(), "batch_invariant");
 
   v1::ModelInfo same;
   grpc::ClientContext context2;
@@ -564,7 +500,7 @@ TEST(ServerTest, TellsWhatItServes) {
   EXPECT_EQ(info.max_waiting(), 256u);
   EXPECT_EQ(info.kv_tokens_capacity(), 1024u);
   EXPECT_EQ(info.max_batch_tokens(), 64u);
-  EXPECT_EQ(info.max_client_batch_size(), 256u);
+  EXPECT_EQ(info.max_client_batch_size(), 512u);
   EXPECT_THAT(info.libtorch_version(), HasSubstr("2."));
 }
 
@@ -678,9 +614,6 @@ TEST(ServerTest, MetricsEqualWhatWasSent) {
   EXPECT_GT(metrics.Sum("process_resident_memory_bytes"), 1e6);
   EXPECT_GT(metrics.Sum("process_open_fds"), 3);
   EXPECT_GT(metrics.Sum("process_start_time_seconds"), 1e9);
-  // Nothing can move these yet.
-  EXPECT_EQ(metrics.Count("ddl_prefix_cache_hit_tokens_total"), 0);
-  EXPECT_EQ(metrics.Count("ddl_prompt_tokens_total", {"source=\"cached\""}), 0);
 }
 
 TEST(ServerTest, RefusesCallsWhileLoading) {
@@ -688,7 +621,7 @@ TEST(ServerTest, RefusesCallsWhileLoading) {
   gate.Close();
   TestServer::Options options;
   options.wait_until_ready = false;
-  options.on_load = [&] {
+  options.on_load = [&](const std::string&) {
     gate.Pass();
     return absl::OkStatus();
   };
@@ -728,7 +661,7 @@ TEST(ServerTest, StopsWhileLoading) {
   gate.Close();
   TestServer::Options options;
   options.wait_until_ready = false;
-  options.on_load = [&] {
+  options.on_load = [&](const std::string&) {
     gate.Pass();
     return absl::OkStatus();
   };
@@ -742,7 +675,9 @@ TEST(ServerTest, StopsWhileLoading) {
 TEST(ServerTest, AModelThatCannotBeLoadedEndsIt) {
   TestServer::Options options;
   options.wait_until_ready = false;
-  options.on_load = [] { return absl::NotFoundError("/nowhere/config.json is missing"); };
+  options.on_load = [](const std::string&) {
+    return absl::NotFoundError("/nowhere/config.json is missing");
+  };
   TestServer server(options);
   EXPECT_EQ(server.AwaitStopped(), absl::NotFoundError("/nowhere/config.json is missing"));
 }

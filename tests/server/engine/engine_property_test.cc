@@ -214,6 +214,7 @@ class Trace {
     EXPECT_EQ(observer.preemptions, preemptions);
     int64_t computed = 0;
     for (const auto& [task, tokens] : observer.prompt_tokens) computed += tokens;
+    for (const auto& [task, tokens] : observer.cached_tokens) computed += tokens;
     EXPECT_GE(computed, prompt_tokens_ok);
     EXPECT_LE(computed, prompt_tokens);
     int refused = 0;
@@ -221,7 +222,7 @@ class Trace {
     EXPECT_EQ(refused, refused_);
     for (const StepStats& step : observer.steps) {
       EXPECT_LE(step.prefill_tokens + step.decode_tokens, model_.max_step_tokens);
-      EXPECT_LE(step.sequences, e_.engine->options().max_running_sequences);
+      EXPECT_LE(step.sequences, SlotsFor(e_.engine->options().max_running_sequences));
     }
     const EngineLoad load = e_.engine->load();
     EXPECT_EQ(load.running() + load.waiting(), 0);
@@ -244,7 +245,7 @@ class Trace {
       const StoppingParams& stopping = generate->stopping;
       for (size_t i = 0; i < sink.ids.size(); ++i) {
         SampleRequest sample;
-        sample.params = generate->sampling;
+        sample.params = &generate->sampling;
         sample.index = i;
         sample.vocab_size = 50;
         if (static_cast<int32_t>(i) < stopping.min_tokens) sample.banned = stopping.stop_token_ids;

@@ -45,7 +45,7 @@ std::string ToString(const StepPlan& plan) {
 // has none left to compute, and removes what is done.
 void Compute(const StepPlan& plan, const std::vector<Arrival>& arrivals, Scheduler* scheduler) {
   for (const ScheduledChunk& chunk : plan.chunks) {
-    chunk.sequence->MarkComputed(chunk.end);
+    scheduler->MarkComputed(chunk);
     if (chunk.sequence->num_remaining() > 0) continue;
     const Arrival& arrival = arrivals[chunk.sequence->rank().request_id];
     if (arrival.generates > 0) chunk.sequence->Append(0);
@@ -73,7 +73,7 @@ const Row kRows[] = {
      {8, 8},
      16,
      {{20}, {1, 4, kLow}},
-     {"0[0,8)", "0[8,16)", "0[16,20) 1[0,1)", "1[1,2)", "1[2,3)", "1[3,4)", ""}},
+     {"0[0,8)", "1[0,1) 0[8,15)", "1[1,2) 0[15,20)", "1[2,3)", "1[3,4)", ""}},
     {"a long prompt does not stall a stream",
      {4, 4},
      16,
@@ -83,7 +83,7 @@ const Row kRows[] = {
      {8, 8},
      16,
      {{3}, {2, 2}, {4}, {1, 2}},
-     {"0[0,3) 1[0,2) 2[0,3)", "1[2,3) 2[3,4) 3[0,1)", "3[1,2)", ""}},
+     {"0[0,3) 1[0,2) 3[0,1) 2[0,2)", "1[2,3) 3[1,2) 2[2,4)", ""}},
     {"first come first served",
      {4, 4},
      16,
@@ -145,7 +145,7 @@ const Row kRows[] = {
     {"a prompt in its middle is preempted",
      {4, 2},
      9,
-     {{7, 7}, {24}},
+     {{7, 7}, {24, 1}},
      {"0[0,4)", "0[4,7) 1[0,1)", "0[7,8) 1[1,4)", "0[8,9) 1[4,7)", "0[9,10) 1[7,10)",
       "0[10,11) 1[10,13)", "0[11,12) 1[13,16)", "0[12,13) !1", "1[0,4)", "1[4,8)", "1[8,12)",
       "1[12,16)", "1[16,20)", "1[20,24)", ""}},
@@ -163,9 +163,10 @@ TEST(SchedulerTest, Plans) {
         if (arrival.arrives != static_cast<int>(step)) continue;
         scheduler.Add(&sequences.emplace_back(
             SequenceRank{.priority = arrival.priority, .request_id = i, .index = 0},
-            std::vector<TokenId>(arrival.prompt), arrival.generates > 0));
+            std::vector<TokenId>(arrival.prompt),
+            SequenceOptions{.generates = arrival.generates > 0}));
       }
-      const StepPlan plan = scheduler.Schedule();
+      const StepPlan plan = scheduler.Schedule(/*prefill_budget=*/64);
       EXPECT_EQ(ToString(plan), row.steps[step]) << "step " << step;
       EXPECT_EQ(plan.decode_tokens + plan.prefill_tokens,
                 [&] {
