@@ -14,15 +14,16 @@ RUN scripts/install_dependencies.sh build
 FROM dependencies AS build
 # Compilers at a time; empty: as many as processors and memory allow.
 ARG JOBS=
-COPY CMakeLists.txt CMakePresets.json LICENSE THIRD_PARTY_NOTICES.md ./
+COPY CMakeLists.txt CMakePresets.json ./
 COPY cmake cmake
 COPY scripts/build.sh scripts/
 COPY proto proto
 COPY model model
 COPY server server
 RUN cmake --preset release -D DDL_BUILD_TESTS=OFF >/dev/null \
- && scripts/build.sh release ddl_server \
- && cmake --install build/release --prefix /opt/ddl --strip \
+ && scripts/build.sh release ddl_server
+COPY LICENSE THIRD_PARTY_NOTICES.md ./
+RUN cmake --install build/release --prefix /opt/ddl --strip \
  # A fifth of LibTorch's largest library is symbols that only a debugger would read.
  && strip --strip-unneeded /opt/ddl/lib/*.so*
 
