@@ -19,8 +19,8 @@ RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 MODEL = ROOT / "models" / "ddl-demo"
 VARIABLES = {"$job": "ddl-server", "$model": ".*", "$instance": ".*", "$__rate_interval": "1m"}
 
-# What docs/metrics.md describes but no number comes of yet: the server has no such series, or one that nothing moves. Whoever
-# changes that has to take it out here.
+# What docs/metrics.md describes but no number comes of yet: the server has no such series, or one
+# that nothing moves. Whoever changes that has to take it out here.
 NO_DATA_YET = {
     "ddl_beta_gate",  # the model takes no samples of its gates
     "ddl_state_update_ratio",
@@ -40,7 +40,7 @@ def documented_metrics():
 
 
 def metrics_in(expression):
-    """The metrics that an expression reads, recorded ones left out; a histogram's parts are the histogram."""
+    """The metrics that an expression reads, without recorded ones; histograms by their own name."""
     names = re.findall(r"(?<![\w:])(?:ddl|process)_\w+(?![\w:])", expression)
     return {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
 

@@ -1,7 +1,8 @@
-"""The container image: built for real, run as its configuration says on a read-only root, called, stopped.
+"""The container image: built for real, run as it says on a read-only root, called, stopped.
 
-There is no Docker engine in the test: buildah builds (build_image.sh), and the kernel's own namespaces run it.
-DDL_TEST_IMAGE names an image that is there already, to be tested in place of a new one.
+There is no Docker engine in the test: buildah builds (build_image.sh), and the kernel's own
+namespaces run it. DDL_TEST_IMAGE names an image that is there already, to be tested in place of a
+new one.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ STOP_SECONDS = 60
 # What docs/operations.md says, and a little room.
 MOST_BYTES = 550e6
 
-MISSING = [program for program in ("buildah", "debootstrap", "unshare") if not shutil.which(program)]
+MISSING = [program for program in ("buildah", "debootstrap", "unshare")
+           if not shutil.which(program)]
 
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)} (Debian packages)"),
@@ -73,8 +75,8 @@ def config(image):
 
 
 def command(root, config, arguments, **variables):
-    """What runs `arguments` as a container would: the image's user, environment and folder, in namespaces
-    of its own for mounts and processes, and with all of its root read-only."""
+    """What runs `arguments` as a container would: the image's user, environment and folder, in
+    namespaces of its own for mounts and processes, and with all of its root read-only."""
     environment = [*config["Env"], *(f"{name}={value}" for name, value in variables.items())]
     quoted = shlex.quote(str(root))
     inside = ["chroot", f"--userspec={config['User']}", str(root), "/usr/bin/env", "-i",

@@ -65,7 +65,8 @@ def test_pod_schema(manifests, pod, labels):
                        "automountServiceAccountTokens": False}),
     ("unknown field of a custom resource", {
         "apiVersion": "monitoring.coreos.com/v1", "kind": "ServiceMonitor",
-        "metadata": {"name": "any"}, "spec": {"selector": {}, "endpoints": [{"ports": "metrics"}]}}),
+        "metadata": {"name": "any"},
+        "spec": {"selector": {}, "endpoints": [{"ports": "metrics"}]}}),
 ])
 def test_the_schemas_refuse(what, document):
     with pytest.raises((kubernetes_validate.SchemaNotFoundError, jsonschema.ValidationError,
@@ -150,7 +151,7 @@ def test_flags(flags, manifests, pod, labels):
 
 @each_pod
 def test_addresses(manifests, pod, labels):
-    """The server listens where the ports and probes say; its defaults count where nothing is set."""
+    """The server listens where the ports and probes say; where nothing is set, by default."""
     container = server_container(pod)
     environment = manifests.environment(container)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -249,8 +250,9 @@ def test_scraping():
     manifests = MANIFESTS["monitoring"]
     monitor = manifests.one("ServiceMonitor")["spec"]
     [endpoint] = monitor["endpoints"]
+    wanted = monitor["selector"]["matchLabels"]
     selected = [service for service in manifests.of("Service")
-                if monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+                if wanted.items() <= service["metadata"]["labels"].items()
                 and endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}]
     assert [service["metadata"]["name"] for service in selected] == ["ddl-server-headless"]
     prometheus = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())

@@ -1,4 +1,4 @@
-"""The alert and recording rules: valid, shown to fire and to clear, with a section of the handbook behind each alert."""
+"""The rules: valid, shown to fire and to clear, a section of the handbook behind each alert."""
 
 import re
 import subprocess
@@ -42,7 +42,7 @@ def test_alerts_fire_and_clear():
 
 @each_alert
 def test_alert_is_tested(alert):
-    """In one of the unit tests it fires at one time, and at the next that is looked at it no longer does."""
+    """In one of the unit tests it fires at one time, and at the next it no longer does."""
     shown = []
     for test in yaml.safe_load(UNIT_TESTS.read_text())["tests"]:
         moments = sorted((int(moment["eval_time"].removesuffix("m")), bool(moment["exp_alerts"]))
@@ -63,5 +63,6 @@ def test_alert_has_a_runbook(alert):
 
 
 def test_no_runbook_is_left_over():
-    found = {anchor for anchor in anchors(HANDBOOK.read_text()) if re.fullmatch(r"ddl[a-z]+", anchor)}
+    found = {anchor for anchor in anchors(HANDBOOK.read_text())
+             if re.fullmatch(r"ddl[a-z]+", anchor)}
     assert found == {alert.lower() for alert in ALERTS}

@@ -25,7 +25,7 @@ def environment():
 
 
 def test_environment(environment):
-    """The file's flags exist and have values that the server takes: it gets as far as reading the model."""
+    """The flags exist and their values can be: the server gets as far as reading the model."""
     nowhere = {"DDL_MODEL": "/nonexistent", "DDL_GRPC_ADDRESS": "127.0.0.1:0",
                "DDL_METRICS_ADDRESS": "127.0.0.1:0"}
     code, _, err = server_process.run(**(environment | nowhere))

@@ -9,7 +9,8 @@ import pytest
 from manifests import ROOT
 
 UNIT = ROOT / "deploy" / "systemd" / "ddl-server.service"
-# systemd's score from 0 (shut in) to 10 (exposed). What remains: the network, and files of the machine that can be read.
+# systemd's score from 0 (shut in) to 10 (exposed). What remains: the network, and files of the
+# machine that can be read.
 MOST_EXPOSURE = 1.5
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None,
