@@ -2,13 +2,14 @@
 SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 PRESET ?= release
+IMAGE ?= ddl-server
 INSTALL_DEPS := scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long serve build format format-check clean install-deps
+.PHONY: help demo test test-long serve build image kubernetes-rules format format-check clean install-deps
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Build, start the server on the bundled model, generate and embed over gRPC, stop it
 	@$(INSTALL_DEPS) build client
@@ -32,6 +33,12 @@ serve: ## Serve the bundled model on 127.0.0.1:8500 until Ctrl-C (MODEL=folder s
 build: ## Build build/release/bin/ddl_server
 	@$(INSTALL_DEPS) build
 	@scripts/build.sh $(PRESET) ddl_server
+
+image: ## Build the container image with Docker (IMAGE=name, ddl-server otherwise)
+	docker build --build-arg REVISION=$$(git rev-parse --short=12 HEAD) --tag $(IMAGE) .
+
+kubernetes-rules: ## Copy the alert rules of deploy/prometheus into the manifests of deploy/kubernetes
+	@scripts/kubernetes_rules.sh
 
 format: ## Format all C++ files in place
 	@$(INSTALL_DEPS) format
