@@ -97,9 +97,14 @@ struct TestBatch {
         block_table.push_back(static_cast<int32_t>(b * slot.size() + s));
       }
     }
-    batch = {static_cast<int64_t>(position.size()), static_cast<int64_t>(slot.size()),
-             row_begin.data(), row_sequence.data(), position.data(), slot.data(),
-             block_table.data(), stride};
+    batch = {static_cast<int64_t>(position.size()),
+             static_cast<int64_t>(slot.size()),
+             row_begin.data(),
+             row_sequence.data(),
+             position.data(),
+             slot.data(),
+             block_table.data(),
+             stride};
   }
   int64_t slots() const { return 2 * batch.sequences + 1; }
   int64_t blocks() const { return stride * batch.sequences; }
@@ -128,7 +133,8 @@ std::vector<Parameters> Everything() {
 #if defined(__x86_64__)
   const std::string best = BestCpuKernels().instruction_set;
   if (best != "portable") sets.push_back(&avx2::kCpuKernels);
-  if (best == "avx512") sets.push_back(&avx512::kCpuKernels);
+  if (best.starts_with("avx512")) sets.push_back(&avx512::kCpuKernels);
+  if (best == "avx512_bf16") sets.push_back(&avx512_bf16::kCpuKernels);
 #endif
   std::vector<Parameters> all;
   for (const CpuKernels* set : sets) {
@@ -309,7 +315,8 @@ TEST_P(KernelsTest, DeltaStep) {
           }
         }
         // Rows before the chunk reach this output through the tail they left.
-        if (row.compress == Compress::kToken && t - first < taps - 1 && ragged.position[first] > 0) {
+        if (row.compress == Compress::kToken && t - first < taps - 1 &&
+            ragged.position[first] > 0) {
           sum += tail_before[ragged.slot[s] * taps * d + (t - first) * d + i];
         }
         want_x_in[t * d + i] = sum;
@@ -547,6 +554,99 @@ TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
             << row.name << ", element " << i;
       }
     }
+  }
+}
+
+// Calls the body on three ranges, as three threads would.
+void ForThree(int64_t n, int64_t /*grain*/, Executor::Body body, void* context) {
+  body(context, 0, n / 3);
+  body(context, n / 3, n - n / 5);
+  body(context, n - n / 5, n);
+}
+
+// Rows are taken in tiles and threads share the work: a row's bits know nothing of either, nor of
+// the block size.
+TEST_P(KernelsTest, PagedAttentionHasTheSameBitsByAnyChunking) {
+  struct Row {
+    std::string name;
+    int64_t heads, head_dim;
+    bool norm_and_gate;
+  };
+  const std::vector<Row> rows = {
+      {"one dimension", 1, 1, false},       {"less than a vector", 2, 15, true},
+      {"one vector", 1, 16, false},         {"odd", 2, 17, false},
+      {"three vectors", 1, 48, true},       {"seven vectors", 1, 112, false},
+      {"the paper's", 2, 128, false},       {"more than a tile of sums", 1, 145, true},
+      {"twice the paper's", 1, 256, false},
+  };
+  constexpr int64_t kLength = 75;
+  for (const Row& row : rows) {
+    const int64_t heads = row.heads, hd = row.head_dim, width = heads * hd;
+    const std::vector<float> q = random_.Values(kLength * width, 1.0f, type());
+    const std::vector<float> k = random_.Values(kLength * width, 1.0f, type());
+    const std::vector<float> v = random_.Values(kLength * width, 1.0f, type());
+    const std::vector<float> gate = random_.Values(kLength * width, 1.0f, type());
+    const std::vector<float> norm = random_.Values(hd, 1.0f);
+    std::vector<float> expected;
+    for (const int block_size : {16, 1, 5, 32, 48, 100}) {
+      const TestBatch whole({{0, kLength}}, block_size);
+      // What nobody has written is NaN, and must not be seen.
+      std::vector<float> k_cache(whole.blocks() * width * block_size, NAN), v_cache = k_cache;
+      const auto fill = [&](int64_t begin, int64_t end) {
+        for (int64_t p = begin; p < end; ++p) {
+          for (int64_t head = 0; head < heads; ++head) {
+            const int64_t base =
+                (whole.block_table[p / block_size] * heads + head) * hd * block_size;
+            for (int64_t n = 0; n < hd; ++n) {
+              k_cache[base + n * block_size + p % block_size] = k[p * width + head * hd + n];
+              v_cache[base + p % block_size * hd + n] = v[p * width + head * hd + n];
+            }
+          }
+        }
+      };
+      int64_t filled = 0;
+      for (const int64_t chunk : {75, 1, 2, 3, 7, 8, 9, 16, 37}) {
+        for (const Executor& executor : {Executor(), Executor{ForThree}}) {
+          std::vector<float> found;
+          for (int64_t begin = 0; begin < kLength; begin += chunk) {
+            const int64_t length = std::min(chunk, kLength - begin);
+            if (chunk == 1 && begin == 0) {  // token by token, with nothing beyond
+              std::fill(k_cache.begin(), k_cache.end(), NAN);
+              std::fill(v_cache.begin(), v_cache.end(), NAN);
+              filled = 0;
+            }
+            fill(filled, begin + length);
+            filled = std::max(filled, begin + length);
+            TestBatch part({{static_cast<int>(begin), static_cast<int>(length)}}, block_size);
+            part.batch.block_table = whole.block_table.data();
+            part.batch.block_table_stride = whole.stride;
+            Buffer q_buffer(type(), std::vector<float>(q.begin() + begin * width,
+                                                       q.begin() + (begin + length) * width));
+            Buffer gate_buffer(type(), std::vector<float>(gate.begin() + begin * width,
+                                                          gate.begin() + (begin + length) * width));
+            Buffer k_buffer(type(), k_cache), v_buffer(type(), v_cache), y(type(), length * width);
+            PagedAttentionArgs args;
+            args.type = type();
+            args.heads = heads;
+            args.head_dim = hd;
+            args.q = q_buffer.data();
+            args.q_stride = width;
+            args.cache = {k_buffer.data(), v_buffer.data(), block_size};
+            args.norm_weight = row.norm_and_gate ? norm.data() : nullptr;
+            args.norm_eps = 0.05f;
+            args.gate = row.norm_and_gate ? gate_buffer.data() : nullptr;
+            args.y = y.data();
+            kernels().paged_attention(executor, part.batch, args);
+            const std::vector<float> values = y.Floats();
+            found.insert(found.end(), values.begin(), values.end());
+          }
+          if (expected.empty()) expected = found;
+          ASSERT_EQ(found, expected)
+              << row.name << ", block size " << block_size << ", chunks of " << chunk;
+        }
+      }
+    }
+    for (const float value : expected) ASSERT_TRUE(std::isfinite(value)) << row.name;
   }
 }
 
