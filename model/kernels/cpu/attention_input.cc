@@ -43,7 +43,7 @@ void ShiftHead(const Batch& batch, const AttentionInputArgs& args, const Shift& 
   const float alpha = Sigmoid(Dot(shift.weight + head * args.d, c, args.d));
   const int64_t sequence = batch.row_sequence[t];
   const bool first_row = t == batch.row_begin[sequence];
-  const float* tail = shift.tail + batch.slot[sequence] * shift.tail_stride + head * hd;
+  const float* tail = shift.tail + TailSource(batch, sequence) * shift.tail_stride + head * hd;
   const T* previous_row = first_row ? nullptr : Projection<T>(args, t - 1, which, head);
   for (int64_t n = 0; n < hd; ++n) {
     float previous = 0.0f;
@@ -57,10 +57,14 @@ void SaveShiftTails(const Batch& batch, const AttentionInputArgs& args, const Sh
                     int64_t which) {
   if (shift.weight == nullptr) return;
   const int64_t width = args.heads * args.head_dim;
-  for (int64_t s = 0; s < batch.sequences; ++s) {
-    float* tail = shift.tail + batch.slot[s] * shift.tail_stride;
-    const T* row = Projection<T>(args, batch.row_begin[s + 1] - 1, which, 0);
+  const auto save = [&](int64_t t, int64_t slot) {
+    float* tail = shift.tail + slot * shift.tail_stride;
+    const T* row = Projection<T>(args, t, which, 0);
     for (int64_t n = 0; n < width; ++n) tail[n] = Load(row + n);
+  };
+  for (int64_t s = 0; s < batch.sequences; ++s) save(batch.row_begin[s + 1] - 1, batch.slot[s]);
+  for (int64_t t = 0; batch.row_save != nullptr && t < batch.tokens; ++t) {
+    if (batch.row_save[t] >= 0) save(t, batch.row_save[t]);
   }
 }
 

@@ -7,6 +7,11 @@
 
 namespace ddl::kernels::DDL_KERNELS_NAMESPACE {
 
+// The slot whose tails a sequence of the batch goes on from.
+inline int64_t TailSource(const Batch& batch, int64_t sequence) {
+  return batch.tail_source != nullptr ? batch.tail_source[sequence] : batch.slot[sequence];
+}
+
 void ExpandInputBody(const Executor& executor, int64_t tokens, const ExpandInputArgs& args);
 void DeltaStepBody(const Executor& executor, const Batch& batch, const DeltaStepArgs& args);
 void AttentionInputBody(const Executor& executor, const Batch& batch,
