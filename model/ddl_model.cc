@@ -3,9 +3,12 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
+#include <numeric>
 #include <string>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "model/weights.h"
 
 namespace ddl {
@@ -85,6 +88,8 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
   shift_tails_ = Tails(slots, shift_tails);
   has_tails_ = compress_tails.count * compress_tails.width + shift_tails.count > 0;
 
+  max_sequences_ = options.max_sequences;
+
   const int64_t rows = options.max_step_tokens;
   const at::TensorOptions activations = at::TensorOptions().dtype(dtype_);
   const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);
@@ -108,7 +113,7 @@ void DdlModel::ExpandInput(const kernels::Batch& batch, const std::vector<int32_
 }
 
 void DdlModel::Boundary(const kernels::Batch& batch, const DeltaResidual& residual,
-                        const at::Tensor& h, int64_t index) {
+                        const at::Tensor& h, int64_t index, Stats* stats) {
   kernels::DeltaStepArgs args;
   args.type = kernel_type_;
   args.d = d_;
@@ -125,7 +130,13 @@ void DdlModel::Boundary(const kernels::Batch& batch, const DeltaResidual& residu
   args.c = c_.data_ptr();
   args.v = v_.data_ptr<float>();
   args.beta = beta_.data_ptr<float>();
+  if (stats != nullptr && index > 0) {
+    args.update_ratio = stats->update_ratio.data() + (index - 1) * batch.tokens;
+  }
   kernels::DeltaStep(executor_, batch, args);
+  if (stats != nullptr && args.gates) {
+    std::copy_n(args.beta, batch.tokens, stats->beta.data() + index * batch.tokens);
+  }
 }
 
 at::Tensor DdlModel::Mlp(const Layer& layer, const at::Tensor& c) const {
@@ -141,7 +152,13 @@ at::Tensor DdlModel::Mlp(const Layer& layer, const at::Tensor& c) const {
 }
 
 at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
-                             const StateObserver& observe_state) {
+                             const StateObserver& observe_state, Stats* stats) {
+  if (rewrite_ != kernels::Rewrite::kDelta) stats = nullptr;
+  if (stats != nullptr) {
+    const size_t size = 2 * layers_.size() * static_cast<size_t>(batch.tokens);
+    stats->beta.resize(size);
+    stats->update_ratio.resize(size);
+  }
   const at::Tensor c = c_.narrow(0, 0, batch.tokens);
   const auto observe = [&](int64_t layer) {
     if (observe_state && layer >= 0) observe_state(layer, x_.narrow(0, 0, batch.tokens));
@@ -150,15 +167,69 @@ at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int3
   at::Tensor h;
   for (int64_t l = 0; l < static_cast<int64_t>(layers_.size()); ++l) {
     const Layer& layer = layers_[l];
-    Boundary(batch, layer.before_attention, h, 2 * l);
+    Boundary(batch, layer.before_attention, h, 2 * l, stats);
     observe(l - 1);
     h = layer.attention.Forward(executor_, batch, c, kv_cache_.layer(l), &shift_tails_, l);
-    Boundary(batch, layer.before_mlp, h, 2 * l + 1);
+    Boundary(batch, layer.before_mlp, h, 2 * l + 1, stats);
     h = Mlp(layer, c);
   }
-  Boundary(batch, before_head_, h, 2 * static_cast<int64_t>(layers_.size()));
+  Boundary(batch, before_head_, h, 2 * static_cast<int64_t>(layers_.size()), stats);
   observe(static_cast<int64_t>(layers_.size()) - 1);
   return c;
+}
+
+bool DdlModel::ReadsOverTokens(HiddenReadout::Kind kind) const {
+  return before_head_.taps() > 1 &&
+         (kind == HiddenReadout::Kind::kFinalNorm || kind == HiddenReadout::Kind::kCompressed);
+}
+
+absl::StatusOr<at::Tensor> DdlModel::Read(const HiddenReadout& readout, int64_t layer,
+                                          const at::Tensor& x, int32_t slot, int32_t start) {
+  using Kind = HiddenReadout::Kind;
+  if (readout.kind == Kind::kChannel) return x.select(2, readout.channel);
+  if (readout.kind == Kind::kStateFlat) return x.reshape({x.size(0), d_ * dv_});
+
+  // One sequence's boundary that rewrites nothing.
+  const auto rows = static_cast<int32_t>(x.size(0));
+  const std::vector<int32_t> row_begin = {0, rows}, row_sequence(rows, 0);
+  std::vector<int32_t> position(rows);
+  std::iota(position.begin(), position.end(), start);
+  kernels::Batch batch;
+  batch.tokens = rows;
+  batch.sequences = 1;
+  batch.row_begin = row_begin.data();
+  batch.row_sequence = row_sequence.data();
+  batch.position = position.data();
+  batch.slot = &slot;
+
+  kernels::DeltaStepArgs args;
+  args.type = kernel_type_;
+  args.d = d_;
+  args.dv = dv_;
+  args.x = x.data_ptr();
+  const bool is_final = readout.kind == Kind::kFinalNorm;
+  (is_final ? before_head_ : layers_[layer].before_attention).Describe(args);
+  args.gates = false;
+  if (ReadsOverTokens(readout.kind)) {
+    ReadoutTails& memory = readout_tails_[{layer, readout.kind}];
+    if (memory.end.empty()) {
+      memory.tails = Tails(max_sequences_, {1, (before_head_.taps() - 1) * d_});
+      memory.end.resize(max_sequences_, 0);
+    }
+    if (start > 0 && memory.end[slot] != start) {
+      return absl::FailedPreconditionError(
+          "this readout convolves over tokens, and the positions before were not read for it");
+    }
+    memory.end[slot] = start + rows;
+    args.tail = memory.tails.data(0);
+    args.tail_stride = memory.tails.stride();
+  }
+  const at::Tensor x_in = at::empty({rows, d_}, x.options());
+  const at::Tensor c = at::empty({rows, d_}, x.options());
+  args.x_in = x_in.data_ptr();
+  args.c = c.data_ptr();
+  kernels::DeltaStep(executor_, batch, args);
+  return is_final ? c : x_in;
 }
 
 at::Tensor DdlModel::Logits(const at::Tensor& hidden) const {

@@ -5,7 +5,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -35,11 +37,27 @@ class DdlModel {
   // Called with the layer and X [tokens, d, dv] once the layer's block has written it.
   using StateObserver = std::function<void(int64_t layer, const at::Tensor& x)>;
 
+  // Gates and updates of every position, attention and MLP of layer 0, of layer 1 ...
+  struct Stats {
+    std::vector<float> beta;          // [2 * layers, tokens]
+    std::vector<float> update_ratio;  // likewise
+  };
+
   // `ids` [tokens, input_taps()]: each position's token last, before it the ones that the input
   // expansion sees, -1 before the start. `batch` and `ids` need only live during the call.
-  // Returns hidden [tokens, d], the final norm's output, overwritten by the next call.
+  // Returns hidden [tokens, d], the final norm's output, overwritten by the next call. `stats`
+  // null: not wanted; left empty by the baseline, which has no delta rule.
   at::Tensor Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
-                     const StateObserver& observe_state);
+                     const StateObserver& observe_state, Stats* stats);
+
+  // Whether a readout convolves over tokens, so that it needs every position of a sequence in
+  // order.
+  bool ReadsOverTokens(HiddenReadout::Kind kind) const;
+  // A readout of x [rows, d, dv], the state after `layer`'s block at positions `start`... of the
+  // sequence in `slot` -> [rows, d] or, for kStateFlat, [rows, d * dv]. A readout over tokens keeps
+  // tails of its own; FAILED_PRECONDITION if the read before ended elsewhere than at `start`.
+  absl::StatusOr<at::Tensor> Read(const HiddenReadout& readout, int64_t layer, const at::Tensor& x,
+                                  int32_t slot, int32_t start);
 
   // hidden [rows, d] -> logits [rows, vocab] in float32.
   at::Tensor Logits(const at::Tensor& hidden) const;
@@ -64,7 +82,7 @@ class DdlModel {
   // One boundary: X takes in `h` (undefined before the first), c_, v_ and beta_ are what the next
   // sublayer reads. `index` numbers the boundaries from 0 to 2 * layers.
   void Boundary(const kernels::Batch& batch, const DeltaResidual& residual, const at::Tensor& h,
-                int64_t index);
+                int64_t index, Stats* stats);
   at::Tensor Mlp(const Layer& layer, const at::Tensor& c) const;
 
   // Constant after construction.
@@ -91,6 +109,14 @@ class DdlModel {
   KvCache kv_cache_;
   Tails compress_tails_;  // TC only
   Tails shift_tails_;     // with shifts only
+
+  // What readouts over tokens remember, by layer and kind; made when one is first asked for.
+  struct ReadoutTails {
+    Tails tails;               // [slots, 1, (taps - 1) * d]
+    std::vector<int32_t> end;  // per slot, the position after the last one read
+  };
+  std::map<std::pair<int64_t, HiddenReadout::Kind>, ReadoutTails> readout_tails_;
+  int32_t max_sequences_ = 0;
 
   // Buffers of a step, [max_step_tokens, ...].
   at::Tensor x_;     // [., d, dv]

@@ -164,28 +164,95 @@ class DdlModelRunner final : public ModelRunner {
     DDL_CHECK(batch.tokens <= options_.max_step_tokens, "the step is within max_step_tokens");
     std::vector<ChunkOutput> outputs(chunks.size());
 
-    bool wants_state = false;
-    for (const SequenceChunk& chunk : chunks) wants_state |= chunk.state_layer.has_value();
+    bool wants_state = false, wants_stats = false;
+    for (const SequenceChunk& chunk : chunks) {
+      wants_state |= chunk.state_layer.has_value() || ReadsState(chunk);
+      wants_stats |= chunk.ddl_stats;
+    }
     DdlModel::StateObserver observe_state;
     if (wants_state) {
       observe_state = [&](int64_t layer, const at::Tensor& x) {
         for (size_t i = 0; i < chunks.size(); ++i) {
-          if (chunks[i].state_layer != layer) continue;
-          outputs[i].state = Floats(x.slice(0, batch.row_begin[i], batch.row_begin[i + 1]));
+          const at::Tensor rows = x.slice(0, batch.row_begin[i], batch.row_begin[i + 1]);
+          if (chunks[i].state_layer == layer) outputs[i].state = Floats(rows);
+          if (ReadsState(chunks[i]) && ReadoutLayer(chunks[i]) == layer) {
+            ReadState(chunks[i], rows, outputs[i]);
+          }
         }
       };
     }
-    const at::Tensor hidden = model_.Forward(batch, packed.ids(), observe_state);
+    DdlModel::Stats stats;
+    const at::Tensor hidden =
+        model_.Forward(batch, packed.ids(), observe_state, wants_stats ? &stats : nullptr);
 
     for (size_t i = 0; i < chunks.size(); ++i) {
+      if (chunks[i].ddl_stats) TakeStats(stats, batch, i, outputs[i]);
       if (chunks[i].hidden == Rows::kNone) continue;
-      const RowRange rows = Select(chunks[i].hidden, batch.row_begin[i], batch.row_begin[i + 1]);
-      outputs[i].hidden = Floats(hidden.slice(0, rows.begin, rows.end));
+      if (!ReadsState(chunks[i])) {
+        const RowRange rows = Select(chunks[i].hidden, batch.row_begin[i], batch.row_begin[i + 1]);
+        outputs[i].hidden = Floats(hidden.slice(0, rows.begin, rows.end));
+      }
       if (!AllFinite(outputs[i].hidden)) outputs[i].status = NonFinite("hidden vectors");
     }
     ComputeLogits(chunks, batch, hidden, outputs);
     ComputeScores(chunks, batch, hidden, outputs);
     return outputs;
+  }
+
+  int64_t ReadoutLayer(const SequenceChunk& chunk) const {
+    const int64_t layer = chunk.readout.layer.value_or(description_.num_layers - 1);
+    DDL_CHECK(layer >= 0 && layer < description_.num_layers, "a readout's layer exists");
+    return layer;
+  }
+
+  // Whether a chunk's vectors are read from the state after a block: all but the final norm's of
+  // the last layer, which the forward pass gives anyway. Readouts over tokens read every chunk.
+  bool ReadsState(const SequenceChunk& chunk) const {
+    if (chunk.readout.kind == HiddenReadout::Kind::kFinalNorm &&
+        ReadoutLayer(chunk) == description_.num_layers - 1) {
+      return false;
+    }
+    return chunk.hidden != Rows::kNone || model_.ReadsOverTokens(chunk.readout.kind);
+  }
+
+  // `x` is the chunk's states after the readout's layer.
+  void ReadState(const SequenceChunk& chunk, const at::Tensor& x, ChunkOutput& output) {
+    const HiddenReadout& readout = chunk.readout;
+    DDL_CHECK(readout.kind != HiddenReadout::Kind::kChannel ||
+                  (readout.channel >= 0 && readout.channel < description_.value_channels),
+              "a readout's channel exists");
+    const bool over_tokens = model_.ReadsOverTokens(readout.kind);
+    if (over_tokens && chunk.tails_from_block.has_value()) {
+      output.status = absl::FailedPreconditionError(
+          "a readout that convolves over tokens cannot go on from a block");
+      return;
+    }
+    const RowRange wanted = Select(chunk.hidden, 0, x.size(0));
+    const absl::StatusOr<at::Tensor> vectors = model_.Read(
+        readout, ReadoutLayer(chunk), over_tokens ? x : x.slice(0, wanted.begin, wanted.end),
+        chunk.slot, chunk.start);
+    if (!vectors.ok()) {
+      output.status = vectors.status();
+      return;
+    }
+    output.hidden = Floats(over_tokens ? vectors->slice(0, wanted.begin, wanted.end) : *vectors);
+  }
+
+  // The chunk's columns of the step's statistics, which are empty without the delta rule.
+  static void TakeStats(const DdlModel::Stats& stats, const kernels::Batch& batch, size_t chunk,
+                        ChunkOutput& output) {
+    const auto tokens = static_cast<size_t>(batch.tokens);
+    const int32_t begin = batch.row_begin[chunk], end = batch.row_begin[chunk + 1];
+    for (size_t row = 0; row < stats.beta.size(); row += tokens) {
+      const auto take = [&](const std::vector<float>& from, std::vector<float>& to) {
+        to.insert(to.end(), from.begin() + row + begin, from.begin() + row + end);
+      };
+      take(stats.beta, output.beta);
+      take(stats.update_ratio, output.update_ratio);
+    }
+    if (!AllFinite(output.beta) || !AllFinite(output.update_ratio)) {
+      output.status = NonFinite("gates or updates");
+    }
   }
 
   // Logits of the rows that someone asked for, and the tokens drawn from them.

@@ -64,16 +64,20 @@ struct SequenceChunk {
   std::optional<SampleRequest> sample;  // draw a token after the last position
   std::optional<ScoreRequest> score;
   Rows hidden = Rows::kNone;  // vectors of positions
-  HiddenReadout readout;      // which ones
-  bool ddl_stats = false;     // gates and updates of every position
+  // Which ones. kCompressed, and kFinalNorm before the last layer, convolve over tokens in TC
+  // models and keep tails of their own in the slot: there every chunk of the sequence must name the
+  // readout, from position 0 and without tails_from_block, even those with hidden == kNone.
+  HiddenReadout readout;
+  bool ddl_stats = false;  // gates and updates of every position
   Rows logits = Rows::kNone;
   // The state X after this layer's block, for every position of the chunk. In [0, num_layers).
   std::optional<int32_t> state_layer;
 };
 
 struct ChunkOutput {
-  // INTERNAL when the logits or vectors that were asked for are not finite: that sequence alone
-  // has failed.
+  // INTERNAL when the logits, vectors or statistics that were asked for are not finite,
+  // FAILED_PRECONDITION when a readout over tokens lacks the positions before the chunk: that
+  // sequence alone has failed.
   absl::Status status;
   std::optional<SampledToken> sampled;
   std::vector<SampledToken> scored;  // [targets] with `score`

@@ -100,6 +100,9 @@ struct DeltaStepArgs {
   Rewrite rewrite = Rewrite::kNone;
   const void* h = nullptr;  // [tokens, d] its output
   float k_eps = 0.0f;
+  // Out, kDelta only [tokens]: |beta k (v^T - k^T X)| / |X| of the rewrite, Frobenius, X as it was
+  // before; 0 where X was 0. Null: not wanted, and costs nothing.
+  float* update_ratio = nullptr;
 
   // The sublayer after.
   Compress compress = Compress::kIdentity;

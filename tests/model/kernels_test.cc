@@ -213,8 +213,14 @@ TEST_P(KernelsTest, DeltaStep) {
       {"constant v", 40, 4, Rewrite::kDelta, Compress::kChannel, 0, Gates::kConstant},
       {"linear v", 40, 4, Rewrite::kDelta, Compress::kChannel, 0, Gates::kNoSigmoid},
   };
-  for (int64_t dv = 1; dv <= 8; ++dv) {
-    for (const int64_t d : {1, 15, 16, 17, 31, 33, 100}) {
+  // Rows and weights in place, or padded; blocks of sixteen features one, two or four at a time;
+  // more channels than there are vectors for.
+  for (const int64_t d : {16, 48, 64, 65, 80, 144}) {
+    rows.push_back({"baseline", d, 1, Rewrite::kAdd, Compress::kIdentity, 0, Gates::kNone});
+    rows.push_back({"vdim1", d, 1, Rewrite::kDelta, Compress::kIdentity, 0, Gates::kLinear});
+  }
+  for (const int64_t dv : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17}) {
+    for (const int64_t d : {1, 15, 16, 17, 31, 33, 80, 100, 128}) {
       rows.push_back({"cc", d, dv, Rewrite::kDelta, Compress::kChannel, 0, Gates::kLinear});
       rows.push_back(
           {"tc", d, dv, Rewrite::kDelta, Compress::kToken, 1 + (d + dv) % 5, Gates::kLinear});
@@ -226,7 +232,8 @@ TEST_P(KernelsTest, DeltaStep) {
     const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
     const std::string what = row.name + " d " + std::to_string(d) + " dv " + std::to_string(dv) +
                              " taps " + std::to_string(row.taps);
-    const std::vector<float> x_before = random_.Values(tokens * d * dv, 1.0f, type());
+    std::vector<float> x_before = random_.Values(tokens * d * dv, 1.0f, type());
+    std::fill_n(x_before.begin() + 3 * d * dv, d * dv, 0.0f);  // a row without a state
     const std::vector<float> h = random_.Values(tokens * d, 0.3f, type());
     const std::vector<float> compress = random_.Values(taps * d * dv, 0.5f);
     const std::vector<float> norm = random_.Values(d, 1.0f);
@@ -272,7 +279,30 @@ TEST_P(KernelsTest, DeltaStep) {
     args.c = c.data();
     args.v = v.data();
     args.beta = beta.data();
+    std::vector<float> update_ratio(tokens, -1.0f);
+    args.update_ratio = update_ratio.data();
     kernels().delta_step(executor_, ragged.batch, args);
+
+    // Asking for the update's size changes nothing else.
+    {
+      std::vector<float> v_unasked = v_before, beta_unasked = beta_before;
+      std::vector<float> tail_unasked = tail_before;
+      Buffer x_unasked(type(), x_before), c_unasked(type(), tokens * d);
+      DeltaStepArgs unasked = args;
+      unasked.x = x_unasked.data();
+      unasked.x_in = nullptr;
+      unasked.c = c_unasked.data();
+      unasked.v = v_unasked.data();
+      unasked.beta = beta_unasked.data();
+      unasked.tail = tail_unasked.data();
+      unasked.update_ratio = nullptr;
+      kernels().delta_step(executor_, ragged.batch, unasked);
+      EXPECT_EQ(x_unasked.Floats(), x.Floats()) << what;
+      EXPECT_EQ(c_unasked.Floats(), c.Floats()) << what;
+      EXPECT_EQ(v_unasked, v) << what;
+      EXPECT_EQ(beta_unasked, beta) << what;
+      EXPECT_EQ(tail_unasked, tail) << what;
+    }
 
     // The rewrite, as stored.
     std::vector<double> want_x(x_before.begin(), x_before.end());
@@ -294,6 +324,16 @@ TEST_P(KernelsTest, DeltaStep) {
       }
     }
     ExpectClose(x.Floats(), want_x, type(), what + ": X");
+    std::vector<double> want_ratio(tokens, -1.0);
+    for (int64_t t = 0; t < tokens && row.rewrite == Rewrite::kDelta; ++t) {
+      double change = 0.0, size = 0.0;
+      for (int64_t n = t * d * dv; n < (t + 1) * d * dv; ++n) {
+        change += (want_x[n] - x_before[n]) * (want_x[n] - x_before[n]);
+        size += double(x_before[n]) * x_before[n];
+      }
+      want_ratio[t] = size == 0.0 ? 0.0 : std::sqrt(change / size);
+    }
+    ExpectClose(update_ratio, want_ratio, Type::kFloat32, what + ": update ratio");
     // From here on, from the X that was stored: its rounding is not the read's error.
     const std::vector<float> stored = x.Floats();
 
@@ -647,6 +687,106 @@ TEST_P(KernelsTest, PagedAttentionHasTheSameBitsByAnyChunking) {
       }
     }
     for (const float value : expected) ASSERT_TRUE(std::isfinite(value)) << row.name;
+  }
+}
+
+// Rows that save their tails, and sequences that go on from what another slot holds: the same bits
+// as one sequence that stops there and goes on in its own slot.
+TEST_P(KernelsTest, TailsSavedByRowAndTakenFromAnotherSlot) {
+  constexpr int64_t kD = 70, kDv = 3, kTaps = 4, kHeads = 2, kHeadDim = 5, kLength = 9;
+  constexpr int64_t kTail = (kTaps - 1) * kD, kShiftTail = kHeads * kHeadDim;
+  const std::vector<float> x = random_.Values(kLength * kD * kDv, 1.0f, type());
+  const std::vector<float> weight = random_.Values(kTaps * kD * kDv, 0.5f);
+  const std::vector<float> norm = random_.Values(kD, 1.0f);
+  const std::vector<float> qkv = random_.Values(kLength * 3 * kShiftTail, 1.0f, type());
+  const std::vector<float> c = random_.Values(kLength * kD, 1.0f, type());
+  const std::vector<float> alpha = random_.Values(kHeads * kD, 0.5f);
+  struct Result {
+    std::vector<float> c, k_cache, v_cache;
+  };
+  // Rows [first, last) of the one sequence, from `source` to `slot`.
+  const auto run = [&](int64_t first, int64_t last, int32_t source, int32_t slot,
+                       const std::vector<int32_t>& row_save, std::vector<float>& tails,
+                       std::vector<float>& shift_tails) {
+    TestBatch shape({{static_cast<int>(first), static_cast<int>(last - first)}}, 16);
+    shape.slot[0] = slot;
+    shape.batch.tail_source = &source;
+    shape.batch.row_save = row_save.empty() ? nullptr : row_save.data();
+    const auto part = [&](const std::vector<float>& values) {
+      const auto width = static_cast<int64_t>(values.size()) / kLength;
+      return Buffer(type(), std::vector<float>(values.begin() + first * width,
+                                               values.begin() + last * width));
+    };
+    Buffer x_part = part(x), qkv_part = part(qkv), c_part = part(c);
+    Buffer c_out(type(), (last - first) * kD);
+    DeltaStepArgs step;
+    step.type = type();
+    step.d = kD;
+    step.dv = kDv;
+    step.x = x_part.data();
+    step.compress = Compress::kToken;
+    step.compress_weight = weight.data();
+    step.taps = kTaps;
+    step.tail = tails.data();
+    step.tail_stride = kTail;
+    step.norm_weight = norm.data();
+    step.norm_eps = 0.1f;
+    step.c = c_out.data();
+    kernels().delta_step(executor_, shape.batch, step);
+
+    Buffer k_cache(type(), std::vector<float>(16 * kShiftTail, 0.0f));
+    Buffer v_cache(type(), std::vector<float>(16 * kShiftTail, 0.0f));
+    AttentionInputArgs input;
+    input.type = type();
+    input.d = kD;
+    input.heads = kHeads;
+    input.head_dim = kHeadDim;
+    input.c = c_part.data();
+    input.qkv = qkv_part.data();
+    input.k_shift = {alpha.data(), shift_tails.data(), 2 * kShiftTail};
+    input.v_shift = {alpha.data(), shift_tails.data() + kShiftTail, 2 * kShiftTail};
+    input.cache = {k_cache.data(), v_cache.data(), 16};
+    kernels().attention_input(executor_, shape.batch, input);
+    return Result{c_out.Floats(), k_cache.Floats(), v_cache.Floats()};
+  };
+  constexpr int32_t kSlots = 8;
+  const auto slot_of = [](const std::vector<float>& tails, int32_t slot) {
+    const size_t stride = tails.size() / kSlots;
+    return std::vector<float>(tails.begin() + slot * stride, tails.begin() + (slot + 1) * stride);
+  };
+  std::vector<float> tails = random_.Values(kSlots * kTail, 1.0f);
+  std::vector<float> shift_tails = random_.Values(kSlots * 2 * kShiftTail, 1.0f);
+  const std::vector<float> tails_before = tails, shift_before = shift_tails;
+  // Slot 1 is the sequence's; rows 0, 3 and the last save to 4, 2 and 6.
+  const Result whole = run(0, kLength, 1, 1, {4, -1, -1, 2, -1, -1, -1, -1, 6}, tails, shift_tails);
+  std::vector<float> unsaved = tails_before, unsaved_shift = shift_before;
+  EXPECT_EQ(run(0, kLength, 1, 1, {}, unsaved, unsaved_shift).c, whole.c);
+  EXPECT_EQ(slot_of(tails, 1), slot_of(unsaved, 1));
+  EXPECT_EQ(slot_of(shift_tails, 1), slot_of(unsaved_shift, 1));
+  for (const int32_t untouched : {0, 3, 5, 7}) {
+    EXPECT_EQ(slot_of(tails, untouched), slot_of(tails_before, untouched)) << untouched;
+    EXPECT_EQ(slot_of(shift_tails, untouched), slot_of(shift_before, untouched)) << untouched;
+  }
+  for (const auto& [row, slot] : std::vector<std::pair<int64_t, int32_t>>{{0, 4}, {3, 2}, {8, 6}}) {
+    std::vector<float> stopped = tails_before, stopped_shift = shift_before;
+    run(0, row + 1, 1, 1, {}, stopped, stopped_shift);
+    EXPECT_EQ(slot_of(tails, slot), slot_of(stopped, 1)) << "after row " << row;
+    EXPECT_EQ(slot_of(shift_tails, slot), slot_of(stopped_shift, 1)) << "after row " << row;
+    if (row + 1 == kLength) continue;
+    std::vector<float> resumed = tails, resumed_shift = shift_tails;
+    const Result rest = run(row + 1, kLength, slot, 0, {}, resumed, resumed_shift);
+    EXPECT_EQ(rest.c, std::vector<float>(whole.c.begin() + (row + 1) * kD, whole.c.end()));
+    EXPECT_EQ(slot_of(resumed, 0), slot_of(tails, 1)) << "from row " << row;
+    EXPECT_EQ(slot_of(resumed, slot), slot_of(tails, slot)) << "a source stays as it is";
+    for (int64_t head = 0; head < kHeads; ++head) {
+      for (int64_t p = row + 1; p < kLength; ++p) {
+        for (int64_t n = 0; n < kHeadDim; ++n) {
+          const int64_t k = (head * kHeadDim + n) * 16 + p, v = (head * 16 + p) * kHeadDim + n;
+          ASSERT_EQ(rest.k_cache[k], whole.k_cache[k]) << "from row " << row;
+          ASSERT_EQ(rest.v_cache[v], whole.v_cache[v]) << "from row " << row;
+        }
+      }
+    }
   }
 }
 

@@ -14,6 +14,10 @@ inline int64_t TailSource(const Batch& batch, int64_t sequence) {
 
 void ExpandInputBody(const Executor& executor, int64_t tokens, const ExpandInputArgs& args);
 void DeltaStepBody(const Executor& executor, const Batch& batch, const DeltaStepArgs& args);
+// What DeltaStepBody leaves to plain loops: more than eight value channels ...
+void WideDeltaStep(const Executor& executor, const Batch& batch, const DeltaStepArgs& args);
+// ... and args.update_ratio, from X before the rewrite.
+void UpdateRatios(const Executor& executor, const Batch& batch, const DeltaStepArgs& args);
 void AttentionInputBody(const Executor& executor, const Batch& batch,
                         const AttentionInputArgs& args);
 void PagedAttentionBody(const Executor& executor, const Batch& batch,

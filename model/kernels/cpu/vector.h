@@ -187,7 +187,8 @@ inline void NormHead(const float* weight, float eps, int64_t head_dim, float* z)
 class Scratch {
  public:
   explicit Scratch(int64_t bytes)
-      : data_(static_cast<unsigned char*>(aligned_alloc(64, Padded(bytes)))), size_(Padded(bytes)) {
+      : data_(static_cast<unsigned char*>(aligned_alloc(64, Padded(bytes) + 64))),
+        size_(Padded(bytes)) {
     if (data_ == nullptr) abort();
   }
   ~Scratch() { free(data_); }
