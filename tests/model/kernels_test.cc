@@ -152,7 +152,7 @@ class KernelsTest : public testing::TestWithParam<Parameters> {
 };
 
 TEST_P(KernelsTest, ExpandInput) {
-  for (const int64_t d : {1, 5, 33}) {
+  for (const int64_t d : {1, 5, 16, 33, 64}) {
     for (const int64_t dv : {1, 3, 4, 8}) {
       for (const int64_t taps : {0, 1, 2, 4}) {  // 0: repeat
         const int64_t width = std::max<int64_t>(taps, 1);

@@ -4,25 +4,37 @@
 namespace ddl::kernels::DDL_KERNELS_NAMESPACE {
 namespace {
 
-inline float Activate(Activation activation, float x) {
+// One loop for each activation, so that those that can be are vectorised.
+void ActivateHead(Activation activation, int64_t head_dim, float* z) {
   switch (activation) {
     case Activation::kIdentity:
-      return x;
+      return;
     case Activation::kSilu:
-      return Silu(x);
+      for (int64_t n = 0; n < head_dim; ++n) z[n] = Silu(z[n]);
+      return;
     case Activation::kRelu:
-      return x > 0.0f ? x : 0.0f;
+      for (int64_t n = 0; n < head_dim; ++n) z[n] = z[n] > 0.0f ? z[n] : 0.0f;
+      return;
     case Activation::kElu1:
-      return x > 0.0f ? x + 1.0f : expm1f(x) + 1.0f;
+      for (int64_t n = 0; n < head_dim; ++n) {
+        z[n] = z[n] > 0.0f ? z[n] + 1.0f : expm1f(z[n]) + 1.0f;
+      }
+      return;
   }
-  return x;
 }
 
 void RotateHead(const AttentionInputArgs& args, int64_t position, float* z) {
   const int64_t half = args.rotary_dims / 2;
   const float* cosine = args.rope_cos + position * half;
   const float* sine = args.rope_sin + position * half;
-  for (int64_t n = 0; n < half; ++n) {
+  int64_t n = 0;
+  for (; n + kLanes <= half; n += kLanes) {
+    const Floats a = LoadVector(z + n), b = LoadVector(z + half + n);
+    const Floats c = LoadVector(cosine + n), s = LoadVector(sine + n);
+    StoreVector(z + n, a * c + b * (s * -1.0f));
+    StoreVector(z + half + n, a * s + b * c);
+  }
+  for (; n < half; ++n) {
     const float a = z[n], b = z[half + n];
     z[n] = a * cosine[n] - b * sine[n];
     z[half + n] = a * sine[n] + b * cosine[n];
@@ -74,9 +86,11 @@ void AttentionInputTyped(const Executor& executor, const Batch& batch,
   const int64_t hd = args.head_dim, block_size = args.cache.block_size;
   ParallelFor(
       executor, batch.tokens, RowGrain(8 * args.heads * hd), [&](int64_t begin, int64_t end) {
-        Scratch scratch(Scratch::Bytes<float>(hd + args.d));
-        float* z = scratch.Take<float>(hd + args.d);
-        float* c = z + hd;
+        Scratch scratch(Scratch::Bytes<float>(hd) + Scratch::Bytes<float>(args.d) +
+                        Scratch::Bytes<T>(hd));
+        float* z = scratch.Take<float>(hd);
+        float* c = scratch.Take<float>(args.d);
+        T* stored = scratch.Take<T>(hd);
         const bool shifts = args.k_shift.weight != nullptr || args.v_shift.weight != nullptr;
         for (int64_t t = begin; t < end; ++t) {
           const int64_t position = batch.position[t];
@@ -85,34 +99,37 @@ void AttentionInputTyped(const Executor& executor, const Batch& batch,
           const int64_t offset = position % block_size;
           if (shifts) {
             const T* c_row = static_cast<const T*>(args.c) + t * args.d;
-            for (int64_t i = 0; i < args.d; ++i) c[i] = Load(c_row + i);
+            LoadRow(c_row, args.d, c);
           }
           for (int64_t head = 0; head < args.heads; ++head) {
             const int64_t cache_base = (block * args.heads + head) * block_size * hd;
             T* q = Projection<T>(args, t, 0, head);
-            for (int64_t n = 0; n < hd; ++n) z[n] = Activate(args.q_activation, Load(q + n));
+            LoadRow(q, hd, z);
+            ActivateHead(args.q_activation, hd, z);
             RotateHead(args, position, z);
             if (args.q_norm != nullptr) NormHead(args.q_norm, args.norm_eps, hd, z);
-            for (int64_t n = 0; n < hd; ++n) Store(q + n, z[n]);
+            StoreRow(z, hd, q);
 
             const T* k = Projection<T>(args, t, 1, head);
-            for (int64_t n = 0; n < hd; ++n) z[n] = Load(k + n);
+            LoadRow(k, hd, z);
             if (args.k_shift.weight != nullptr) {
               ShiftHead<T>(batch, args, args.k_shift, 1, t, head, c, z);
             }
-            for (int64_t n = 0; n < hd; ++n) z[n] = Activate(args.k_activation, z[n]);
+            ActivateHead(args.k_activation, hd, z);
             RotateHead(args, position, z);
             if (args.k_norm != nullptr) NormHead(args.k_norm, args.norm_eps, hd, z);
             T* k_cache = static_cast<T*>(args.cache.k) + cache_base + offset;
-            for (int64_t n = 0; n < hd; ++n) Store(k_cache + n * block_size, z[n]);
+            StoreRow(z, hd, stored);  // rounded together, then scattered
+            for (int64_t n = 0; n < hd; ++n) k_cache[n * block_size] = stored[n];
 
             const T* v = Projection<T>(args, t, 2, head);
-            for (int64_t n = 0; n < hd; ++n) z[n] = Load(v + n);
+            LoadRow(v, hd, z);
             if (args.v_shift.weight != nullptr) {
               ShiftHead<T>(batch, args, args.v_shift, 2, t, head, c, z);
             }
             T* v_cache = static_cast<T*>(args.cache.v) + cache_base + offset * hd;
-            for (int64_t n = 0; n < hd; ++n) Store(v_cache + n, Activate(args.v_activation, z[n]));
+            ActivateHead(args.v_activation, hd, z);
+            StoreRow(z, hd, v_cache);
           }
         }
       });

@@ -62,38 +62,6 @@ DDL_INLINE Floats Spread(const Floats& value) {
 #undef DDL_FEATURE
 }
 
-// The sums of neighbouring lanes, those of `a` first.
-DDL_INLINE PartFloats PairSums(const PartFloats& a, const PartFloats& b) {
-#if defined(__AVX512F__)
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-#elif defined(__AVX__)
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
-         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
-#else
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
-#endif
-}
-
-// Sums over the channels: kDv vectors of (feature, channel) -> sixteen features.
-template <int kDv>
-DDL_INLINE Floats ChannelSums(const Floats (&values)[kDv]) {
-  if constexpr (kDv == 1) {
-    return values[0];
-  } else {
-    Floats halves[kDv / 2];
-    DDL_UNROLL for (int i = 0; i < kDv / 2; ++i) {
-      DDL_UNROLL for (int part = 0; part < kParts; ++part) {
-        const int from = 2 * part;  // of the two vectors' parts, one after the other
-        halves[i].part[part] =
-            PairSums(values[2 * i + from / kParts].part[from % kParts],
-                     values[2 * i + (from + 1) / kParts].part[(from + 1) % kParts]);
-      }
-    }
-    return ChannelSums<kDv / 2>(halves);
-  }
-}
-
 // Lane l is values[l mod kDv].
 template <int kDv>
 DDL_INLINE Floats RepeatChannels(const float* values) {
@@ -226,7 +194,7 @@ void StepRow(const DeltaStepArgs& args, const StepWeights& weights, int64_t row,
       DDL_UNROLL for (int s = 0; s < kDv; ++s) {
         products[s] = state[s] * LoadVector(w + s * kLanes);
       }
-      return ChannelSums<kDv>(products);
+      return GroupSums<kDv>(products);
     };
     Floats x_in;
     if constexpr (kRead == Read::kIdentity) x_in = state[0];

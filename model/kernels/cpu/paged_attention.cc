@@ -396,7 +396,7 @@ class Attention {
       for (int64_t n = 0; n < hd; ++n) y[n] *= Silu(Load(gate + n));
     }
     T* out = static_cast<T*>(args_.y) + offset;
-    for (int64_t n = 0; n < hd; ++n) Store(out + n, y[n]);
+    StoreRow(y, hd, out);
   }
 
   const Batch& batch_;

@@ -93,7 +93,9 @@ DDL_INLINE Floats operator*(const Floats& a, float b) {
 
 DDL_INLINE Floats LoadVector(const float* p) {
   Floats result;
-  memcpy(&result, p, sizeof(result));
+  DDL_UNROLL for (int i = 0; i < kParts; ++i) {
+    memcpy(&result.part[i], p + i * kPartLanes, sizeof(PartFloats));
+  }
   return result;
 }
 DDL_INLINE Floats LoadVector(const BFloat16* p) {
@@ -106,7 +108,11 @@ DDL_INLINE Floats LoadVector(const BFloat16* p) {
   return result;
 }
 
-DDL_INLINE void StoreVector(float* p, const Floats& value) { memcpy(p, &value, sizeof(value)); }
+DDL_INLINE void StoreVector(float* p, const Floats& value) {
+  DDL_UNROLL for (int i = 0; i < kParts; ++i) {
+    memcpy(p + i * kPartLanes, &value.part[i], sizeof(PartFloats));
+  }
+}
 DDL_INLINE void StoreVector(BFloat16* p, const Floats& value) {
   DDL_UNROLL for (int i = 0; i < kParts; ++i) {
 #if defined(__AVX512BF16__)
@@ -130,6 +136,38 @@ DDL_INLINE float Total(const Floats& value) {
     DDL_UNROLL for (int64_t i = 0; i < width; ++i) sum[i] += sum[i + width];
   }
   return sum[0];
+}
+
+// The sums of neighbouring lanes, those of `a` first.
+DDL_INLINE PartFloats PairSums(const PartFloats& a, const PartFloats& b) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif defined(__AVX__)
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#endif
+}
+
+// Sums of groups of kSize neighbouring lanes: kSize vectors -> the sums of sixteen groups.
+template <int kSize>
+DDL_INLINE Floats GroupSums(const Floats (&values)[kSize]) {
+  if constexpr (kSize == 1) {
+    return values[0];
+  } else {
+    Floats halves[kSize / 2];
+    DDL_UNROLL for (int i = 0; i < kSize / 2; ++i) {
+      DDL_UNROLL for (int part = 0; part < kParts; ++part) {
+        const int from = 2 * part;  // of the two vectors' parts, one after the other
+        halves[i].part[part] =
+            PairSums(values[2 * i + from / kParts].part[from % kParts],
+                     values[2 * i + (from + 1) / kParts].part[(from + 1) % kParts]);
+      }
+    }
+    return GroupSums<kSize / 2>(halves);
+  }
 }
 
 // ---- Scalar functions, written so that loops over them vectorise
@@ -178,7 +216,25 @@ DDL_INLINE float SumOfSquares(const float* a, int64_t n) { return Dot(a, a, n); 
 // z <- weight * z / sqrt(mean(z^2) + eps), of one head.
 inline void NormHead(const float* weight, float eps, int64_t head_dim, float* z) {
   const float scale = 1.0f / sqrtf(SumOfSquares(z, head_dim) / static_cast<float>(head_dim) + eps);
-  for (int64_t n = 0; n < head_dim; ++n) z[n] = weight[n] * (z[n] * scale);
+  int64_t n = 0;
+  for (; n + kLanes <= head_dim; n += kLanes) {
+    StoreVector(z + n, LoadVector(weight + n) * (LoadVector(z + n) * scale));
+  }
+  for (; n < head_dim; ++n) z[n] = weight[n] * (z[n] * scale);
+}
+
+// A row of elements as floats, and back.
+template <typename T>
+DDL_INLINE void LoadRow(const T* from, int64_t n, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) StoreVector(to + i, LoadVector(from + i));
+  for (; i < n; ++i) to[i] = Load(from + i);
+}
+template <typename T>
+DDL_INLINE void StoreRow(const float* from, int64_t n, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) StoreVector(to + i, LoadVector(from + i));
+  for (; i < n; ++i) Store(to + i, from[i]);
 }
 
 // ---- Scratch and threads
