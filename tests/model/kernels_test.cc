@@ -790,6 +790,91 @@ TEST_P(KernelsTest, TailsSavedByRowAndTakenFromAnotherSlot) {
   }
 }
 
+// The boundary likewise, and TC's above all: threads that begin in the middle of a sequence, chunks
+// of it, single tokens.
+TEST_P(KernelsTest, DeltaStepHasTheSameBitsByAnyChunking) {
+  struct Row {
+    std::string name;
+    int64_t d, dv;
+    Compress compress;
+    int64_t taps;
+  };
+  const std::vector<Row> rows = {
+      {"vdim1", 4160, 1, Compress::kIdentity, 0},
+      {"cc", 1040, 4, Compress::kChannel, 0},
+      {"cc, padded", 1037, 3, Compress::kChannel, 0},
+      {"tc, one tap", 1040, 4, Compress::kToken, 1},
+      {"tc, two taps", 2080, 2, Compress::kToken, 2},
+      {"tc", 1040, 4, Compress::kToken, 4},
+      {"tc, padded", 1037, 3, Compress::kToken, 4},
+      {"tc, many taps", 520, 8, Compress::kToken, 9},
+      {"tc, wide", 512, 9, Compress::kToken, 3},
+  };
+  constexpr int64_t kLength = 23;
+  for (const Row& row : rows) {
+    const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
+    const std::vector<float> x_before = random_.Values(kLength * d * dv, 1.0f, type());
+    const std::vector<float> h = random_.Values(kLength * d, 0.3f, type());
+    const std::vector<float> compress = random_.Values(taps * d * dv, 0.5f);
+    const std::vector<float> norm = random_.Values(d, 1.0f), w_beta = random_.Values(d, 0.2f);
+    const std::vector<float> w_v = random_.Values(dv * d, 0.2f), b_v = random_.Values(dv, 0.5f);
+    const std::vector<float> v_before = random_.Values(kLength * dv, 1.0f);
+    const std::vector<float> beta_before = random_.Values(kLength, 1.0f);
+    const std::vector<float> tail_before = random_.Values(4 * taps * d, 1.0f);
+    std::vector<std::vector<float>> expected;
+    for (const int64_t chunk : {23, 1, 2, 3, 5, 11}) {
+      for (const Executor& executor : {Executor(), Executor{ForThree}}) {
+        std::vector<float> v = v_before, beta = beta_before, tail = tail_before;
+        std::vector<std::vector<float>> found(2);
+        for (int64_t begin = 0; begin < kLength; begin += chunk) {
+          const int64_t length = std::min(chunk, kLength - begin);
+          const TestBatch part({{static_cast<int>(begin), static_cast<int>(length)}}, 16);
+          const auto slice = [&](const std::vector<float>& values, int64_t width) {
+            return std::vector<float>(values.begin() + begin * width,
+                                      values.begin() + (begin + length) * width);
+          };
+          Buffer x(type(), slice(x_before, d * dv)), h_part(type(), slice(h, d));
+          Buffer c(type(), length * d);
+          DeltaStepArgs args;
+          args.type = type();
+          args.d = d;
+          args.dv = dv;
+          args.x = x.data();
+          args.rewrite = Rewrite::kDelta;
+          args.h = h_part.data();
+          args.k_eps = 0.5f;
+          args.compress = row.compress;
+          args.compress_weight = compress.data();
+          args.taps = row.taps;
+          args.tail = tail.data();
+          args.tail_stride = taps * d;
+          args.norm_weight = norm.data();
+          args.norm_eps = 0.1f;
+          args.gates = true;
+          args.gate.beta_weight = w_beta.data();
+          args.gate.v_weight = w_v.data();
+          args.gate.v_bias = b_v.data();
+          args.c = c.data();
+          args.v = v.data() + begin * dv;
+          args.beta = beta.data() + begin;
+          kernels().delta_step(executor, part.batch, args);
+          const std::vector<float> x_values = x.Floats(), c_values = c.Floats();
+          found[0].insert(found[0].end(), x_values.begin(), x_values.end());
+          found[1].insert(found[1].end(), c_values.begin(), c_values.end());
+        }
+        found.insert(found.end(), {v, beta, tail});
+        if (expected.empty()) expected = found;
+        const std::vector<std::string> names = {"X", "c", "v", "beta", "tail"};
+        for (size_t i = 0; i < names.size(); ++i) {
+          ASSERT_TRUE(found[i] == expected[i])
+              << row.name << ": " << names[i] << ", chunks of " << chunk << ", "
+              << (executor.parallel_for == nullptr ? "one thread" : "three threads");
+        }
+      }
+    }
+  }
+}
+
 TEST_P(KernelsTest, SwiGlu) {
   for (const int64_t m : {1, 15, 16, 17, 64, 683}) {
     const std::vector<float> ab = random_.Values(3 * 2 * m, 4.0f, type());

@@ -111,23 +111,21 @@ struct RowSums {
 
 enum class Read : uint8_t { kNothing, kIdentity, kChannel, kToken };
 
-// inverse_norm * beta * (v - k^T X) for every channel.
+// |h|^2 and h^T X.
 template <typename T, int kDv>
-DDL_INLINE void DeltaSteps(const DeltaStepArgs& args, int64_t row, int64_t d, const T* x,
-                           const T* h, float* steps) {
+DDL_INLINE void Project(int64_t d, const T* x, const T* h, float& squared, float (&products)[kDv]) {
   constexpr int kBlocks = kDv >= 4 ? 1 : 4 / kDv;  // enough sums that they need not wait
-  Floats squares[kBlocks], products[kBlocks][kDv];
+  Floats squares[kBlocks], sums[kBlocks][kDv];
   DDL_UNROLL for (int b = 0; b < kBlocks; ++b) {
     squares[b] = Broadcast(0.0f);
-    DDL_UNROLL for (int s = 0; s < kDv; ++s) products[b][s] = Broadcast(0.0f);
+    DDL_UNROLL for (int s = 0; s < kDv; ++s) sums[b][s] = Broadcast(0.0f);
   }
   const auto add = [&]<int... kVectors>(int64_t i, int b, Sequence<kVectors...>)
       __attribute__((always_inline)) {
     const Floats h16 = LoadVector(h + i);
     squares[b] = squares[b] + h16 * h16;
-    ((products[b][kVectors] =
-          products[b][kVectors] +
-          Spread<kDv, kVectors>(h16) * LoadVector(x + i * kDv + kVectors * kLanes)),
+    ((sums[b][kVectors] = sums[b][kVectors] +
+                          Spread<kDv, kVectors>(h16) * LoadVector(x + i * kDv + kVectors * kLanes)),
      ...);
   };
   int64_t i = 0;
@@ -137,19 +135,116 @@ DDL_INLINE void DeltaSteps(const DeltaStepArgs& args, int64_t row, int64_t d, co
   for (; i < d; i += kLanes) add(i, 0, Vectors<kDv>());
   DDL_UNROLL for (int b = 1; b < kBlocks; ++b) {
     squares[0] = squares[0] + squares[b];
-    DDL_UNROLL for (int s = 0; s < kDv; ++s) products[0][s] = products[0][s] + products[b][s];
+    DDL_UNROLL for (int s = 0; s < kDv; ++s) sums[0][s] = sums[0][s] + sums[b][s];
   }
-  DDL_UNROLL for (int s = 1; s < kDv; ++s) products[0][0] = products[0][0] + products[0][s];
+  DDL_UNROLL for (int s = 1; s < kDv; ++s) sums[0][0] = sums[0][0] + sums[0][s];
 
-  const float inverse_norm = 1.0f / sqrtf(Total(squares[0]) + args.k_eps * args.k_eps);
+  squared = Total(squares[0]);
+  float lanes[kLanes];
+  StoreVector(lanes, sums[0][0]);
+  for (int j = 0; j < kDv; ++j) {
+    products[j] = 0.0f;
+    for (int l = j; l < kLanes; l += kDv) products[j] += lanes[l];
+  }
+}
+
+#if defined(__AVX512BF16__)
+// The same without a conversion of X: a product takes two neighbours of it, of which one has a
+// factor of zero, and sums in float32.
+template <int kDv>
+DDL_INLINE void Project(int64_t d, const BFloat16* x, const BFloat16* h, float& squared,
+                        float (&products)[kDv]) {
+  static_assert(kPartLanes == 16);
+  const auto add =
+      [](PartFloats & sum, const auto& a, const auto& b) __attribute__((always_inline)) {
+    sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  };
+  // Lane f is (h[f], 0).
+  const auto load_h = [h](int64_t i) __attribute__((always_inline)) {
+    PartHalves halves;
+    memcpy(&halves, h + i, sizeof(halves));
+    return Widen(halves);
+  };
+  if constexpr (kDv == 1) {
+    PartFloats squares[2] = {}, sums[2] = {};
+    const auto neighbours = [&](int64_t i, int b) __attribute__((always_inline)) {
+      PartWords x32, h32;
+      memcpy(&x32, x + i, sizeof(x32));
+      memcpy(&h32, h + i, sizeof(h32));
+      add(squares[b], h32, h32);
+      add(sums[b], x32, h32);
+    };
+    int64_t i = 0;
+    for (; i + 4 * kLanes <= d; i += 4 * kLanes) {
+      neighbours(i, 0);
+      neighbours(i + 2 * kLanes, 1);
+    }
+    for (; i + 2 * kLanes <= d; i += 2 * kLanes) neighbours(i, 0);
+    if (i < d) {
+      PartHalves halves;
+      memcpy(&halves, x + i, sizeof(halves));
+      const PartWords h16 = load_h(i);
+      add(squares[0], h16, h16);
+      add(sums[0], Widen(halves), h16);
+    }
+    squared = Total({{squares[0] + squares[1]}});
+    products[0] = Total({{sums[0] + sums[1]}});
+  } else {
+    constexpr int kVectorsOfX = kDv / 2;       // of 32 numbers, in sixteen features
+    constexpr int kBlocks = kDv == 2 ? 2 : 1;  // enough sums that they need not wait
+    PartFloats squares[kBlocks] = {}, even[kBlocks][kVectorsOfX] = {},
+               odd[kBlocks][kVectorsOfX] = {};
+    const auto block = [&]<int... kVectors>(int64_t i, int b, Sequence<kVectors...>)
+        __attribute__((always_inline)) {
+      const PartWords h16 = load_h(i);
+      add(squares[b], h16, h16);
+      const auto multiply = [&]<int kVector>(Sequence<kVector>) __attribute__((always_inline)) {
+        // A lane has two numbers: the spread is that of half as many channels.
+        const PartWords spread = reinterpret_cast<PartWords>(
+            Spread<kDv / 2, kVector>({{reinterpret_cast<PartFloats>(h16)}}).part[0]);
+        PartWords pairs;
+        memcpy(&pairs, x + i * kDv + kVector * 2 * kLanes, sizeof(pairs));
+        add(even[b][kVector], pairs, spread);
+        add(odd[b][kVector], pairs, spread << 16);
+      };
+      (multiply(Sequence<kVectors>()), ...);
+    };
+    int64_t i = 0;
+    for (; i + kBlocks * kLanes <= d; i += kBlocks * kLanes) {
+      DDL_UNROLL for (int b = 0; b < kBlocks; ++b) block(i + b * kLanes, b, Vectors<kVectorsOfX>());
+    }
+    for (; i < d; i += kLanes) block(i, 0, Vectors<kVectorsOfX>());
+    PartFloats even_sum = {}, odd_sum = {}, squares_sum = {};
+    DDL_UNROLL for (int b = 0; b < kBlocks; ++b) {
+      squares_sum = squares_sum + squares[b];
+      DDL_UNROLL for (int s = 0; s < kVectorsOfX; ++s) {
+        even_sum = even_sum + even[b][s];
+        odd_sum = odd_sum + odd[b][s];
+      }
+    }
+    squared = Total({{squares_sum}});
+    float lanes[2][kLanes];
+    StoreVector(lanes[0], {{even_sum}});
+    StoreVector(lanes[1], {{odd_sum}});
+    for (int j = 0; j < kDv; ++j) {
+      products[j] = 0.0f;
+      for (int l = j / 2; l < kLanes; l += kDv / 2) products[j] += lanes[j % 2][l];
+    }
+  }
+}
+#endif
+
+// inverse_norm * beta * (v - k^T X) for every channel.
+template <typename T, int kDv>
+DDL_INLINE void DeltaSteps(const DeltaStepArgs& args, int64_t row, int64_t d, const T* x,
+                           const T* h, float* steps) {
+  float squared, products[kDv];
+  Project(d, x, h, squared, products);
+  const float inverse_norm = 1.0f / sqrtf(squared + args.k_eps * args.k_eps);
   const float beta = args.beta[row];
   const float* v = args.v + row * args.dv;
-  float lanes[kLanes];
-  StoreVector(lanes, products[0][0]);
   for (int j = 0; j < kDv; ++j) {
-    float projection = 0.0f;
-    for (int l = j; l < kLanes; l += kDv) projection += lanes[l];
-    steps[j] = j < args.dv ? inverse_norm * beta * (v[j] - inverse_norm * projection) : 0.0f;
+    steps[j] = j < args.dv ? inverse_norm * beta * (v[j] - inverse_norm * products[j]) : 0.0f;
   }
 }
 

@@ -31,17 +31,19 @@ DDL_INLINE void Interleave(const Floats (&rows)[4], float* to) {
 #endif
 }
 
-// Four times the same four numbers.
-DDL_INLINE Floats RepeatFour(const float* four) {
-  typedef float Four __attribute__((vector_size(16)));
-  Four value;
-  memcpy(&value, four, sizeof(value));
+// Four times the same four lanes, from 4 kGroup on.
+template <int kGroup>
+DDL_INLINE Floats RepeatFour(const Floats& value) {
 #if defined(__AVX512F__)
-  return {{__builtin_shufflevector(value, value, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3)}};
+#define DDL_LANES 4 * kGroup, 4 * kGroup + 1, 4 * kGroup + 2, 4 * kGroup + 3
+  return {{__builtin_shufflevector(value.part[0], value.part[0], DDL_LANES, DDL_LANES, DDL_LANES,
+                                   DDL_LANES)}};
+#undef DDL_LANES
 #else
-  float lanes[kLanes];
-  DDL_UNROLL for (int i = 0; i < 4; ++i) memcpy(lanes + 4 * i, &value, sizeof(value));
-  return LoadVector(lanes);
+  float from[kLanes], to[kLanes];
+  StoreVector(from, value);
+  DDL_UNROLL for (int i = 0; i < 4; ++i) memcpy(to + 4 * i, from + 4 * kGroup, 4 * sizeof(float));
+  return LoadVector(to);
 #endif
 }
 
@@ -56,10 +58,11 @@ void ExpandFourByFour(const T* const (&embeddings)[4], const float* conv, int64_
     Interleave(rows, taps);
     for (int64_t group = 0; group < kLanes; group += 4) {
       const float* w = conv + (i + group) * kLanes;
-      Floats products[4];
-      DDL_UNROLL for (int n = 0; n < 4; ++n) {
-        products[n] = LoadVector(w + n * kLanes) * RepeatFour(taps + (group + n) * 4);
-      }
+      const Floats four = LoadVector(taps + group * 4);
+      const Floats products[4] = {LoadVector(w) * RepeatFour<0>(four),
+                                  LoadVector(w + kLanes) * RepeatFour<1>(four),
+                                  LoadVector(w + 2 * kLanes) * RepeatFour<2>(four),
+                                  LoadVector(w + 3 * kLanes) * RepeatFour<3>(four)};
       StoreVector(x + (i + group) * 4, GroupSums<4>(products));
     }
   }

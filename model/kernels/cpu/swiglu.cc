@@ -12,7 +12,11 @@ void SwiGluTyped(const Executor& executor, int64_t tokens, const SwiGluArgs& arg
       const T* a = static_cast<const T*>(args.ab) + t * 2 * m;
       const T* b = a + m;
       T* y = static_cast<T*>(args.y) + t * m;
-      for (int64_t i = 0; i < m; ++i) Store(y + i, Silu(Load(a + i)) * Load(b + i));
+      int64_t i = 0;
+      for (; i + kLanes <= m; i += kLanes) {
+        StoreVector(y + i, Silu(LoadVector(a + i)) * LoadVector(b + i));
+      }
+      for (; i < m; ++i) Store(y + i, Silu(Load(a + i)) * Load(b + i));
     }
   });
 }

@@ -63,6 +63,7 @@ constexpr int kPartLanes = 4;
 constexpr int kParts = static_cast<int>(kLanes) / kPartLanes;
 
 typedef float PartFloats __attribute__((vector_size(4 * kPartLanes)));
+typedef int32_t PartInts __attribute__((vector_size(4 * kPartLanes)));
 typedef uint32_t PartWords __attribute__((vector_size(4 * kPartLanes)));
 typedef uint16_t PartHalves __attribute__((vector_size(2 * kPartLanes)));
 
@@ -98,12 +99,22 @@ DDL_INLINE Floats LoadVector(const float* p) {
   }
   return result;
 }
+// GCC converts the long way round, by quarters.
+DDL_INLINE PartWords Widen(const PartHalves& halves) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<PartWords>(
+      _mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(halves)));
+#else
+  return __builtin_convertvector(halves, PartWords);
+#endif
+}
+
 DDL_INLINE Floats LoadVector(const BFloat16* p) {
   Floats result;
   DDL_UNROLL for (int i = 0; i < kParts; ++i) {
     PartHalves halves;
     memcpy(&halves, p + i * kPartLanes, sizeof(halves));
-    result.part[i] = reinterpret_cast<PartFloats>(__builtin_convertvector(halves, PartWords) << 16);
+    result.part[i] = reinterpret_cast<PartFloats>(Widen(halves) << 16);
   }
   return result;
 }
@@ -121,8 +132,12 @@ DDL_INLINE void StoreVector(BFloat16* p, const Floats& value) {
     const PartWords bits = reinterpret_cast<PartWords>(value.part[i]);
     const PartWords rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const PartWords is_nan = reinterpret_cast<PartWords>(value.part[i] != value.part[i]);
-    const PartHalves halves =
-        __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), PartHalves);
+    const PartWords words = (rounded & ~is_nan) | (is_nan & 0x7fc0u);
+#if defined(__AVX512F__)
+    const __m256i halves = _mm512_maskz_cvtepi32_epi16(0xffff, reinterpret_cast<__m512i>(words));
+#else
+    const PartHalves halves = __builtin_convertvector(words, PartHalves);
+#endif
 #endif
     memcpy(p + i * kPartLanes, &halves, sizeof(halves));
   }
@@ -130,12 +145,21 @@ DDL_INLINE void StoreVector(BFloat16* p, const Floats& value) {
 
 // The sum of the lanes, by halves: lane i with lane i + 8, then i + 4 ...
 DDL_INLINE float Total(const Floats& value) {
+#if defined(__AVX512F__)
+  const PartFloats& a = value.part[0];
+  const PartFloats b =
+      a + __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  const PartFloats c =
+      b + __builtin_shufflevector(b, b, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3);
+  return (c[0] + c[2]) + (c[1] + c[3]);
+#else
   float sum[kLanes];
   memcpy(sum, &value, sizeof(sum));
   DDL_UNROLL for (int64_t width = kLanes / 2; width > 0; width /= 2) {
     DDL_UNROLL for (int64_t i = 0; i < width; ++i) sum[i] += sum[i + width];
   }
   return sum[0];
+#endif
 }
 
 // The sums of neighbouring lanes, those of `a` first.
@@ -196,8 +220,36 @@ DDL_INLINE float Exp(float x) {
   return p * scale;
 }
 
+// The same for vectors.
+DDL_INLINE PartFloats Exp(PartFloats x) {
+  const PartFloats most = PartFloats{} + 88.0f, least = PartFloats{} - 87.0f;
+  x = x > most ? most : x;
+  x = x < least ? least : x;
+  const float shifter = 12582912.0f;
+  const PartFloats shifted = x * 1.44269504088896341f + shifter;
+  const PartFloats n = shifted - shifter;
+  PartFloats r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  PartFloats p = PartFloats{} + 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const PartInts exponent = (reinterpret_cast<PartInts>(shifted) - 0x4b400000 + 127) << 23;
+  return p * reinterpret_cast<PartFloats>(exponent);
+}
+
 DDL_INLINE float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }
 DDL_INLINE float Silu(float x) { return x * Sigmoid(x); }
+DDL_INLINE Floats Silu(const Floats& x) {
+  Floats result;
+  DDL_UNROLL for (int i = 0; i < kParts; ++i) {
+    result.part[i] = x.part[i] / (1.0f + Exp(-x.part[i]));
+  }
+  return result;
+}
 
 // ---- Sums, in sixteen partial sums
 
