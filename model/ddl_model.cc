@@ -90,11 +90,18 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
 
   max_sequences_ = options.max_sequences;
 
-  const int64_t rows = options.max_step_tokens;
+  const int64_t rows = std::max<int64_t>(options.max_step_tokens, head_.min_rows());
   const at::TensorOptions activations = at::TensorOptions().dtype(dtype_);
   const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);
   x_ = at::empty({rows, d_, dv_}, activations);
   c_ = at::empty({rows, d_}, activations);
+  attention_y_ =
+      at::empty({rows, int64_t{config.num_attention_heads} * config.head_dim}, activations);
+  mlp_y_ = at::empty({rows, mlp_width_}, activations);
+  // A single row is multiplied together with whatever its neighbour holds.
+  for (at::Tensor* input : {&c_, &attention_y_, &mlp_y_}) {
+    input->narrow(0, 0, head_.min_rows()).zero_();
+  }
   v_ = at::empty({rows, dv_}, floats);
   beta_ = at::empty({rows}, floats);
 }
@@ -139,15 +146,15 @@ void DdlModel::Boundary(const kernels::Batch& batch, const DeltaResidual& residu
   }
 }
 
-at::Tensor DdlModel::Mlp(const Layer& layer, const at::Tensor& c) const {
+at::Tensor DdlModel::Mlp(const kernels::Batch& batch, const Layer& layer, const at::Tensor& c,
+                         const at::Tensor& y) const {
   const at::Tensor ab = layer.mlp_input(c);
-  const at::Tensor y = at::empty({c.size(0), mlp_width_}, c.options());
   kernels::SwiGluArgs args;
   args.type = kernel_type_;
   args.m = mlp_width_;
   args.ab = ab.const_data_ptr();
   args.y = y.data_ptr();
-  kernels::SwiGlu(executor_, c.size(0), args);
+  kernels::SwiGlu(executor_, batch.tokens, args);
   return layer.mlp_output(y);
 }
 
@@ -159,7 +166,10 @@ at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int3
     stats->beta.resize(size);
     stats->update_ratio.resize(size);
   }
-  const at::Tensor c = c_.narrow(0, 0, batch.tokens);
+  const int64_t rows = std::max(batch.tokens, head_.min_rows());
+  const at::Tensor c = c_.narrow(0, 0, rows);
+  const at::Tensor attention_y = attention_y_.narrow(0, 0, rows);
+  const at::Tensor mlp_y = mlp_y_.narrow(0, 0, rows);
   const auto observe = [&](int64_t layer) {
     if (observe_state && layer >= 0) observe_state(layer, x_.narrow(0, 0, batch.tokens));
   };
@@ -169,13 +179,14 @@ at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int3
     const Layer& layer = layers_[l];
     Boundary(batch, layer.before_attention, h, 2 * l, stats);
     observe(l - 1);
-    h = layer.attention.Forward(executor_, batch, c, kv_cache_.layer(l), &shift_tails_, l);
+    h = layer.attention.Forward(executor_, batch, c, kv_cache_.layer(l), &shift_tails_, l,
+                                attention_y);
     Boundary(batch, layer.before_mlp, h, 2 * l + 1, stats);
-    h = Mlp(layer, c);
+    h = Mlp(batch, layer, c, mlp_y);
   }
   Boundary(batch, before_head_, h, 2 * static_cast<int64_t>(layers_.size()), stats);
   observe(static_cast<int64_t>(layers_.size()) - 1);
-  return c;
+  return c_.narrow(0, 0, batch.tokens);
 }
 
 bool DdlModel::ReadsOverTokens(HiddenReadout::Kind kind) const {

@@ -83,7 +83,9 @@ class DdlModel {
   // sublayer reads. `index` numbers the boundaries from 0 to 2 * layers.
   void Boundary(const kernels::Batch& batch, const DeltaResidual& residual, const at::Tensor& h,
                 int64_t index, Stats* stats);
-  at::Tensor Mlp(const Layer& layer, const at::Tensor& c) const;
+  // c [rows, d] -> [rows, d], of which the batch's tokens have a meaning. Overwrites `y` [rows, m].
+  at::Tensor Mlp(const kernels::Batch& batch, const Layer& layer, const at::Tensor& c,
+                 const at::Tensor& y) const;
 
   // Constant after construction.
   std::shared_ptr<const Checkpoint> checkpoint_;  // keeps mapped weights alive
@@ -118,11 +120,13 @@ class DdlModel {
   std::map<std::pair<int64_t, HiddenReadout::Kind>, ReadoutTails> readout_tails_;
   int32_t max_sequences_ = 0;
 
-  // Buffers of a step, [max_step_tokens, ...].
-  at::Tensor x_;     // [., d, dv]
-  at::Tensor c_;     // [., d]
-  at::Tensor v_;     // [., dv] float32
-  at::Tensor beta_;  // [.] float32
+  // Buffers of a step, [max_step_tokens or the products' fewest rows, ...].
+  at::Tensor x_;            // [., d, dv]
+  at::Tensor c_;            // [., d]
+  at::Tensor attention_y_;  // [., H * hd]
+  at::Tensor mlp_y_;        // [., m]
+  at::Tensor v_;            // [., dv] float32
+  at::Tensor beta_;         // [.] float32
 };
 
 }  // namespace ddl

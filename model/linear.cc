@@ -14,10 +14,9 @@ using at::Tensor;
 // oneDNN's products on prepacked weights are operators without a C++ header: they are reached
 // through the dispatcher.
 Tensor Pack(const Tensor& weight) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("mkldnn::_reorder_linear_weight", "")
-          .typed<Tensor(const Tensor&, std::optional<c10::SymInt>)>();
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("mkldnn::_reorder_linear_weight", "")
+                             .typed<Tensor(const Tensor&, std::optional<c10::SymInt>)>();
   return op.call(weight, std::nullopt);
 }
 
@@ -28,7 +27,8 @@ Tensor PackedProduct(const Tensor& x, const Tensor& packed) {
           .typed<Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&,
                         c10::string_view, c10::List<std::optional<at::Scalar>>,
                         std::optional<c10::string_view>)>();
-  return op.call(x, packed, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), "");
+  static const c10::List<std::optional<at::Scalar>> no_scalars;
+  return op.call(x, packed, std::nullopt, "none", no_scalars, "");
 }
 
 // oneDNN multiplies bfloat16 only where these are (or AMX, which implies them).
@@ -58,7 +58,9 @@ Tensor Linear::operator()(const Tensor& x) const {
   if (!is_packed_) return at::linear(x, weight_);
   // A single row takes another path in oneDNN, with sums in another order: give it a companion,
   // so that a row's bits are the same in every batch.
-  if (x.size(0) == 1) return PackedProduct(x.expand({2, -1}).contiguous(), weight_).narrow(0, 0, 1);
+  if (x.size(0) < min_rows()) {
+    return PackedProduct(x.expand({min_rows(), -1}).contiguous(), weight_).narrow(0, 0, 1);
+  }
   return PackedProduct(x, weight_);
 }
 

@@ -22,6 +22,10 @@ class Linear {
   // row of the result depends on that row of x only, bit for bit, whatever the number of rows.
   at::Tensor operator()(const at::Tensor& x) const;
 
+  // The fewest rows that are multiplied. Fewer are copied first: a caller that has room for as many
+  // rather passes them all, and ignores the rest of the result.
+  int64_t min_rows() const { return is_packed_ ? 2 : 1; }
+
   int64_t out_features() const { return out_features_; }
 
  private:

@@ -97,9 +97,14 @@ struct TestBatch {
         block_table.push_back(static_cast<int32_t>(b * slot.size() + s));
       }
     }
-    batch = {static_cast<int64_t>(position.size()), static_cast<int64_t>(slot.size()),
-             row_begin.data(), row_sequence.data(), position.data(), slot.data(),
-             block_table.data(), stride};
+    batch = {static_cast<int64_t>(position.size()),
+             static_cast<int64_t>(slot.size()),
+             row_begin.data(),
+             row_sequence.data(),
+             position.data(),
+             slot.data(),
+             block_table.data(),
+             stride};
   }
   int64_t slots() const { return 2 * batch.sequences + 1; }
   int64_t blocks() const { return stride * batch.sequences; }
@@ -128,7 +133,8 @@ std::vector<Parameters> Everything() {
 #if defined(__x86_64__)
   const std::string best = BestCpuKernels().instruction_set;
   if (best != "portable") sets.push_back(&avx2::kCpuKernels);
-  if (best == "avx512") sets.push_back(&avx512::kCpuKernels);
+  if (best.starts_with("avx512")) sets.push_back(&avx512::kCpuKernels);
+  if (best == "avx512_bf16") sets.push_back(&avx512_bf16::kCpuKernels);
 #endif
   std::vector<Parameters> all;
   for (const CpuKernels* set : sets) {
@@ -146,7 +152,7 @@ class KernelsTest : public testing::TestWithParam<Parameters> {
 };
 
 TEST_P(KernelsTest, ExpandInput) {
-  for (const int64_t d : {1, 5, 33}) {
+  for (const int64_t d : {1, 5, 16, 33, 64}) {
     for (const int64_t dv : {1, 3, 4, 8}) {
       for (const int64_t taps : {0, 1, 2, 4}) {  // 0: repeat
         const int64_t width = std::max<int64_t>(taps, 1);
@@ -207,8 +213,14 @@ TEST_P(KernelsTest, DeltaStep) {
       {"constant v", 40, 4, Rewrite::kDelta, Compress::kChannel, 0, Gates::kConstant},
       {"linear v", 40, 4, Rewrite::kDelta, Compress::kChannel, 0, Gates::kNoSigmoid},
   };
-  for (int64_t dv = 1; dv <= 8; ++dv) {
-    for (const int64_t d : {1, 15, 16, 17, 31, 33, 100}) {
+  // Rows and weights in place, or padded; blocks of sixteen features one, two or four at a time;
+  // more channels than there are vectors for.
+  for (const int64_t d : {16, 48, 64, 65, 80, 144}) {
+    rows.push_back({"baseline", d, 1, Rewrite::kAdd, Compress::kIdentity, 0, Gates::kNone});
+    rows.push_back({"vdim1", d, 1, Rewrite::kDelta, Compress::kIdentity, 0, Gates::kLinear});
+  }
+  for (const int64_t dv : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17}) {
+    for (const int64_t d : {1, 15, 16, 17, 31, 33, 80, 100, 128}) {
       rows.push_back({"cc", d, dv, Rewrite::kDelta, Compress::kChannel, 0, Gates::kLinear});
       rows.push_back(
           {"tc", d, dv, Rewrite::kDelta, Compress::kToken, 1 + (d + dv) % 5, Gates::kLinear});
@@ -343,7 +355,8 @@ TEST_P(KernelsTest, DeltaStep) {
           }
         }
         // Rows before the chunk reach this output through the tail they left.
-        if (row.compress == Compress::kToken && t - first < taps - 1 && ragged.position[first] > 0) {
+        if (row.compress == Compress::kToken && t - first < taps - 1 &&
+            ragged.position[first] > 0) {
           sum += tail_before[ragged.slot[s] * taps * d + (t - first) * d + i];
         }
         want_x_in[t * d + i] = sum;
@@ -584,6 +597,99 @@ TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
   }
 }
 
+// Calls the body on three ranges, as three threads would.
+void ForThree(int64_t n, int64_t /*grain*/, Executor::Body body, void* context) {
+  body(context, 0, n / 3);
+  body(context, n / 3, n - n / 5);
+  body(context, n - n / 5, n);
+}
+
+// Rows are taken in tiles and threads share the work: a row's bits know nothing of either, nor of
+// the block size.
+TEST_P(KernelsTest, PagedAttentionHasTheSameBitsByAnyChunking) {
+  struct Row {
+    std::string name;
+    int64_t heads, head_dim;
+    bool norm_and_gate;
+  };
+  const std::vector<Row> rows = {
+      {"one dimension", 1, 1, false},       {"less than a vector", 2, 15, true},
+      {"one vector", 1, 16, false},         {"odd", 2, 17, false},
+      {"three vectors", 1, 48, true},       {"seven vectors", 1, 112, false},
+      {"the paper's", 2, 128, false},       {"more than a tile of sums", 1, 145, true},
+      {"twice the paper's", 1, 256, false},
+  };
+  constexpr int64_t kLength = 75;
+  for (const Row& row : rows) {
+    const int64_t heads = row.heads, hd = row.head_dim, width = heads * hd;
+    const std::vector<float> q = random_.Values(kLength * width, 1.0f, type());
+    const std::vector<float> k = random_.Values(kLength * width, 1.0f, type());
+    const std::vector<float> v = random_.Values(kLength * width, 1.0f, type());
+    const std::vector<float> gate = random_.Values(kLength * width, 1.0f, type());
+    const std::vector<float> norm = random_.Values(hd, 1.0f);
+    std::vector<float> expected;
+    for (const int block_size : {16, 1, 5, 32, 48, 100}) {
+      const TestBatch whole({{0, kLength}}, block_size);
+      // What nobody has written is NaN, and must not be seen.
+      std::vector<float> k_cache(whole.blocks() * width * block_size, NAN), v_cache = k_cache;
+      const auto fill = [&](int64_t begin, int64_t end) {
+        for (int64_t p = begin; p < end; ++p) {
+          for (int64_t head = 0; head < heads; ++head) {
+            const int64_t base =
+                (whole.block_table[p / block_size] * heads + head) * hd * block_size;
+            for (int64_t n = 0; n < hd; ++n) {
+              k_cache[base + n * block_size + p % block_size] = k[p * width + head * hd + n];
+              v_cache[base + p % block_size * hd + n] = v[p * width + head * hd + n];
+            }
+          }
+        }
+      };
+      int64_t filled = 0;
+      for (const int64_t chunk : {75, 1, 2, 3, 7, 8, 9, 16, 37}) {
+        for (const Executor& executor : {Executor(), Executor{ForThree}}) {
+          std::vector<float> found;
+          for (int64_t begin = 0; begin < kLength; begin += chunk) {
+            const int64_t length = std::min(chunk, kLength - begin);
+            if (chunk == 1 && begin == 0) {  // token by token, with nothing beyond
+              std::fill(k_cache.begin(), k_cache.end(), NAN);
+              std::fill(v_cache.begin(), v_cache.end(), NAN);
+              filled = 0;
+            }
+            fill(filled, begin + length);
+            filled = std::max(filled, begin + length);
+            TestBatch part({{static_cast<int>(begin), static_cast<int>(length)}}, block_size);
+            part.batch.block_table = whole.block_table.data();
+            part.batch.block_table_stride = whole.stride;
+            Buffer q_buffer(type(), std::vector<float>(q.begin() + begin * width,
+                                                       q.begin() + (begin + length) * width));
+            Buffer gate_buffer(type(), std::vector<float>(gate.begin() + begin * width,
+                                                          gate.begin() + (begin + length) * width));
+            Buffer k_buffer(type(), k_cache), v_buffer(type(), v_cache), y(type(), length * width);
+            PagedAttentionArgs args;
+            args.type = type();
+            args.heads = heads;
+            args.head_dim = hd;
+            args.q = q_buffer.data();
+            args.q_stride = width;
+            args.cache = {k_buffer.data(), v_buffer.data(), block_size};
+            args.norm_weight = row.norm_and_gate ? norm.data() : nullptr;
+            args.norm_eps = 0.05f;
+            args.gate = row.norm_and_gate ? gate_buffer.data() : nullptr;
+            args.y = y.data();
+            kernels().paged_attention(executor, part.batch, args);
+            const std::vector<float> values = y.Floats();
+            found.insert(found.end(), values.begin(), values.end());
+          }
+          if (expected.empty()) expected = found;
+          ASSERT_EQ(found, expected)
+              << row.name << ", block size " << block_size << ", chunks of " << chunk;
+        }
+      }
+    }
+    for (const float value : expected) ASSERT_TRUE(std::isfinite(value)) << row.name;
+  }
+}
+
 // Rows that save their tails, and sequences that go on from what another slot holds: the same bits
 // as one sequence that stops there and goes on in its own slot.
 TEST_P(KernelsTest, TailsSavedByRowAndTakenFromAnotherSlot) {
@@ -678,6 +784,91 @@ TEST_P(KernelsTest, TailsSavedByRowAndTakenFromAnotherSlot) {
           const int64_t k = (head * kHeadDim + n) * 16 + p, v = (head * 16 + p) * kHeadDim + n;
           ASSERT_EQ(rest.k_cache[k], whole.k_cache[k]) << "from row " << row;
           ASSERT_EQ(rest.v_cache[v], whole.v_cache[v]) << "from row " << row;
+        }
+      }
+    }
+  }
+}
+
+// The boundary likewise, and TC's above all: threads that begin in the middle of a sequence, chunks
+// of it, single tokens.
+TEST_P(KernelsTest, DeltaStepHasTheSameBitsByAnyChunking) {
+  struct Row {
+    std::string name;
+    int64_t d, dv;
+    Compress compress;
+    int64_t taps;
+  };
+  const std::vector<Row> rows = {
+      {"vdim1", 4160, 1, Compress::kIdentity, 0},
+      {"cc", 1040, 4, Compress::kChannel, 0},
+      {"cc, padded", 1037, 3, Compress::kChannel, 0},
+      {"tc, one tap", 1040, 4, Compress::kToken, 1},
+      {"tc, two taps", 2080, 2, Compress::kToken, 2},
+      {"tc", 1040, 4, Compress::kToken, 4},
+      {"tc, padded", 1037, 3, Compress::kToken, 4},
+      {"tc, many taps", 520, 8, Compress::kToken, 9},
+      {"tc, wide", 512, 9, Compress::kToken, 3},
+  };
+  constexpr int64_t kLength = 23;
+  for (const Row& row : rows) {
+    const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
+    const std::vector<float> x_before = random_.Values(kLength * d * dv, 1.0f, type());
+    const std::vector<float> h = random_.Values(kLength * d, 0.3f, type());
+    const std::vector<float> compress = random_.Values(taps * d * dv, 0.5f);
+    const std::vector<float> norm = random_.Values(d, 1.0f), w_beta = random_.Values(d, 0.2f);
+    const std::vector<float> w_v = random_.Values(dv * d, 0.2f), b_v = random_.Values(dv, 0.5f);
+    const std::vector<float> v_before = random_.Values(kLength * dv, 1.0f);
+    const std::vector<float> beta_before = random_.Values(kLength, 1.0f);
+    const std::vector<float> tail_before = random_.Values(4 * taps * d, 1.0f);
+    std::vector<std::vector<float>> expected;
+    for (const int64_t chunk : {23, 1, 2, 3, 5, 11}) {
+      for (const Executor& executor : {Executor(), Executor{ForThree}}) {
+        std::vector<float> v = v_before, beta = beta_before, tail = tail_before;
+        std::vector<std::vector<float>> found(2);
+        for (int64_t begin = 0; begin < kLength; begin += chunk) {
+          const int64_t length = std::min(chunk, kLength - begin);
+          const TestBatch part({{static_cast<int>(begin), static_cast<int>(length)}}, 16);
+          const auto slice = [&](const std::vector<float>& values, int64_t width) {
+            return std::vector<float>(values.begin() + begin * width,
+                                      values.begin() + (begin + length) * width);
+          };
+          Buffer x(type(), slice(x_before, d * dv)), h_part(type(), slice(h, d));
+          Buffer c(type(), length * d);
+          DeltaStepArgs args;
+          args.type = type();
+          args.d = d;
+          args.dv = dv;
+          args.x = x.data();
+          args.rewrite = Rewrite::kDelta;
+          args.h = h_part.data();
+          args.k_eps = 0.5f;
+          args.compress = row.compress;
+          args.compress_weight = compress.data();
+          args.taps = row.taps;
+          args.tail = tail.data();
+          args.tail_stride = taps * d;
+          args.norm_weight = norm.data();
+          args.norm_eps = 0.1f;
+          args.gates = true;
+          args.gate.beta_weight = w_beta.data();
+          args.gate.v_weight = w_v.data();
+          args.gate.v_bias = b_v.data();
+          args.c = c.data();
+          args.v = v.data() + begin * dv;
+          args.beta = beta.data() + begin;
+          kernels().delta_step(executor, part.batch, args);
+          const std::vector<float> x_values = x.Floats(), c_values = c.Floats();
+          found[0].insert(found[0].end(), x_values.begin(), x_values.end());
+          found[1].insert(found[1].end(), c_values.begin(), c_values.end());
+        }
+        found.insert(found.end(), {v, beta, tail});
+        if (expected.empty()) expected = found;
+        const std::vector<std::string> names = {"X", "c", "v", "beta", "tail"};
+        for (size_t i = 0; i < names.size(); ++i) {
+          ASSERT_TRUE(found[i] == expected[i])
+              << row.name << ": " << names[i] << ", chunks of " << chunk << ", "
+              << (executor.parallel_for == nullptr ? "one thread" : "three threads");
         }
       }
     }
