@@ -3,6 +3,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/zeros.h>
 
 #include <optional>
 
@@ -51,17 +52,18 @@ Linear::Linear(const std::vector<Tensor>& weights) {
   const Tensor stacked = weights.size() == 1 ? weights[0] : at::cat(weights);
   out_features_ = stacked.size(0);
   is_packed_ = CanPack(stacked.scalar_type());
+  // Where oneDNN's order of sums was seen to change: tests/model/linear_test.cc.
+  if (is_packed_) min_rows_ = stacked.scalar_type() == at::kFloat ? 16 : 2;
   weight_ = is_packed_ ? Pack(stacked) : stacked;
 }
 
 Tensor Linear::operator()(const Tensor& x) const {
   if (!is_packed_) return at::linear(x, weight_);
-  // A single row takes another path in oneDNN, with sums in another order: give it a companion,
-  // so that a row's bits are the same in every batch.
-  if (x.size(0) < min_rows()) {
-    return PackedProduct(x.expand({min_rows(), -1}).contiguous(), weight_).narrow(0, 0, 1);
-  }
-  return PackedProduct(x, weight_);
+  const int64_t rows = x.size(0);
+  if (rows >= min_rows_) return PackedProduct(x, weight_);
+  const Tensor padded = at::zeros({min_rows_, x.size(1)}, x.options());
+  padded.narrow(0, 0, rows).copy_(x);
+  return PackedProduct(padded, weight_).narrow(0, 0, rows);
 }
 
 }  // namespace ddl

@@ -42,7 +42,7 @@ def test_hidden(server):
 # Known: the float32 product with the 4096 rows of the LM head rounds otherwise for up to 16 rows than
 # for more, in the last bit.
 @pytest.mark.parametrize("dtype", [
-    pytest.param("float32", marks=pytest.mark.xfail(reason="LM head in float32: 16 rows or fewer")),
+    "float32",
     "bfloat16"])
 def test_scores_are_what_decoding_reports(dtype):
     """To the bit, in either type, and for tokens that were drawn in a batch with others."""
