@@ -135,6 +135,18 @@ __device__ void BlockSum(Number (&sum)[N], Number* scratch) {
   __syncthreads();
 }
 
+// `scratch` is shared memory for a number per warp.
+__device__ inline float BlockMax(float value, float* scratch) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int warps = blockDim.x / kWarp;
+  value = WarpMax(value);
+  if (lane == 0) scratch[warp] = value;
+  __syncthreads();
+  for (int w = 0; w < warps; ++w) value = fmaxf(value, scratch[w]);
+  __syncthreads();
+  return value;
+}
+
 }  // namespace ddl::kernels::cuda
 
 #endif  // DDL_MODEL_KERNELS_CUDA_BLOCK_CUH_

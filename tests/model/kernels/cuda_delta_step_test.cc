@@ -371,6 +371,7 @@ TEST_P(CudaDeltaStepTest, BitsDependOnNeitherBatchNorChunks) {
   }
 }
 
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaDeltaStepTest);  // without a GPU
 INSTANTIATE_TEST_SUITE_P(All, CudaDeltaStepTest,
                          testing::Combine(testing::ValuesIn(Engines()),
                                           testing::Values(Type::kFloat32, Type::kBFloat16)),

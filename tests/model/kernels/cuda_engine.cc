@@ -153,6 +153,67 @@ void RunKernel(const Engine& engine, const RaggedBatch& ragged, const DeltaStepA
   session.CopyBack();
 }
 
+void RunKernel(const Engine& engine, const RaggedBatch& ragged, int64_t rope_positions,
+               const AttentionInputArgs& args) {
+  if (engine.where == Where::kCpu) return AttentionInput({}, ragged.batch, args);
+  cuda::ChooseSchedule(engine.schedule);
+  CudaSession session;
+  const Batch batch = In(session, ragged);
+  const int64_t heads = args.heads, hd = args.head_dim;
+  AttentionInputArgs device = args;
+  device.c = session.In(args.c, Bytes(args.type, batch.tokens * args.d));
+  device.qkv = session.InOut(args.qkv, Bytes(args.type, batch.tokens * 3 * heads * hd));
+  for (Shift* shift : {&device.k_shift, &device.v_shift}) {
+    shift->weight = session.In(shift->weight, Floats(heads * args.d));
+  }
+  // Both tails lie in one tensor: slots of [k, v] or of one of them.
+  const int64_t width = heads * hd;
+  float* first = args.k_shift.tail != nullptr ? args.k_shift.tail : args.v_shift.tail;
+  if (first != nullptr) {
+    const int64_t stride = std::max(args.k_shift.tail_stride, args.v_shift.tail_stride);
+    const int64_t extent = (ragged.slots() - 1) * stride +
+                           (args.k_shift.tail != nullptr && args.v_shift.tail != nullptr
+                                ? args.v_shift.tail - args.k_shift.tail
+                                : 0) +
+                           width;
+    float* const tails = session.InOut(first, Floats(extent));
+    if (args.k_shift.tail != nullptr) device.k_shift.tail = tails;
+    if (args.v_shift.tail != nullptr) device.v_shift.tail = tails + (args.v_shift.tail - first);
+  }
+  device.rope_cos = session.In(args.rope_cos, Floats(rope_positions * args.rotary_dims / 2));
+  device.rope_sin = session.In(args.rope_sin, Floats(rope_positions * args.rotary_dims / 2));
+  device.q_norm = session.In(args.q_norm, Floats(hd));
+  device.k_norm = session.In(args.k_norm, Floats(hd));
+  const size_t cache = Bytes(args.type, ragged.blocks() * width * args.cache.block_size);
+  device.cache.k = session.InOut(args.cache.k, cache);
+  device.cache.v = session.InOut(args.cache.v, cache);
+  ASSERT_EQ(cuda::AttentionInput(nullptr, batch, device), cuda::kSuccess);
+  session.CopyBack();
+}
+
+void RunKernel(const Engine& engine, const RaggedBatch& ragged, const PagedAttentionArgs& args) {
+  if (engine.where == Where::kCpu) return PagedAttention({}, ragged.batch, args);
+  cuda::ChooseSchedule(engine.schedule);
+  CudaSession session;
+  const Batch batch = In(session, ragged);
+  const int64_t width = args.heads * args.head_dim, tokens = batch.tokens;
+  PagedAttentionArgs device = args;
+  device.q = session.In(args.q, Bytes(args.type, (tokens - 1) * args.q_stride + width));
+  const size_t cache = Bytes(args.type, ragged.blocks() * width * args.cache.block_size);
+  device.cache.k = session.In(args.cache.k, cache);
+  device.cache.v = session.In(args.cache.v, cache);
+  device.norm_weight = session.In(args.norm_weight, Floats(args.head_dim));
+  device.gate = session.In(args.gate, Bytes(args.type, tokens * width));
+  device.y = session.InOut(args.y, Bytes(args.type, tokens * width));
+  const int64_t longest = *std::max_element(ragged.position.begin(), ragged.position.end()) + 1;
+  std::vector<float> workspace(cuda::PagedAttentionWorkspaceFloats(tokens, device, longest));
+  float* const device_workspace =
+      workspace.empty() ? nullptr : session.In(workspace.data(), Floats(workspace.size()));
+  ASSERT_EQ(cuda::PagedAttention(nullptr, batch, device, longest, device_workspace),
+            cuda::kSuccess);
+  session.CopyBack();
+}
+
 void RunKernel(const Engine& engine, int64_t tokens, const SwiGluArgs& args) {
   if (engine.where == Where::kCpu) return SwiGlu({}, tokens, args);
   cuda::ChooseSchedule(engine.schedule);

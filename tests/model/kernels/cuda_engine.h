@@ -67,6 +67,9 @@ std::vector<Engine> Engines();
 void RunKernel(const Engine& engine, int64_t tokens, int64_t vocabulary,
                const ExpandInputArgs& args);
 void RunKernel(const Engine& engine, const RaggedBatch& ragged, const DeltaStepArgs& args);
+void RunKernel(const Engine& engine, const RaggedBatch& ragged, int64_t rope_positions,
+               const AttentionInputArgs& args);
+void RunKernel(const Engine& engine, const RaggedBatch& ragged, const PagedAttentionArgs& args);
 void RunKernel(const Engine& engine, int64_t tokens, const SwiGluArgs& args);
 
 // Tolerances: one rounding in bfloat16 is 2^-9 relative; float32 sums of a few hundred terms stay
