@@ -14,12 +14,7 @@ namespace {
 // Kernels share LibTorch's threads: a second team on the same cores would slow both.
 void ParallelForOnTorchThreads(int64_t n, int64_t grain, kernels::Executor::Body body,
                                void* context) {
-  at::parallel_for(0, n, grain,
-                   [&](int64_t begin, int64_t end) { body(context, begin, end); });
-}
-
-bool HasTokenConvolution(Variant variant) {
-  return variant == Variant::kTc || variant == Variant::kTcec;
+  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
 // Whether the convolution over value channels looks only backwards. The older layout's code
@@ -70,27 +65,25 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
   const bool dv_causal = ChannelsAreCausal(checkpoint, options);
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     const std::string prefix = "transformer.h." + std::to_string(i) + ".";
-    layers_.push_back({DeltaResidual::BeforeSublayer(checkpoint, prefix, "attn", dv_causal),
-                       Attention(checkpoint, prefix + "attn.", dtype_, &rotary_),
-                       DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal),
-                       Linear({weight(prefix + "mlp.c_fc1.weight"),
-                               weight(prefix + "mlp.c_fc2.weight")}),
-                       Linear({weight(prefix + "mlp.c_proj.weight")})});
+    layers_.push_back(
+        {DeltaResidual::BeforeSublayer(checkpoint, prefix, "attn", dv_causal),
+         Attention(checkpoint, prefix + "attn.", dtype_, &rotary_),
+         DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal),
+         Linear({weight(prefix + "mlp.c_fc1.weight"), weight(prefix + "mlp.c_fc2.weight")}),
+         Linear({weight(prefix + "mlp.c_proj.weight")})});
   }
   before_head_ = DeltaResidual::BeforeHead(checkpoint, dv_causal);
 
-  const int64_t width = config.num_attention_heads * config.head_dim;
   kv_cache_ = KvCache({config.num_hidden_layers, options.kv_num_blocks, config.num_attention_heads,
                        options.kv_block_size, config.head_dim},
                       dtype_);
-  if (HasTokenConvolution(checkpoint.variant())) {
-    const int64_t boundaries = 2 * config.num_hidden_layers + 1;
-    compress_tails_ =
-        Tails(options.max_sequences, boundaries, (before_head_.taps() - 1) * d_);
-  }
-  if (config.use_k_shift || config.use_v_shift) {
-    shift_tails_ = Tails(options.max_sequences, 2 * config.num_hidden_layers, width);
-  }
+  // Slots of sequences, then one for each block.
+  const int64_t slots = int64_t{options.max_sequences} + options.kv_num_blocks;
+  const Tails::Shape compress_tails = Tails::OfCompress(checkpoint);
+  const Tails::Shape shift_tails = Tails::OfShifts(checkpoint);
+  compress_tails_ = Tails(slots, compress_tails);
+  shift_tails_ = Tails(slots, shift_tails);
+  has_tails_ = compress_tails.count * compress_tails.width + shift_tails.count > 0;
 
   const int64_t rows = options.max_step_tokens;
   const at::TensorOptions activations = at::TensorOptions().dtype(dtype_);

@@ -45,6 +45,9 @@ class DdlModel {
   at::Tensor Logits(const at::Tensor& hidden) const;
 
   int64_t input_taps() const { return input_taps_; }
+  // Whether convolutions or shifts over tokens remember anything beyond K/V. Their tails have a
+  // slot for each sequence, then (from max_sequences on) one for each K/V block.
+  bool has_tails() const { return has_tails_; }
   int64_t max_context_length() const { return rotary_.positions(); }
   at::ScalarType dtype() const { return dtype_; }
 
@@ -74,6 +77,7 @@ class DdlModel {
   int64_t dv_ = 1;
   int64_t mlp_width_ = 0;
   int64_t input_taps_ = 1;
+  bool has_tails_ = false;
   float k_eps_ = 0.0f;
   float logit_scale_ = 1.0f;
   at::Tensor embedding_;           // [vocab, d]
@@ -85,8 +89,8 @@ class DdlModel {
 
   // Caches, by block and slot.
   KvCache kv_cache_;
-  Tails compress_tails_;  // per boundary and tap, [d]; TC only
-  Tails shift_tails_;     // per layer o_k, o_v, [H * hd]; with shifts only
+  Tails compress_tails_;  // TC only
+  Tails shift_tails_;     // with shifts only
 
   // Buffers of a step, [max_step_tokens, ...].
   at::Tensor x_;     // [., d, dv]

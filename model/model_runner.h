@@ -58,7 +58,7 @@ struct SequenceChunk {
   int32_t slot = 0;
   // When `start` is where a block ends, and the position before was not computed in this slot
   // (the block was found in the prefix cache, or is shared with another sequence): that block.
-  // The tails go on from what they were when its last position was computed.
+  // The tails go on from what they were when its last position was computed, in an earlier step.
   std::optional<int32_t> tails_from_block;
 
   std::optional<SampleRequest> sample;  // draw a token after the last position
@@ -98,7 +98,7 @@ struct ModelDescription {
   int64_t vocab_size = 0;      // rows of the embedding, padding included
   int64_t block_size = 0;      // context length of config.json, tokens
   int64_t parameter_count = 0;
-  int64_t kv_bytes_per_token = 0;
+  int64_t kv_bytes_per_token = 0;  // see KvBytesPerToken
 
   // Capacity of the caches, as allocated.
   int32_t kv_block_size = 0;  // tokens per block
@@ -121,8 +121,9 @@ struct RunnerOptions {
   bool obey_dv_shortconv_causal = false;
 };
 
-// Bytes of K/V cache that one token takes in the given type, all layers.
-int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype);
+// Bytes of cache that one token takes in the given type, all layers: its K and V, and its share of
+// the tails that are kept for each block of `kv_block_size` tokens, rounded up.
+int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype, int32_t kv_block_size);
 
 // A DDL transformer with its paged caches. Forward must be called by one thread at a time.
 class ModelRunner {

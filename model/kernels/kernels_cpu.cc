@@ -247,20 +247,23 @@ void NormAndGateRow(const DeltaStepArgs& args, int64_t row, const float* x_in, f
   if (args.gates) GateRow(args, row, x_in, c);
 }
 
-// TC: x_in [tokens, d] in float32 from X, one feature range of one sequence. The taps are added
-// oldest first in float32, from X as stored, on every path: prefill, chunks and single tokens
-// give the same bits.
+// The slot whose tails a sequence of the batch goes on from.
+int64_t TailSource(const Batch& batch, int64_t sequence) {
+  return batch.tail_source != nullptr ? batch.tail_source[sequence] : batch.slot[sequence];
+}
+
+// TC: x_in [tokens, d] in float32 from X, features [begin, end) of rows [first, last) of one
+// sequence, from the tails at `source` (null: from the sequence's start) to those at `target`. The
+// taps are added oldest first in float32, from X as stored, on every path: prefill, chunks and
+// single tokens give the same bits.
 template <typename T>
-void CompressTokens(const Batch& batch, const DeltaStepArgs& args, int64_t sequence, int64_t begin,
-                    int64_t end, float* x_in) {
+void CompressRows(const DeltaStepArgs& args, int64_t first, int64_t last, int64_t begin,
+                  int64_t end, const float* source, float* target, float* x_in) {
   constexpr int64_t kMaxTaps = 64;
   const int64_t d = args.d, dv = args.dv, taps = args.taps;
-  const int64_t first = batch.row_begin[sequence], last = batch.row_begin[sequence + 1];
-  float* tail = args.tail + batch.slot[sequence] * args.tail_stride;
-  const bool resume = batch.position[first] > 0;
   for (int64_t i = begin; i < end; ++i) {
     float partial[kMaxTaps] = {};  // a_1 ... a_{k-1}, then a zero that stays
-    for (int64_t n = 0; resume && n + 1 < taps; ++n) partial[n] = tail[n * d + i];
+    for (int64_t n = 0; source != nullptr && n + 1 < taps; ++n) partial[n] = source[n * d + i];
     for (int64_t t = first; t < last; ++t) {
       const T* x = static_cast<const T*>(args.x) + (t * d + i) * dv;
       const auto tap = [&](int64_t r) {
@@ -274,8 +277,28 @@ void CompressTokens(const Batch& batch, const DeltaStepArgs& args, int64_t seque
         partial[n] = (n + 2 < taps ? partial[n + 1] : 0.0f) + tap(taps - 2 - n);
       }
     }
-    for (int64_t n = 0; n + 1 < taps; ++n) tail[n * d + i] = partial[n];
+    for (int64_t n = 0; n + 1 < taps; ++n) target[n * d + i] = partial[n];
   }
+}
+
+// All rows of one sequence, one feature range: a run of rows up to each that saves its tails, and
+// the rest.
+template <typename T>
+void CompressTokens(const Batch& batch, const DeltaStepArgs& args, int64_t sequence, int64_t begin,
+                    int64_t end, float* x_in) {
+  const auto tail = [&](int64_t slot) { return args.tail + slot * args.tail_stride; };
+  int64_t first = batch.row_begin[sequence];
+  const int64_t last = batch.row_begin[sequence + 1];
+  const float* source = batch.position[first] > 0 ? tail(TailSource(batch, sequence)) : nullptr;
+  for (int64_t t = first; batch.row_save != nullptr && t < last; ++t) {
+    if (batch.row_save[t] < 0) continue;
+    float* saved = tail(batch.row_save[t]);
+    CompressRows<T>(args, first, t + 1, begin, end, source, saved, x_in);
+    source = saved;
+    first = t + 1;
+  }
+  // Without rows left, this copies what was saved last.
+  CompressRows<T>(args, first, last, begin, end, source, tail(batch.slot[sequence]), x_in);
 }
 
 template <typename T>
@@ -369,7 +392,7 @@ void ShiftHead(const Batch& batch, const AttentionInputArgs& args, const Shift& 
   const float alpha = Sigmoid(Dot(shift.weight + head * args.d, c, args.d));
   const int64_t sequence = batch.row_sequence[t];
   const bool first_row = t == batch.row_begin[sequence];
-  const float* tail = shift.tail + batch.slot[sequence] * shift.tail_stride + head * hd;
+  const float* tail = shift.tail + TailSource(batch, sequence) * shift.tail_stride + head * hd;
   const T* previous_row = first_row ? nullptr : Projection<T>(args, t - 1, which, head);
   for (int64_t n = 0; n < hd; ++n) {
     float previous = 0.0f;
@@ -383,10 +406,14 @@ void SaveShiftTails(const Batch& batch, const AttentionInputArgs& args, const Sh
                     int64_t which) {
   if (shift.weight == nullptr) return;
   const int64_t width = args.heads * args.head_dim;
-  for (int64_t s = 0; s < batch.sequences; ++s) {
-    float* tail = shift.tail + batch.slot[s] * shift.tail_stride;
-    const T* row = Projection<T>(args, batch.row_begin[s + 1] - 1, which, 0);
+  const auto save = [&](int64_t t, int64_t slot) {
+    float* tail = shift.tail + slot * shift.tail_stride;
+    const T* row = Projection<T>(args, t, which, 0);
     for (int64_t n = 0; n < width; ++n) tail[n] = Load(row + n);
+  };
+  for (int64_t s = 0; s < batch.sequences; ++s) save(batch.row_begin[s + 1] - 1, batch.slot[s]);
+  for (int64_t t = 0; batch.row_save != nullptr && t < batch.tokens; ++t) {
+    if (batch.row_save[t] >= 0) save(t, batch.row_save[t]);
   }
 }
 

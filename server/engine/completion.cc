@@ -28,7 +28,7 @@ Completion::Completion(const GenerateParams& params, const Limits& limits,
 
 SampleRequest Completion::NextSample() const {
   SampleRequest sample;
-  sample.params = sampling_;
+  sample.params = &sampling_;
   sample.index = num_tokens_;
   sample.vocab_size = vocab_size_;
   if (num_tokens_ < stopping_.min_tokens) sample.banned = end_tokens_;

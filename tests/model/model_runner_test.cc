@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -16,6 +18,7 @@
 #include "gtest/gtest.h"
 #include "model/checkpoint.h"
 #include "tests/model/golden_case.h"
+#include "tests/model/scratch_checkpoint.h"
 
 namespace ddl {
 namespace {
@@ -35,6 +38,7 @@ struct TestSequence {
   int32_t computed = 0;
   std::vector<int32_t> block_table;
   int32_t slot = 0;
+  std::optional<int32_t> tails_from_block;
   Outputs outputs;
 };
 
@@ -94,6 +98,7 @@ class Driver {
       part.start = sequence.computed;
       part.block_table = sequence.block_table;
       part.slot = sequence.slot;
+      part.tails_from_block = sequence.tails_from_block;
       part.hidden = Rows::kAll;
       part.logits = Rows::kAll;
       if (want_state) part.state_layer = 0;
@@ -116,8 +121,11 @@ class Driver {
   }
 
   // Greedy continuation of all sequences together, by the runner's own sampling.
-  std::vector<std::vector<TokenId>> Greedy(std::vector<TestSequence>& sequences, int count) {
-    std::vector<std::vector<TokenId>> generated(sequences.size());
+  std::vector<std::vector<SampledToken>> Greedy(std::vector<TestSequence>& sequences, int count,
+                                                int32_t logprobs = -1) {
+    SamplingParams greedy;
+    greedy.temperature = 0.0f;
+    std::vector<std::vector<SampledToken>> generated(sequences.size());
     for (int n = 0; n < count; ++n) {
       std::vector<SequenceChunk> chunks;
       for (TestSequence& sequence : sequences) {
@@ -129,23 +137,69 @@ class Driver {
         part.block_table = sequence.block_table;
         part.slot = sequence.slot;
         SampleRequest sample;
-        sample.params.temperature = 0.0f;
+        sample.params = &greedy;
         sample.index = static_cast<uint64_t>(n);
-        sample.vocab_size = static_cast<TokenId>(runner_->description().vocab_size);
+        sample.vocab_size = vocab_size();
+        sample.logprobs = logprobs;
         part.sample = sample;
         chunks.push_back(part);
       }
       auto outputs = runner_->Forward(chunks);
       EXPECT_TRUE(outputs.ok()) << outputs.status();
       for (size_t i = 0; i < sequences.size(); ++i) {
-        const TokenId token = (*outputs)[i].sampled->id;
-        generated[i].push_back(token);
+        generated[i].push_back(*(*outputs)[i].sampled);
         sequences[i].computed = static_cast<int32_t>(sequences[i].tokens.size());
-        sequences[i].tokens.push_back(token);
+        sequences[i].tokens.push_back(generated[i].back().id);
       }
     }
     return generated;
   }
+
+  // Every token but the first of all sequences together, scored by chunks.
+  std::vector<std::vector<SampledToken>> Score(std::vector<TestSequence>& sequences, int32_t chunk,
+                                               int32_t logprobs) {
+    std::vector<std::vector<SampledToken>> scored(sequences.size());
+    for (bool any = true; any;) {
+      std::vector<SequenceChunk> chunks;
+      std::vector<size_t> owners;
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        const absl::Span<const TokenId> tokens = sequences[i].tokens;
+        const int32_t start = sequences[i].computed;
+        const int32_t end = std::min(static_cast<int32_t>(tokens.size()), start + chunk);
+        if (start == end) continue;
+        SequenceChunk& part = chunks.emplace_back();
+        part.tokens = tokens.first(end);
+        part.start = start;
+        part.block_table = sequences[i].block_table;
+        part.slot = sequences[i].slot;
+        part.score = ScoreRequest{.targets = tokens.subspan(start + 1, end - start),
+                                  .vocab_size = vocab_size(),
+                                  .logprobs = logprobs};
+        owners.push_back(i);
+        sequences[i].computed = end;
+      }
+      any = !chunks.empty();
+      if (!any) break;
+      for (size_t n = 0; const ChunkOutput& output : Forward(chunks)) {
+        EXPECT_TRUE(output.status.ok()) << output.status;
+        EXPECT_EQ(output.scored.size(), chunks[n].score->targets.size());
+        std::vector<SampledToken>& all = scored[owners[n++]];
+        all.insert(all.end(), output.scored.begin(), output.scored.end());
+      }
+    }
+    return scored;
+  }
+
+  std::vector<ChunkOutput> Forward(absl::Span<const SequenceChunk> chunks) {
+    auto outputs = runner_->Forward(chunks);
+    if (!outputs.ok()) {
+      ADD_FAILURE() << outputs.status();
+      std::abort();
+    }
+    return *std::move(outputs);
+  }
+
+  TokenId vocab_size() const { return static_cast<TokenId>(description().vocab_size); }
 
   Variant variant() const { return variant_; }
   const ModelDescription& description() const { return runner_->description(); }
@@ -158,8 +212,7 @@ class Driver {
 std::vector<TestSequence> AllPrompts(const Driver& driver, const GoldenCase& golden) {
   std::vector<TestSequence> sequences;
   for (const GoldenPrompt& prompt : golden.prompts) {
-    sequences.push_back(
-        driver.NewSequence(prompt.tokens, static_cast<int32_t>(sequences.size())));
+    sequences.push_back(driver.NewSequence(prompt.tokens, static_cast<int32_t>(sequences.size())));
   }
   return sequences;
 }
@@ -204,7 +257,9 @@ TEST_P(GoldenTest, Float32GreedyTokens) {
   std::vector<TestSequence> sequences = AllPrompts(driver, golden);
   const auto generated = driver.Greedy(sequences, 12);
   for (size_t i = 0; i < sequences.size(); ++i) {
-    EXPECT_EQ(generated[i], golden.prompts[i].greedy) << golden.prompts[i].name;
+    std::vector<TokenId> ids;
+    for (const SampledToken& token : generated[i]) ids.push_back(token.id);
+    EXPECT_EQ(ids, golden.prompts[i].greedy) << golden.prompts[i].name;
   }
 }
 
@@ -232,6 +287,117 @@ TEST_P(GoldenTest, BatchAndChunksChangeNoBit) {
   }
 }
 
+void ExpectSameToken(const SampledToken& a, const SampledToken& b, const std::string& what) {
+  EXPECT_EQ(a.id, b.id) << what;
+  EXPECT_EQ(a.logprob, b.logprob) << what;
+  ASSERT_EQ(a.top.size(), b.top.size()) << what;
+  for (size_t i = 0; i < a.top.size(); ++i) {
+    EXPECT_EQ(a.top[i].id, b.top[i].id) << what;
+    EXPECT_EQ(a.top[i].logprob, b.top[i].logprob) << what;
+  }
+}
+
+// Bit for bit what was reported when the tokens were drawn. All prompts in one batch are more rows
+// than one slice of logits.
+TEST_P(GoldenTest, ScoresAreTheLogprobsOfDecoding) {
+  const GoldenCase& golden = GetParam();
+  for (const RunnerDType dtype : {RunnerDType::kFloat32, RunnerDType::kBFloat16}) {
+    Driver driver(golden.folder, dtype);
+    std::vector<TestSequence> sequences = AllPrompts(driver, golden);
+    const auto decoded = driver.Greedy(sequences, 12, /*logprobs=*/3);
+    std::vector<std::vector<SampledToken>> first;
+    for (const int32_t chunk : {1 << 20, 1, 3, 7}) {
+      for (TestSequence& sequence : sequences) sequence.computed = 0;
+      // The last token was drawn after the last position that decoding computed.
+      std::vector<TestSequence> given = sequences;
+      const auto scored = driver.Score(given, chunk, /*logprobs=*/3);
+      if (first.empty()) first = scored;
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        const std::string what = golden.prompts[i].name + " chunk " + std::to_string(chunk) + " " +
+                                 driver.description().dtype;
+        const size_t prompt = golden.prompts[i].tokens.size();
+        ASSERT_EQ(scored[i].size(), sequences[i].tokens.size() - 1) << what;
+        for (size_t n = 0; n < scored[i].size(); ++n) {
+          ExpectSameToken(scored[i][n], first[i][n], what);
+          if (n + 1 >= prompt) ExpectSameToken(scored[i][n], decoded[i][n + 1 - prompt], what);
+        }
+      }
+    }
+  }
+}
+
+// What a prefix cache does: B has A's first `shared` positions, and goes on from A's blocks in a
+// slot of its own. `prefill` positions of A come in one chunk, the others one by one.
+TEST_P(GoldenTest, GoingOnFromABlockChangesNoBit) {
+  const GoldenCase& golden = GetParam();
+  struct Row {
+    int32_t block_size, shared, prefill;
+  };
+  const std::vector<Row> rows = {
+      {1, 1, 7},    {1, 5, 7},    {1, 9, 7},    // in the middle of the prefill, after it
+      {4, 4, 11},   {4, 8, 11},   {4, 12, 11},  // a block that decoding ended
+      {4, 16, 16},  {4, 20, 1},                 // a prefill up to a block's end; decoding alone
+      {16, 16, 35}, {16, 32, 35}, {16, 16, 9},
+  };
+  constexpr int32_t kLength = 40;
+  for (const RunnerDType dtype : {RunnerDType::kFloat32, RunnerDType::kBFloat16}) {
+    for (const Row& row : rows) {
+      const std::string what = golden.name + " blocks of " + std::to_string(row.block_size) +
+                               " shared " + std::to_string(row.shared) + " prefill " +
+                               std::to_string(row.prefill) +
+                               (dtype == RunnerDType::kFloat32 ? " float32" : " bfloat16");
+      Driver driver(golden.folder, dtype, false, row.block_size);
+      std::vector<TestSequence> a(1), b(1), c(1), scratch(1);
+      std::mt19937 random(11);
+      for (int32_t i = 0; i < kLength; ++i) {
+        a[0].tokens.push_back(static_cast<TokenId>(random() % driver.vocab_size()));
+        const bool shared = i < row.shared;
+        b[0].tokens.push_back(shared ? a[0].tokens[i]
+                                     : static_cast<TokenId>(random() % driver.vocab_size()));
+      }
+      // Blocks in a scattered order, every third one for the same sequence.
+      for (int32_t i = 0; i < kLength; ++i) {
+        const bool shared = (i + 1) * row.block_size <= row.shared;
+        a[0].block_table.push_back(3 * (kLength - 1 - i));
+        b[0].block_table.push_back(shared ? a[0].block_table[i] : 3 * i + 1);
+        scratch[0].block_table.push_back(3 * i + 2);
+      }
+      a[0].slot = 3;
+      b[0].slot = 5;
+      scratch[0].slot = 2;
+      scratch[0].tokens = b[0].tokens;
+      driver.Step(a, row.prefill, false);
+      while (driver.Step(a, 1, false)) {
+      }
+      b[0].computed = row.shared;
+      b[0].tails_from_block = b[0].block_table[row.shared / row.block_size - 1];
+      driver.Step(b, 6, false);
+      b[0].tails_from_block.reset();
+      while (driver.Step(b, 3, false)) {
+      }
+      while (driver.Step(scratch, 1 << 20, false)) {
+      }
+      const Outputs& whole = scratch[0].outputs;
+      const auto rest = [&](const std::vector<float>& values, int32_t from) {
+        return std::vector<float>(values.begin() + values.size() / kLength * from, values.end());
+      };
+      EXPECT_EQ(b[0].outputs.logits, rest(whole.logits, row.shared)) << what;
+      EXPECT_EQ(b[0].outputs.hidden, rest(whole.hidden, row.shared)) << what;
+
+      // And from the blocks that B itself has added: the last whole one before its end, whose
+      // tails a chunk left that had begun with another's.
+      const int32_t blocks = (kLength - 1) / row.block_size;
+      c[0].tokens = b[0].tokens;
+      c[0].block_table = b[0].block_table;
+      c[0].slot = 6;
+      c[0].computed = blocks * row.block_size;
+      c[0].tails_from_block = c[0].block_table[blocks - 1];
+      driver.Step(c, 1 << 20, false);
+      EXPECT_EQ(c[0].outputs.logits, rest(whole.logits, blocks * row.block_size)) << what;
+    }
+  }
+}
+
 TEST_P(GoldenTest, BlockSizeChangesNothingButRounding) {
   const GoldenCase& golden = GetParam();
   for (const int32_t block_size : {1, 5, 16, 32}) {
@@ -251,6 +417,87 @@ INSTANTIATE_TEST_SUITE_P(All, GoldenTest, testing::ValuesIn(LoadGoldenCases()),
                          [](const auto& info) { return info.param.name; });
 
 TEST(GoldenSetTest, HoldsEveryCase) { EXPECT_EQ(LoadGoldenCases().size(), 43 + 4); }
+
+TEST(KvBytesPerTokenTest, CountsTheTailsOfABlock) {
+  struct Row {
+    std::string golden;
+    int64_t (*tail_floats)(const ModelConfig&);  // of a block
+  };
+  const std::vector<Row> rows = {
+      {"gpt_base", [](const ModelConfig&) -> int64_t { return 0; }},
+      {"ccec_base", [](const ModelConfig&) -> int64_t { return 0; }},
+      {"tc_base",
+       [](const ModelConfig& c) { return (2 * c.num_hidden_layers + 1) * 3 * c.hidden_size; }},
+      {"tc_kernel2",
+       [](const ModelConfig& c) { return (2 * c.num_hidden_layers + 1) * c.hidden_size; }},
+      {"gpt_kv_shift",
+       [](const ModelConfig& c) {
+         return 2 * c.num_hidden_layers * c.num_attention_heads * c.head_dim;
+       }},
+      {"tcec_v_shift",
+       [](const ModelConfig& c) {
+         return (2 * c.num_hidden_layers + 1) * 3 * c.hidden_size +
+                2 * c.num_hidden_layers * c.num_attention_heads * c.head_dim;
+       }},
+  };
+  for (const Row& row : rows) {
+    const auto checkpoint = Checkpoint::Open("tests/data/goldens/" + row.golden);
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+    const ModelConfig& config = checkpoint->config();
+    const int64_t kv = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim;
+    for (const int32_t block_size : {1, 5, 16}) {
+      const double tails = 4.0 * static_cast<double>(row.tail_floats(config)) / block_size;
+      EXPECT_EQ(KvBytesPerToken(*checkpoint, RunnerDType::kFloat32, block_size),
+                4 * kv + static_cast<int64_t>(std::ceil(tails)))
+          << row.golden << " " << block_size;
+      EXPECT_EQ(KvBytesPerToken(*checkpoint, RunnerDType::kBFloat16, block_size),
+                2 * kv + static_cast<int64_t>(std::ceil(tails)))
+          << row.golden << " " << block_size;
+    }
+  }
+}
+
+// A token whose embedding overflows in what it meets: its own sequence fails, no one else.
+TEST(NonFiniteTest, FailsTheSequenceThatHasThem) {
+  const ScratchFolder folder("ccec_base");
+  constexpr TokenId kBad = 7;
+  EditTensors(folder.path(), [](EditableTensors& tensors) {
+    // Feature 0 of the bad token is huge; elsewhere the head ignores feature 0, so that the bad
+    // token's own logit stays finite for others. The first compress makes the feature infinite.
+    const auto set = [](EditableTensor& tensor, size_t index, float value) {
+      ASSERT_EQ(tensor.dtype, "F32");
+      std::memcpy(tensor.bytes.data() + 4 * index, &value, 4);
+    };
+    EditableTensor& embedding = tensors.at("transformer.wte.weight");
+    set(embedding, kBad * embedding.shape[1], 3e38f);
+    set(tensors.at("ln_f.weight"), 0, 0.0f);
+    EditableTensor& compress = tensors.at("transformer.h.0.compress.weight");
+    for (int64_t k = 0; k < compress.shape[1]; ++k) set(compress, k, 50.0f);
+  });
+  for (const RunnerDType dtype : {RunnerDType::kFloat32, RunnerDType::kBFloat16}) {
+    Driver driver(folder.path(), dtype);
+    const TestSequence good = driver.NewSequence({1, 2, 3}, 0);
+    const TestSequence bad = driver.NewSequence({1, kBad, 3}, 1);
+    const std::vector<TokenId> targets = {2, 3, 4};
+    std::vector<SequenceChunk> chunks;
+    for (const TestSequence* sequence : {&good, &bad, &good}) {
+      SequenceChunk& chunk = chunks.emplace_back();
+      chunk.tokens = sequence->tokens;
+      chunk.block_table = sequence->block_table;
+      chunk.slot = static_cast<int32_t>(chunks.size());
+    }
+    chunks[2].block_table = chunks[2].block_table.subspan(1);  // blocks of its own
+    for (SequenceChunk& chunk : chunks) {
+      chunk.score = ScoreRequest{targets, driver.vocab_size(), 0};
+    }
+    const std::vector<ChunkOutput> outputs = driver.Forward(chunks);
+    EXPECT_TRUE(outputs[0].status.ok()) << outputs[0].status;
+    EXPECT_EQ(outputs[1].status.code(), absl::StatusCode::kInternal);
+    EXPECT_TRUE(outputs[2].status.ok()) << outputs[2].status;
+    EXPECT_EQ(outputs[0].scored.size(), 3u);
+    EXPECT_TRUE(std::isfinite(outputs[0].scored[2].logprob));
+  }
+}
 
 // The accelerated official model obeys ddl_state_dv_shortconv_causal, the eager one does not.
 TEST(DvShortconvCausalTest, IsObeyedOnlyWhenAsked) {
@@ -303,9 +550,10 @@ TEST(BFloat16Test, ArgmaxAgreesWithFloat32) {
   }
   for (const auto& [variant, count] : by_variant) {
     const double share = 100.0 * count.equal / count.positions;
-    std::printf("bfloat16 against float32, %-5s: argmax equal at %d of %d positions (%.1f %%), "
-                "largest logit difference %.3f\n",
-                variant.c_str(), count.equal, count.positions, share, count.worst);
+    std::printf(
+        "bfloat16 against float32, %-5s: argmax equal at %d of %d positions (%.1f %%), "
+        "largest logit difference %.3f\n",
+        variant.c_str(), count.equal, count.positions, share, count.worst);
     EXPECT_GE(share, 88.0) << variant;
     EXPECT_LE(count.worst, 0.6f) << variant;
   }

@@ -39,8 +39,10 @@ SampledToken Draw(uint64_t state, const SampleRequest& sample) {
   const auto banned = [&](TokenId id) {
     return std::ranges::find(sample.banned, id) != sample.banned.end();
   };
+  const SamplingParams defaults;
+  const SamplingParams& params = sample.params != nullptr ? *sample.params : defaults;
   uint64_t number = state;
-  if (sample.params.temperature > 0) number = Mix(Mix(state, sample.params.seed), sample.index);
+  if (params.temperature > 0) number = Mix(Mix(state, params.seed), sample.index);
   SampledToken token;
   token.id = static_cast<TokenId>(number % sample.vocab_size);
   while (banned(token.id)) token.id = (token.id + 1) % sample.vocab_size;
