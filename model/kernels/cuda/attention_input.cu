@@ -61,15 +61,26 @@ __global__ void __launch_bounds__(kThreads, 4)
   const bool shifted = which != 0 && shift.weight != nullptr;
   float alpha = 0.0f;
   const T* previous_row = nullptr;  // where o_{t-1} is: in the batch, in the tail, or nowhere
-  float* tail = nullptr;
-  bool from_tail = false;
+  const float* source = nullptr;    // the tail it is in
+  float* target = nullptr;          // the tails that take o_t
+  float* saved = nullptr;
   if (shifted) {
     const T* c = static_cast<const T*>(args.c) + t * args.d;
     alpha = ShiftAlpha(shift.weight + head * args.d, c, args.d, lane);
-    tail = shift.tail + batch.slot[sequence] * shift.tail_stride + head * hd;
-    const bool first_row = t == batch.row_begin[sequence];
-    from_tail = position > 0 && first_row;
-    if (position > 0 && !first_row) previous_row = row - 3 * heads * hd;
+    const auto tail = [&](int64_t slot) {
+      return shift.tail + slot * shift.tail_stride + head * hd;
+    };
+    if (position > 0) {
+      if (t == batch.row_begin[sequence]) {
+        source = tail(TailSource(batch, sequence));
+      } else {
+        previous_row = row - 3 * heads * hd;
+      }
+    }
+    if (save_tails) {
+      target = tail(batch.slot[sequence]);
+      if (batch.row_save != nullptr && batch.row_save[t] >= 0) saved = tail(batch.row_save[t]);
+    }
   }
   for (int n = lane * kElements; n < hd; n += kWarp * kElements) {
     const auto pack = LoadPack<kElements>(row + n);
@@ -79,8 +90,10 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int i = 0; i < kElements; ++i) {
       float value = ToFloat(pack.element[i]);
       if (shifted) {
-        const float previous = from_tail ? tail[n + i] : ToFloat(previous_pack.element[i]);
-        if (save_tails) tail[n + i] = value;
+        const float previous =
+            source != nullptr ? source[n + i] : ToFloat(previous_pack.element[i]);
+        if (target != nullptr) target[n + i] = value;
+        if (saved != nullptr) saved[n + i] = value;
         value = alpha * previous + (1.0f - alpha) * value;
       }
       z[n + i] = Activate(activation, value);
@@ -112,18 +125,24 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// After every row has read what was there: o of each sequence's last row.
+// After every row has read what was there: o of each row that leaves it in a tail.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) SaveShiftTails(AttentionInputArgs args, Batch batch) {
-  const int64_t sequence = blockIdx.x;
+  const int64_t t = blockIdx.x;
+  const int64_t sequence = batch.row_sequence[t];
+  const bool last = t == batch.row_begin[sequence + 1] - 1;
+  const int64_t save = batch.row_save != nullptr ? batch.row_save[t] : -1;
+  if (!last && save < 0) return;
   const int64_t width = args.heads * args.head_dim;
-  const int64_t last = batch.row_begin[sequence + 1] - 1;
   for (int which = 1; which < 3; ++which) {
     const Shift& shift = which == 1 ? args.k_shift : args.v_shift;
     if (shift.weight == nullptr) continue;
-    float* tail = shift.tail + batch.slot[sequence] * shift.tail_stride;
-    const T* row = static_cast<const T*>(args.qkv) + (last * 3 + which) * width;
-    for (int64_t n = threadIdx.x; n < width; n += kThreads) tail[n] = ToFloat(row[n]);
+    const T* row = static_cast<const T*>(args.qkv) + (t * 3 + which) * width;
+    for (int64_t n = threadIdx.x; n < width; n += kThreads) {
+      const float value = ToFloat(row[n]);
+      if (last) shift.tail[batch.slot[sequence] * shift.tail_stride + n] = value;
+      if (save >= 0) shift.tail[save * shift.tail_stride + n] = value;
+    }
   }
 }
 
@@ -140,7 +159,7 @@ Error LaunchType(Stream stream, const Batch& batch, const AttentionInputArgs& ar
   const Error error =
       Launch(kernel, grid, kThreads, shared_bytes, stream, args, batch, shifts && single);
   if (error != kSuccess || !shifts || single) return error;
-  return Launch(SaveShiftTails<T>, Grid{batch.sequences}, kThreads, 0, stream, args, batch);
+  return Launch(SaveShiftTails<T>, Grid{batch.tokens}, kThreads, 0, stream, args, batch);
 }
 
 }  // namespace

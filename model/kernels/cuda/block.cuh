@@ -77,6 +77,13 @@ inline bool IsAligned(const void* p, int64_t stride_bytes, int64_t alignment) {
 
 inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// ---- The batch
+
+// The slot whose tails a sequence of the batch goes on from.
+__device__ inline int64_t TailSource(const Batch& batch, int64_t sequence) {
+  return batch.tail_source != nullptr ? batch.tail_source[sequence] : batch.slot[sequence];
+}
+
 // ---- Scalar functions
 
 __device__ inline float Sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }

@@ -164,14 +164,14 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 
   // TC: where the taps before this row's come from.
-  [[maybe_unused]] int64_t first = t;    // first row of the sequence in this batch
-  [[maybe_unused]] bool resume = false;  // rows before it have left their part in the tail
-  [[maybe_unused]] float* tail = nullptr;
+  [[maybe_unused]] int64_t first = t;              // the sequence's first row in this batch
+  [[maybe_unused]] const float* source = nullptr;  // what rows before it have left; null: nothing
   if constexpr (kOverTokens) {
     const int64_t sequence = batch.row_sequence[t];
     first = batch.row_begin[sequence];
-    resume = batch.position[first] > 0;
-    tail = args.tail + batch.slot[sequence] * args.tail_stride;
+    if (batch.position[first] > 0) {
+      source = args.tail + TailSource(batch, sequence) * args.tail_stride;
+    }
   }
 
   // Rewrite and read. sum: x_in^2, w_beta . (w_norm x_in), W_v x_in.
@@ -203,10 +203,10 @@ __global__ void __launch_bounds__(kThreads, 4)
     if constexpr (kOverTokens) {
       // Oldest first: the tail has the taps before `first`, then come rows `first` to t.
       const int64_t taps = args.taps;
-      const bool from_tail = resume && t - first < taps - 1;
+      const bool from_tail = source != nullptr && t - first < taps - 1;
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
-        in.element[i] = from_tail ? tail[(t - first) * d + feature + i] : 0.0f;
+        in.element[i] = from_tail ? source[(t - first) * d + feature + i] : 0.0f;
       }
       const int64_t oldest = t - taps + 1 > first ? t - taps + 1 : first;
       for (int64_t s = oldest; s < t; ++s) {
@@ -224,13 +224,17 @@ __global__ void __launch_bounds__(kThreads, 4)
         in.element[i] = Add(in.element[i], Tap<kDv>(w + i * dv, x_pack, i, dv));
       }
       if (phases.tails) {  // this row is its sequence's only one: a_n <- a_{n+1} + W_{k-1-n} X
+        float* target = args.tail + batch.slot[batch.row_sequence[t]] * args.tail_stride;
+        const int64_t save = batch.row_save != nullptr ? batch.row_save[t] : -1;
         for (int64_t n = 0; n + 1 < taps; ++n) {
           const float* w_n = args.compress_weight + ((taps - 2 - n) * d + feature) * dv;
-          const bool carry = resume && n + 2 < taps;
+          const bool carry = source != nullptr && n + 2 < taps;
 #pragma unroll
           for (int i = 0; i < kGroup; ++i) {
-            const float before = carry ? tail[(n + 1) * d + feature + i] : 0.0f;
-            tail[n * d + feature + i] = Add(before, Tap<kDv>(w_n + i * dv, x_pack, i, dv));
+            const float before = carry ? source[(n + 1) * d + feature + i] : 0.0f;
+            const float after = Add(before, Tap<kDv>(w_n + i * dv, x_pack, i, dv));
+            target[n * d + feature + i] = after;
+            if (save >= 0) args.tail[save * args.tail_stride + n * d + feature + i] = after;
           }
         }
       }
@@ -310,30 +314,42 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// TC: what each sequence's rows in this batch leave for the outputs after them. A block owns a
-// sequence and a thread whole features, so that a_n can be written once a_{n + rows} is read.
+// TC: the tails as they are after rows `first` to `end` - 1 of a sequence, for feature i. `target`
+// may be `source`: a_n is written once a_{n + rows} is read.
+template <typename T, int kDv>
+__device__ void LeaveTail(const DeltaStepArgs& args, int64_t first, int64_t end, int64_t i,
+                          const float* source, float* target) {
+  const int64_t taps = args.taps, d = args.d;
+  const int dv = kDv > 0 ? kDv : static_cast<int>(args.dv);
+  for (int64_t n = 0; n + 1 < taps; ++n) {
+    const int64_t output = end + n;  // the row that a_{n+1} is for
+    const int64_t carried = end - first + n;
+    float sum = source != nullptr && carried < taps - 1 ? source[carried * d + i] : 0.0f;
+    const int64_t oldest = output - taps + 1 > first ? output - taps + 1 : first;
+    for (int64_t s = oldest; s < end; ++s) {
+      const auto x_pack =
+          LoadFeatures<kDv, 1>(static_cast<const T*>(args.x) + (s * d + i) * dv, dv);
+      const float* w = args.compress_weight + ((taps - 1 - (output - s)) * d + i) * dv;
+      sum = Add(sum, Tap<kDv>(w, x_pack, 0, dv));
+    }
+    target[n * d + i] = sum;
+  }
+}
+
+// A block owns a sequence and a thread whole features. The tails that rows in the middle leave come
+// first: they still start from the source.
 template <typename T, int kDv>
 __global__ void __launch_bounds__(kThreads, 4) TokenTails(DeltaStepArgs args, Batch batch) {
   const int64_t sequence = blockIdx.x;
   const int64_t first = batch.row_begin[sequence], end = batch.row_begin[sequence + 1];
-  const int64_t taps = args.taps, d = args.d;
-  const int dv = kDv > 0 ? kDv : static_cast<int>(args.dv);
-  const bool resume = batch.position[first] > 0;
-  float* tail = args.tail + batch.slot[sequence] * args.tail_stride;
-  for (int64_t i = blockIdx.y * kThreads + threadIdx.x; i < d; i += gridDim.y * kThreads) {
-    for (int64_t n = 0; n + 1 < taps; ++n) {
-      const int64_t output = end + n;  // the row that a_{n+1} is for
-      const int64_t carried = end - first + n;
-      float sum = resume && carried < taps - 1 ? tail[carried * d + i] : 0.0f;
-      const int64_t oldest = output - taps + 1 > first ? output - taps + 1 : first;
-      for (int64_t s = oldest; s < end; ++s) {
-        const auto x_pack =
-            LoadFeatures<kDv, 1>(static_cast<const T*>(args.x) + (s * d + i) * dv, dv);
-        const float* w = args.compress_weight + ((taps - 1 - (output - s)) * d + i) * dv;
-        sum = Add(sum, Tap<kDv>(w, x_pack, 0, dv));
-      }
-      tail[n * d + i] = sum;
+  const auto tail = [&](int64_t slot) { return args.tail + slot * args.tail_stride; };
+  const float* source = batch.position[first] > 0 ? tail(TailSource(batch, sequence)) : nullptr;
+  for (int64_t i = blockIdx.y * kThreads + threadIdx.x; i < args.d; i += gridDim.y * kThreads) {
+    for (int64_t t = first; batch.row_save != nullptr && t < end; ++t) {
+      if (batch.row_save[t] < 0) continue;
+      LeaveTail<T, kDv>(args, first, t + 1, i, source, tail(batch.row_save[t]));
     }
+    LeaveTail<T, kDv>(args, first, end, i, source, tail(batch.slot[sequence]));
   }
 }
 

@@ -357,6 +357,63 @@ TEST_P(CudaAttentionTest, BitsDependOnTheRowAlone) {
   }
 }
 
+// Shifts that go on from another slot and leave their tails by row.
+TEST_P(CudaAttentionTest, ShiftTailsByRow) {
+  constexpr int64_t kHeads = 2, kHeadDim = 24, kWidth = kHeads * kHeadDim, kD = 5;
+  for (const auto& sequences :
+       std::vector<std::vector<std::pair<int, int>>>{{{0, 3}, {4, 1}, {7, 4}}, {{2, 1}, {0, 1}}}) {
+    RaggedBatch ragged(sequences, 8, 16);
+    ragged.SaveTailsByRow();
+    const int64_t tokens = ragged.batch.tokens;
+    const std::vector<float> qkv = random_.Values(tokens * 3 * kWidth, 1.0f, type());
+    Buffer qkv_buffer(type(), qkv);
+    Buffer c(type(), std::vector<float>(tokens * kD, 0.0f));  // so alpha is a half
+    const std::vector<float> weight(kHeads * kD, 1.0f);
+    std::vector<float> tails = random_.Values(ragged.slots() * 2 * kWidth, 1.0f);
+    const std::vector<float> before = tails;
+    const std::vector<float> empty(ragged.blocks() * kWidth * 8, 0.0f);
+    Buffer k_cache(type(), empty), v_cache(type(), empty);
+    AttentionInputArgs args;
+    args.type = type();
+    args.d = kD;
+    args.heads = kHeads;
+    args.head_dim = kHeadDim;
+    args.c = c.data();
+    args.qkv = qkv_buffer.data();
+    args.k_shift = {weight.data(), tails.data(), 2 * kWidth};
+    args.v_shift = {weight.data(), tails.data() + kWidth, 2 * kWidth};
+    args.cache = {k_cache.data(), v_cache.data(), 8};
+    RunKernel(engine(), ragged, 16, args);
+
+    std::vector<float> want_tails = before;
+    const std::vector<float> v_found = v_cache.Floats();
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t s = ragged.row_sequence[t];
+      const auto o = [&](int64_t row, int64_t n) { return qkv[row * 3 * kWidth + kWidth + n]; };
+      const auto leave = [&](int64_t slot) {
+        for (int64_t n = 0; n < 2 * kWidth; ++n) want_tails[slot * 2 * kWidth + n] = o(t, n);
+      };
+      if (t + 1 == ragged.row_begin[s + 1]) leave(ragged.slot[s]);
+      if (ragged.row_save[t] >= 0) leave(ragged.row_save[t]);
+      const int64_t position = ragged.position[t];
+      const int64_t block = ragged.block_table[s * ragged.batch.block_table_stride + position / 8];
+      for (int64_t n = 0; n < kWidth; ++n) {
+        double previous = 0.0;
+        if (position > 0) {
+          previous = t > ragged.row_begin[s]
+                         ? o(t - 1, kWidth + n)
+                         : before[ragged.tail_source[s] * 2 * kWidth + kWidth + n];
+        }
+        const double want = 0.5 * previous + 0.5 * o(t, kWidth + n);
+        const int64_t at =
+            (block * kWidth + n / kHeadDim * kHeadDim) * 8 + position % 8 * kHeadDim + n % kHeadDim;
+        ASSERT_NEAR(v_found[at], want, 1e-5 + std::abs(want) / 256) << "row " << t << " " << n;
+      }
+    }
+    EXPECT_EQ(tails, want_tails);
+  }
+}
+
 // k, v and tails of a sequence of 9 rows: whole, one at a time, in chunks.
 TEST_P(CudaAttentionTest, InputBitsDependOnNeitherBatchNorChunks) {
   constexpr int64_t kTokens = 9, kHeads = 2, kHeadDim = 24, kWidth = kHeads * kHeadDim, kD = 33;

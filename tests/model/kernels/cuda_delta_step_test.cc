@@ -26,6 +26,7 @@ struct Row {
   int64_t offset = 0;   // elements that X starts past a multiple of 16 bytes
   bool decode = false;  // one row per sequence
   bool x_in = true;
+  bool saves = false;  // tails by row, from another slot
 
   std::string Describe() const {
     return name + " d " + std::to_string(d) + " dv " + std::to_string(dv) + " taps " +
@@ -59,6 +60,10 @@ std::vector<Row> Rows() {
       {"tc, first boundary, decode", 36, 4, kNone, kToken, 4, Gates::kLinear, 0, true},
       {"tc, one tap", 36, 4, kDelta, kToken, 1, Gates::kLinear},
       {"tc, readout", 36, 4, kDelta, kToken, 4, Gates::kNone},
+      {"tc, tails by row", 36, 4, kDelta, kToken, 4, Gates::kLinear, 0, false, true, true},
+      {"tc, tails by row, odd", 33, 3, kDelta, kToken, 3, Gates::kLinear, 0, false, true, true},
+      {"tc, tails by row, decode", 36, 4, kDelta, kToken, 4, Gates::kLinear, 0, true, true, true},
+      {"tc, tails by row, dv 1", 64, 1, kDelta, kToken, 5, Gates::kLinear, 0, true, true, true},
   };
   for (int64_t dv = 1; dv <= 8; ++dv) {
     for (const int64_t d : {1, 8, 31, 32, 33, 129, 136}) {
@@ -103,10 +108,14 @@ class CudaDeltaStepTest : public testing::TestWithParam<std::tuple<Engine, Type>
 };
 
 void CudaDeltaStepTest::Check(const Row& row) {
-  const RaggedBatch ragged(
-      row.decode ? std::vector<std::pair<int, int>>{{0, 1}, {3, 1}, {1, 1}}
-                 : std::vector<std::pair<int, int>>{{0, 1}, {0, 5}, {9, 1}, {2, 3}, {7, 2}},
-      4);
+  RaggedBatch ragged(row.decode
+                         ? std::vector<std::pair<int, int>>{{0, 1}, {3, 1}, {1, 1}}
+                         : std::vector<std::pair<int, int>>{{0, 1}, {0, 5}, {9, 1}, {2, 3}, {7, 2}},
+                     4);
+  if (row.saves) ragged.SaveTailsByRow();
+  const auto source_slot = [&](int64_t s) {
+    return row.saves ? ragged.tail_source[s] : ragged.slot[s];
+  };
   const int64_t tokens = ragged.batch.tokens;
   const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
   const std::string what = row.Describe();
@@ -203,7 +212,7 @@ void CudaDeltaStepTest::Check(const Row& row) {
       }
       // Rows before the chunk reach this output through the tail they left.
       if (row.compress == Compress::kToken && t - first < taps - 1 && ragged.position[first] > 0) {
-        sum += tail_before[ragged.slot[s] * taps * d + (t - first) * d + i];
+        sum += tail_before[source_slot(s) * taps * d + (t - first) * d + i];
       }
       want_x_in[t * d + i] = sum;
       mean_square += sum * sum / static_cast<double>(d);
@@ -240,22 +249,29 @@ void CudaDeltaStepTest::Check(const Row& row) {
     EXPECT_EQ(beta, beta_before) << what;
   }
 
-  // The tails: of the batch's slots what its rows leave, all others as they were.
+  // The tails: in the batch's slots what its rows leave, all others as they were.
   std::vector<double> want_tail(tail_before.begin(), tail_before.end());
-  for (int64_t s = 0; s < ragged.batch.sequences && row.compress == Compress::kToken; ++s) {
-    const int64_t first = ragged.row_begin[s], end = ragged.row_begin[s + 1];
+  const auto leave = [&](int64_t s, int64_t end, int64_t slot) {
+    const int64_t first = ragged.row_begin[s];
     for (int64_t n = 0; n + 1 < taps; ++n) {
       for (int64_t i = 0; i < d; ++i) {
-        const int64_t at = ragged.slot[s] * taps * d + i;
         const int64_t carried = n + end - first;
         double sum = 0.0;
-        if (ragged.position[first] > 0 && carried + 1 < taps) sum = tail_before[at + carried * d];
+        if (ragged.position[first] > 0 && carried + 1 < taps) {
+          sum = tail_before[(source_slot(s) * taps + carried) * d + i];
+        }
         for (int64_t source = first; source < end; ++source) {
           const int64_t r = taps - 1 - (end + n - source);
           if (r >= 0) sum += tap(r, source, i);
         }
-        want_tail[at + n * d] = sum;
+        want_tail[(slot * taps + n) * d + i] = sum;
       }
+    }
+  };
+  for (int64_t s = 0; s < ragged.batch.sequences && row.compress == Compress::kToken; ++s) {
+    leave(s, ragged.row_begin[s + 1], ragged.slot[s]);
+    for (int64_t t = ragged.row_begin[s]; row.saves && t < ragged.row_begin[s + 1]; ++t) {
+      if (ragged.row_save[t] >= 0) leave(s, t + 1, ragged.row_save[t]);
     }
   }
   ExpectClose(tail, want_tail, Type::kFloat32, what + ": tail");

@@ -23,6 +23,8 @@ Batch In(CudaSession& session, const RaggedBatch& ragged) {
   batch.row_sequence = session.In(batch.row_sequence, 4 * batch.tokens);
   batch.position = session.In(batch.position, 4 * batch.tokens);
   batch.slot = session.In(batch.slot, 4 * batch.sequences);
+  batch.tail_source = session.In(batch.tail_source, 4 * batch.sequences);
+  batch.row_save = session.In(batch.row_save, 4 * batch.tokens);
   batch.block_table = session.In(batch.block_table, 4 * batch.sequences * batch.block_table_stride);
   return batch;
 }
@@ -93,14 +95,23 @@ RaggedBatch::RaggedBatch(const std::vector<std::pair<int, int>>& start_and_lengt
       block_table.push_back(static_cast<int32_t>(b * slot.size() + s));
     }
   }
-  batch = {static_cast<int64_t>(position.size()),
-           static_cast<int64_t>(slot.size()),
-           row_begin.data(),
-           row_sequence.data(),
-           position.data(),
-           slot.data(),
-           block_table.data(),
-           stride};
+  batch.tokens = static_cast<int64_t>(position.size());
+  batch.sequences = static_cast<int64_t>(slot.size());
+  batch.row_begin = row_begin.data();
+  batch.row_sequence = row_sequence.data();
+  batch.position = position.data();
+  batch.slot = slot.data();
+  batch.block_table = block_table.data();
+  batch.block_table_stride = stride;
+}
+
+void RaggedBatch::SaveTailsByRow() {
+  for (const int32_t own : slot) tail_source.push_back(own + 1);
+  for (int32_t t = 0; t < batch.tokens; ++t) {
+    row_save.push_back(t % 3 == 1 ? -1 : static_cast<int32_t>(2 * batch.sequences) + 1 + t);
+  }
+  batch.tail_source = tail_source.data();
+  batch.row_save = row_save.data();
 }
 
 std::vector<Engine> Engines() {

@@ -45,10 +45,14 @@ struct RaggedBatch {
               int64_t room = 0);
   RaggedBatch(const RaggedBatch&) = delete;
   RaggedBatch& operator=(const RaggedBatch&) = delete;
-  int64_t slots() const { return 2 * batch.sequences + 1; }
+  // From here on each sequence goes on from a slot that is not its own, and two rows of three leave
+  // their tails in slots of their own as well.
+  void SaveTailsByRow();
+  int64_t slots() const { return 2 * batch.sequences + 1 + static_cast<int64_t>(row_save.size()); }
   int64_t blocks() const { return batch.block_table_stride * batch.sequences; }
 
   std::vector<int32_t> row_begin{0}, row_sequence, position, slot, block_table;
+  std::vector<int32_t> tail_source, row_save;  // empty unless SaveTailsByRow
   Batch batch;
 };
 
