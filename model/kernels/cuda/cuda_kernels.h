@@ -59,6 +59,47 @@ struct GatherRowsArgs {
 };
 Error GatherRows(Stream stream, int64_t count, const GatherRowsArgs& args);
 
+// ---- Drawing tokens: the same draw as Sample in model/sampler.h, so that only tokens come back
+
+struct SampleBias {
+  int32_t id = 0;
+  float bias = 0.0f;
+};
+
+// One draw; the fields of SamplingParams and SampleRequest. The arrays are device memory. Ids
+// outside [0, vocab_size) in them are ignored.
+struct SampleRow {
+  float temperature = 1.0f;
+  int32_t top_k = -1;
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  float repetition_penalty = 1.0f;
+  float frequency_penalty = 0.0f;
+  float presence_penalty = 0.0f;
+  int32_t vocab_size = 0;  // ids at or past it are never drawn
+  uint64_t seed = 0;
+  uint64_t index = 0;
+  const SampleBias* bias = nullptr;  // an id at most once
+  const int32_t* banned = nullptr;
+  const int32_t* prompt = nullptr;  // what the penalties count
+  const int32_t* generated = nullptr;
+  int32_t bias_count = 0;
+  int32_t banned_count = 0;
+  int32_t prompt_count = 0;
+  int32_t generated_count = 0;
+};
+
+struct SampleTokensArgs {
+  int64_t vocab = 0;                // logits of a row; at least every row's vocab_size
+  const float* logits = nullptr;    // [count, vocab]
+  const SampleRow* rows = nullptr;  // [count]
+  void* workspace = nullptr;        // SampleWorkspaceBytes, aligned to 16 bytes
+  int32_t* id = nullptr;            // out [count]; -1: the row's logits were not all finite
+  float* logprob = nullptr;         // out [count] of the id, as SampledToken has it
+};
+Error SampleTokens(Stream stream, int64_t count, const SampleTokensArgs& args);
+int64_t SampleWorkspaceBytes(int64_t count, int64_t vocab);
+
 }  // namespace ddl::kernels::cuda
 
 #endif  // DDL_MODEL_KERNELS_CUDA_CUDA_KERNELS_H_
