@@ -108,6 +108,8 @@ TEST_P(CudaAttentionTest, InputThenAttentionEqualsNaiveLoops) {
         input.norm_eps = 0.05f;
         input.cache = {k_cache.data(), v_cache.data(), layer.block_size};
         RunKernel(engine(), ragged, kPositions, input);
+        const std::vector<float> q_found = qkv_buffer.Floats();
+        const std::vector<float> k_found = k_cache.Floats(), v_found = v_cache.Floats();
 
         PagedAttentionArgs attention;
         attention.type = type();
@@ -191,6 +193,21 @@ TEST_P(CudaAttentionTest, InputThenAttentionEqualsNaiveLoops) {
               normalise(q, q_norm);
               normalise(k, k_norm);
             }
+            const int64_t bs = layer.block_size;
+            const int64_t block =
+                ragged.block_table[s * ragged.batch.block_table_stride + position / bs];
+            const int64_t cache_base = (block * heads + head) * bs * hd;
+            std::vector<float> stored;
+            for (int64_t n = 0; n < hd; ++n) {
+              stored.push_back(q_found[(t * 3 * heads + head) * hd + n]);
+              stored.push_back(k_found[cache_base + n * bs + position % bs]);
+              stored.push_back(v_found[cache_base + position % bs * hd + n]);
+            }
+            std::vector<double> want_stored;
+            for (int64_t n = 0; n < hd; ++n) {
+              want_stored.insert(want_stored.end(), {q[n], k[n], v[n]});
+            }
+            ExpectClose(stored, want_stored, type(), layer.name + ": q, k, v");
             as_stored(q);
             as_stored(k);
             as_stored(v);

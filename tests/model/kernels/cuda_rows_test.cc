@@ -70,14 +70,21 @@ TEST_P(CudaRowsTest, ExpandInput) {
 }
 
 TEST_P(CudaRowsTest, SwiGlu) {
+  struct Row {
+    int64_t m;
+    int64_t offset = 0;  // elements that the input starts past a multiple of 16 bytes
+  };
   // 2730 is the medium model's; 2049 packs and more than one block of them.
-  for (const int64_t m : {1, 7, 8, 31, 32, 33, 683, 2048, 2049, 2730}) {
-    const std::vector<float> ab = random_.Values(3 * 2 * m, 4.0f, type());
+  const std::vector<Row> rows = {{1},    {7},    {8},    {31},    {32},    {33},   {683},
+                                 {2048}, {2049}, {2730}, {64, 1}, {64, 2}, {64, 4}};
+  for (const auto& [m, offset] : rows) {
+    std::vector<float> ab = random_.Values(offset + 3 * 2 * m, 4.0f, type());
     Buffer in(type(), ab), out(type(), 3 * m);
+    ab.erase(ab.begin(), ab.begin() + offset);
     SwiGluArgs args;
     args.type = type();
     args.m = m;
-    args.ab = in.data();
+    args.ab = static_cast<unsigned char*>(in.data()) + offset * element();
     args.y = out.data();
     RunKernel(engine(), 3, args);
     std::vector<double> want;
@@ -87,7 +94,8 @@ TEST_P(CudaRowsTest, SwiGlu) {
         want.push_back(a / (1.0 + std::exp(-a)) * b);
       }
     }
-    ExpectClose(out.Floats(), want, type(), "m " + std::to_string(m));
+    ExpectClose(out.Floats(), want, type(),
+                "m " + std::to_string(m) + " offset " + std::to_string(offset));
     if (HasFatalFailure()) return;
   }
 }

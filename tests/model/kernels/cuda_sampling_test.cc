@@ -136,6 +136,7 @@ TEST_P(CudaSamplingTest, DrawsWhatTheCpuDraws) {
   add("top_k, then top_p", {.top_k = 40, .top_p = 0.8f});
   add("min_p", {.min_p = 0.05f});
   add("min_p 1", {.min_p = 1.0f});
+  add("min_p 1 of ranks", {.top_k = 40, .min_p = 1.0f});
   add("all filters", {.temperature = 1.3f, .top_k = 50, .top_p = 0.95f, .min_p = 0.02f});
   add("padding rows are never drawn", {.temperature = 2.0f}, 3);
   add("banned", {}, 1 << 30, {0, 4, 1, -1, 1 << 20});
