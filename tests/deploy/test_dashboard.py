@@ -19,13 +19,6 @@ RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 MODEL = ROOT / "models" / "ddl-demo"
 VARIABLES = {"$job": "ddl-server", "$model": ".*", "$instance": ".*", "$__rate_interval": "1m"}
 
-# What docs/metrics.md describes but no number comes of yet: the server has no such series, or one
-# that nothing moves. Whoever changes that has to take it out here.
-NO_DATA_YET = {
-    "ddl_beta_gate",  # the model takes no samples of its gates
-    "ddl_state_update_ratio",
-}
-
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = {f'{panel["title"]} {target["refId"]}': target["expr"]
            for panel in PANELS for target in panel["targets"]}
@@ -104,7 +97,7 @@ def test_metrics_are_served(scraped):
     _, server = scraped
     served = {name + "_total" if kind == "counter" else name
               for name, kind in server.scrape().types.items()}
-    assert documented_metrics() - served <= NO_DATA_YET
+    assert documented_metrics() <= served
     assert {name for name in served if name.startswith("ddl_")} <= documented_metrics()
 
 
@@ -115,10 +108,7 @@ def test_query(scraped, query):
         query = query.replace(variable, value)
     assert "$" not in query
     found = prometheus.query(query)
-    if metrics_in(query) & NO_DATA_YET:
-        assert not finite(found), f"no longer missing: {metrics_in(query) & NO_DATA_YET}"
-    else:
-        assert finite(found), f"{query}: {found}"
+    assert finite(found), f"{query}: {found}"
 
 
 def test_rules(scraped):
