@@ -2,13 +2,14 @@
 SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 PRESET ?= release
+IMAGE ?= ddl-server
 INSTALL_DEPS := scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long serve build format format-check clean install-deps
+.PHONY: help demo test test-long serve build image kubernetes-rules format format-check clean install-deps
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## Build, start the server on the bundled model, generate and embed over gRPC, stop it
 	@$(INSTALL_DEPS) build client
@@ -33,6 +34,12 @@ build: ## Build build/release/bin/ddl_server
 	@$(INSTALL_DEPS) build
 	@scripts/build.sh $(PRESET) ddl_server
 
+image: ## Build the container image with Docker (IMAGE=name, ddl-server otherwise)
+	docker build --build-arg REVISION=$$(git rev-parse --short=12 HEAD) --tag $(IMAGE) .
+
+kubernetes-rules: ## Copy the alert rules of deploy/prometheus into the manifests of deploy/kubernetes
+	@scripts/kubernetes_rules.sh
+
 format: ## Format all C++ files in place
 	@$(INSTALL_DEPS) format
 	@scripts/format.sh
@@ -40,6 +47,12 @@ format: ## Format all C++ files in place
 format-check: ## Fail if a C++ file is not formatted
 	@$(INSTALL_DEPS) format
 	@scripts/format.sh --check
+
+.PHONY: bench
+bench: ## Compare speeds; takes a while (PEERS=folder adds peers, BENCH_FLAGS=more; docs/performance.md)
+	@$(INSTALL_DEPS) build client bench
+	@scripts/build.sh release ddl_server ddl_bench engine_benchmark kernels_benchmark
+	@.venv/bin/python bench/compare.py $(if $(PEERS),--peers $(PEERS)) $(BENCH_FLAGS)
 
 install-deps: ## Only install what is needed
 	@$(INSTALL_DEPS) build client test

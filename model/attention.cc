@@ -1,7 +1,5 @@
 #include "model/attention.h"
 
-#include <ATen/ops/empty.h>
-
 #include <cmath>
 
 #include "model/weights.h"
@@ -63,9 +61,9 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix, at
   const auto floats = [&](const std::string& name) {
     return WeightFloats(checkpoint.Get(prefix + name));
   };
-  qkv_ = Linear({weight("c_q.weight"),
-                 weight(config.use_k_shift ? "c_k.linear.weight" : "c_k.weight"),
-                 weight(config.use_v_shift ? "c_v.linear.weight" : "c_v.weight")});
+  qkv_ =
+      Linear({weight("c_q.weight"), weight(config.use_k_shift ? "c_k.linear.weight" : "c_k.weight"),
+              weight(config.use_v_shift ? "c_v.linear.weight" : "c_v.weight")});
   output_ = Linear({weight("c_proj.weight")});
   if (config.use_k_shift) k_shift_ = floats("c_k.shift_proj.weight");
   if (config.use_v_shift) v_shift_ = floats("c_v.shift_proj.weight");
@@ -85,8 +83,8 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix, at
 
 at::Tensor Attention::Forward(const kernels::Executor& executor, const kernels::Batch& batch,
                               const at::Tensor& c, const kernels::KvCache& cache,
-                              Tails* shift_tails, int64_t layer) const {
-  const at::Tensor qkv = qkv_(c);  // [tokens, 3, H, hd]
+                              Tails* shift_tails, int64_t layer, const at::Tensor& y) const {
+  const at::Tensor qkv = qkv_(c);  // [rows, 3, H, hd]
   const int64_t width = heads_ * head_dim_;
 
   kernels::AttentionInputArgs input;
@@ -115,7 +113,6 @@ at::Tensor Attention::Forward(const kernels::Executor& executor, const kernels::
   kernels::AttentionInput(executor, batch, input);
 
   const at::Tensor gate = has_gate_ ? gate_(c) : at::Tensor();
-  const at::Tensor y = at::empty({batch.tokens, width}, c.options());
   kernels::PagedAttentionArgs attention;
   attention.type = input.type;
   attention.heads = heads_;

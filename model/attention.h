@@ -41,12 +41,13 @@ class Attention {
   Attention(const Checkpoint& checkpoint, const std::string& prefix, at::ScalarType dtype,
             const RotaryTable* rotary);
 
-  // c [tokens, d], the normalised input -> [tokens, d]. Writes the batch's K and V to `cache`.
-  // `shift_tails` holds, per slot, o_k then o_v of the last token; null where nothing shifts.
-  // The kernels run on `executor`.
+  // c [rows, d], the normalised input -> [rows, d]. Rows are at least the batch's tokens; what
+  // comes of the others has no meaning. Writes the batch's K and V to `cache`. `y` [rows, H * hd]
+  // is overwritten. `shift_tails` holds, per slot, o_k then o_v of the last token; null where
+  // nothing shifts. The kernels run on `executor`.
   at::Tensor Forward(const kernels::Executor& executor, const kernels::Batch& batch,
                      const at::Tensor& c, const kernels::KvCache& cache, Tails* shift_tails,
-                     int64_t layer) const;
+                     int64_t layer, const at::Tensor& y) const;
 
  private:
   int64_t d_ = 0;

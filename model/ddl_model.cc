@@ -3,9 +3,12 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
+#include <numeric>
 #include <string>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "model/weights.h"
 
 namespace ddl {
@@ -14,12 +17,7 @@ namespace {
 // Kernels share LibTorch's threads: a second team on the same cores would slow both.
 void ParallelForOnTorchThreads(int64_t n, int64_t grain, kernels::Executor::Body body,
                                void* context) {
-  at::parallel_for(0, n, grain,
-                   [&](int64_t begin, int64_t end) { body(context, begin, end); });
-}
-
-bool HasTokenConvolution(Variant variant) {
-  return variant == Variant::kTc || variant == Variant::kTcec;
+  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
 // Whether the convolution over value channels looks only backwards. The older layout's code
@@ -70,33 +68,40 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
   const bool dv_causal = ChannelsAreCausal(checkpoint, options);
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     const std::string prefix = "transformer.h." + std::to_string(i) + ".";
-    layers_.push_back({DeltaResidual::BeforeSublayer(checkpoint, prefix, "attn", dv_causal),
-                       Attention(checkpoint, prefix + "attn.", dtype_, &rotary_),
-                       DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal),
-                       Linear({weight(prefix + "mlp.c_fc1.weight"),
-                               weight(prefix + "mlp.c_fc2.weight")}),
-                       Linear({weight(prefix + "mlp.c_proj.weight")})});
+    layers_.push_back(
+        {DeltaResidual::BeforeSublayer(checkpoint, prefix, "attn", dv_causal),
+         Attention(checkpoint, prefix + "attn.", dtype_, &rotary_),
+         DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal),
+         Linear({weight(prefix + "mlp.c_fc1.weight"), weight(prefix + "mlp.c_fc2.weight")}),
+         Linear({weight(prefix + "mlp.c_proj.weight")})});
   }
   before_head_ = DeltaResidual::BeforeHead(checkpoint, dv_causal);
 
-  const int64_t width = config.num_attention_heads * config.head_dim;
   kv_cache_ = KvCache({config.num_hidden_layers, options.kv_num_blocks, config.num_attention_heads,
                        options.kv_block_size, config.head_dim},
                       dtype_);
-  if (HasTokenConvolution(checkpoint.variant())) {
-    const int64_t boundaries = 2 * config.num_hidden_layers + 1;
-    compress_tails_ =
-        Tails(options.max_sequences, boundaries, (before_head_.taps() - 1) * d_);
-  }
-  if (config.use_k_shift || config.use_v_shift) {
-    shift_tails_ = Tails(options.max_sequences, 2 * config.num_hidden_layers, width);
-  }
+  // Slots of sequences, then one for each block.
+  const int64_t slots = int64_t{options.max_sequences} + options.kv_num_blocks;
+  const Tails::Shape compress_tails = Tails::OfCompress(checkpoint);
+  const Tails::Shape shift_tails = Tails::OfShifts(checkpoint);
+  compress_tails_ = Tails(slots, compress_tails);
+  shift_tails_ = Tails(slots, shift_tails);
+  has_tails_ = compress_tails.count * compress_tails.width + shift_tails.count > 0;
 
-  const int64_t rows = options.max_step_tokens;
+  max_sequences_ = options.max_sequences;
+
+  const int64_t rows = std::max<int64_t>(options.max_step_tokens, head_.min_rows());
   const at::TensorOptions activations = at::TensorOptions().dtype(dtype_);
   const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);
   x_ = at::empty({rows, d_, dv_}, activations);
   c_ = at::empty({rows, d_}, activations);
+  attention_y_ =
+      at::empty({rows, int64_t{config.num_attention_heads} * config.head_dim}, activations);
+  mlp_y_ = at::empty({rows, mlp_width_}, activations);
+  // A single row is multiplied together with whatever its neighbour holds.
+  for (at::Tensor* input : {&c_, &attention_y_, &mlp_y_}) {
+    input->narrow(0, 0, head_.min_rows()).zero_();
+  }
   v_ = at::empty({rows, dv_}, floats);
   beta_ = at::empty({rows}, floats);
 }
@@ -115,7 +120,7 @@ void DdlModel::ExpandInput(const kernels::Batch& batch, const std::vector<int32_
 }
 
 void DdlModel::Boundary(const kernels::Batch& batch, const DeltaResidual& residual,
-                        const at::Tensor& h, int64_t index) {
+                        const at::Tensor& h, int64_t index, Stats* stats) {
   kernels::DeltaStepArgs args;
   args.type = kernel_type_;
   args.d = d_;
@@ -132,24 +137,39 @@ void DdlModel::Boundary(const kernels::Batch& batch, const DeltaResidual& residu
   args.c = c_.data_ptr();
   args.v = v_.data_ptr<float>();
   args.beta = beta_.data_ptr<float>();
+  if (stats != nullptr && index > 0) {
+    args.update_ratio = stats->update_ratio.data() + (index - 1) * batch.tokens;
+  }
   kernels::DeltaStep(executor_, batch, args);
+  if (stats != nullptr && args.gates) {
+    std::copy_n(args.beta, batch.tokens, stats->beta.data() + index * batch.tokens);
+  }
 }
 
-at::Tensor DdlModel::Mlp(const Layer& layer, const at::Tensor& c) const {
+at::Tensor DdlModel::Mlp(const kernels::Batch& batch, const Layer& layer, const at::Tensor& c,
+                         const at::Tensor& y) const {
   const at::Tensor ab = layer.mlp_input(c);
-  const at::Tensor y = at::empty({c.size(0), mlp_width_}, c.options());
   kernels::SwiGluArgs args;
   args.type = kernel_type_;
   args.m = mlp_width_;
   args.ab = ab.const_data_ptr();
   args.y = y.data_ptr();
-  kernels::SwiGlu(executor_, c.size(0), args);
+  kernels::SwiGlu(executor_, batch.tokens, args);
   return layer.mlp_output(y);
 }
 
 at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
-                             const StateObserver& observe_state) {
-  const at::Tensor c = c_.narrow(0, 0, batch.tokens);
+                             const StateObserver& observe_state, Stats* stats) {
+  if (rewrite_ != kernels::Rewrite::kDelta) stats = nullptr;
+  if (stats != nullptr) {
+    const size_t size = 2 * layers_.size() * static_cast<size_t>(batch.tokens);
+    stats->beta.resize(size);
+    stats->update_ratio.resize(size);
+  }
+  const int64_t rows = std::max(batch.tokens, head_.min_rows());
+  const at::Tensor c = c_.narrow(0, 0, rows);
+  const at::Tensor attention_y = attention_y_.narrow(0, 0, rows);
+  const at::Tensor mlp_y = mlp_y_.narrow(0, 0, rows);
   const auto observe = [&](int64_t layer) {
     if (observe_state && layer >= 0) observe_state(layer, x_.narrow(0, 0, batch.tokens));
   };
@@ -157,15 +177,70 @@ at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int3
   at::Tensor h;
   for (int64_t l = 0; l < static_cast<int64_t>(layers_.size()); ++l) {
     const Layer& layer = layers_[l];
-    Boundary(batch, layer.before_attention, h, 2 * l);
+    Boundary(batch, layer.before_attention, h, 2 * l, stats);
     observe(l - 1);
-    h = layer.attention.Forward(executor_, batch, c, kv_cache_.layer(l), &shift_tails_, l);
-    Boundary(batch, layer.before_mlp, h, 2 * l + 1);
-    h = Mlp(layer, c);
+    h = layer.attention.Forward(executor_, batch, c, kv_cache_.layer(l), &shift_tails_, l,
+                                attention_y);
+    Boundary(batch, layer.before_mlp, h, 2 * l + 1, stats);
+    h = Mlp(batch, layer, c, mlp_y);
   }
-  Boundary(batch, before_head_, h, 2 * static_cast<int64_t>(layers_.size()));
+  Boundary(batch, before_head_, h, 2 * static_cast<int64_t>(layers_.size()), stats);
   observe(static_cast<int64_t>(layers_.size()) - 1);
-  return c;
+  return c_.narrow(0, 0, batch.tokens);
+}
+
+bool DdlModel::ReadsOverTokens(HiddenReadout::Kind kind) const {
+  return before_head_.taps() > 1 &&
+         (kind == HiddenReadout::Kind::kFinalNorm || kind == HiddenReadout::Kind::kCompressed);
+}
+
+absl::StatusOr<at::Tensor> DdlModel::Read(const HiddenReadout& readout, int64_t layer,
+                                          const at::Tensor& x, int32_t slot, int32_t start) {
+  using Kind = HiddenReadout::Kind;
+  if (readout.kind == Kind::kChannel) return x.select(2, readout.channel);
+  if (readout.kind == Kind::kStateFlat) return x.reshape({x.size(0), d_ * dv_});
+
+  // One sequence's boundary that rewrites nothing.
+  const auto rows = static_cast<int32_t>(x.size(0));
+  const std::vector<int32_t> row_begin = {0, rows}, row_sequence(rows, 0);
+  std::vector<int32_t> position(rows);
+  std::iota(position.begin(), position.end(), start);
+  kernels::Batch batch;
+  batch.tokens = rows;
+  batch.sequences = 1;
+  batch.row_begin = row_begin.data();
+  batch.row_sequence = row_sequence.data();
+  batch.position = position.data();
+  batch.slot = &slot;
+
+  kernels::DeltaStepArgs args;
+  args.type = kernel_type_;
+  args.d = d_;
+  args.dv = dv_;
+  args.x = x.data_ptr();
+  const bool is_final = readout.kind == Kind::kFinalNorm;
+  (is_final ? before_head_ : layers_[layer].before_attention).Describe(args);
+  args.gates = false;
+  if (ReadsOverTokens(readout.kind)) {
+    ReadoutTails& memory = readout_tails_[{layer, readout.kind}];
+    if (memory.end.empty()) {
+      memory.tails = Tails(max_sequences_, {1, (before_head_.taps() - 1) * d_});
+      memory.end.resize(max_sequences_, 0);
+    }
+    if (start > 0 && memory.end[slot] != start) {
+      return absl::FailedPreconditionError(
+          "this readout convolves over tokens, and the positions before were not read for it");
+    }
+    memory.end[slot] = start + rows;
+    args.tail = memory.tails.data(0);
+    args.tail_stride = memory.tails.stride();
+  }
+  const at::Tensor x_in = at::empty({rows, d_}, x.options());
+  const at::Tensor c = at::empty({rows, d_}, x.options());
+  args.x_in = x_in.data_ptr();
+  args.c = c.data_ptr();
+  kernels::DeltaStep(executor_, batch, args);
+  return is_final ? c : x_in;
 }
 
 at::Tensor DdlModel::Logits(const at::Tensor& hidden) const {

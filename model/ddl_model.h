@@ -5,7 +5,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -35,16 +37,35 @@ class DdlModel {
   // Called with the layer and X [tokens, d, dv] once the layer's block has written it.
   using StateObserver = std::function<void(int64_t layer, const at::Tensor& x)>;
 
+  // Gates and updates of every position, attention and MLP of layer 0, of layer 1 ...
+  struct Stats {
+    std::vector<float> beta;          // [2 * layers, tokens]
+    std::vector<float> update_ratio;  // likewise
+  };
+
   // `ids` [tokens, input_taps()]: each position's token last, before it the ones that the input
   // expansion sees, -1 before the start. `batch` and `ids` need only live during the call.
-  // Returns hidden [tokens, d], the final norm's output, overwritten by the next call.
+  // Returns hidden [tokens, d], the final norm's output, overwritten by the next call. `stats`
+  // null: not wanted; left empty by the baseline, which has no delta rule.
   at::Tensor Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
-                     const StateObserver& observe_state);
+                     const StateObserver& observe_state, Stats* stats);
+
+  // Whether a readout convolves over tokens, so that it needs every position of a sequence in
+  // order.
+  bool ReadsOverTokens(HiddenReadout::Kind kind) const;
+  // A readout of x [rows, d, dv], the state after `layer`'s block at positions `start`... of the
+  // sequence in `slot` -> [rows, d] or, for kStateFlat, [rows, d * dv]. A readout over tokens keeps
+  // tails of its own; FAILED_PRECONDITION if the read before ended elsewhere than at `start`.
+  absl::StatusOr<at::Tensor> Read(const HiddenReadout& readout, int64_t layer, const at::Tensor& x,
+                                  int32_t slot, int32_t start);
 
   // hidden [rows, d] -> logits [rows, vocab] in float32.
   at::Tensor Logits(const at::Tensor& hidden) const;
 
   int64_t input_taps() const { return input_taps_; }
+  // Whether convolutions or shifts over tokens remember anything beyond K/V. Their tails have a
+  // slot for each sequence, then (from max_sequences on) one for each K/V block.
+  bool has_tails() const { return has_tails_; }
   int64_t max_context_length() const { return rotary_.positions(); }
   at::ScalarType dtype() const { return dtype_; }
 
@@ -61,8 +82,10 @@ class DdlModel {
   // One boundary: X takes in `h` (undefined before the first), c_, v_ and beta_ are what the next
   // sublayer reads. `index` numbers the boundaries from 0 to 2 * layers.
   void Boundary(const kernels::Batch& batch, const DeltaResidual& residual, const at::Tensor& h,
-                int64_t index);
-  at::Tensor Mlp(const Layer& layer, const at::Tensor& c) const;
+                int64_t index, Stats* stats);
+  // c [rows, d] -> [rows, d], of which the batch's tokens have a meaning. Overwrites `y` [rows, m].
+  at::Tensor Mlp(const kernels::Batch& batch, const Layer& layer, const at::Tensor& c,
+                 const at::Tensor& y) const;
 
   // Constant after construction.
   std::shared_ptr<const Checkpoint> checkpoint_;  // keeps mapped weights alive
@@ -74,6 +97,7 @@ class DdlModel {
   int64_t dv_ = 1;
   int64_t mlp_width_ = 0;
   int64_t input_taps_ = 1;
+  bool has_tails_ = false;
   float k_eps_ = 0.0f;
   float logit_scale_ = 1.0f;
   at::Tensor embedding_;           // [vocab, d]
@@ -85,14 +109,24 @@ class DdlModel {
 
   // Caches, by block and slot.
   KvCache kv_cache_;
-  Tails compress_tails_;  // per boundary and tap, [d]; TC only
-  Tails shift_tails_;     // per layer o_k, o_v, [H * hd]; with shifts only
+  Tails compress_tails_;  // TC only
+  Tails shift_tails_;     // with shifts only
 
-  // Buffers of a step, [max_step_tokens, ...].
-  at::Tensor x_;     // [., d, dv]
-  at::Tensor c_;     // [., d]
-  at::Tensor v_;     // [., dv] float32
-  at::Tensor beta_;  // [.] float32
+  // What readouts over tokens remember, by layer and kind; made when one is first asked for.
+  struct ReadoutTails {
+    Tails tails;               // [slots, 1, (taps - 1) * d]
+    std::vector<int32_t> end;  // per slot, the position after the last one read
+  };
+  std::map<std::pair<int64_t, HiddenReadout::Kind>, ReadoutTails> readout_tails_;
+  int32_t max_sequences_ = 0;
+
+  // Buffers of a step, [max_step_tokens or the products' fewest rows, ...].
+  at::Tensor x_;            // [., d, dv]
+  at::Tensor c_;            // [., d]
+  at::Tensor attention_y_;  // [., H * hd]
+  at::Tensor mlp_y_;        // [., m]
+  at::Tensor v_;            // [., dv] float32
+  at::Tensor beta_;         // [.] float32
 };
 
 }  // namespace ddl

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "model/checkpoint.h"
 #include "model/kernels/kernels.h"
 
 namespace ddl {
@@ -37,17 +38,27 @@ class KvCache {
 // `width` float32 numbers per slot.
 class Tails {
  public:
+  struct Shape {
+    int64_t count = 0;  // 0: the model has no such tails
+    int64_t width = 0;
+  };
+  // Of the token convolutions (TC): per boundary, [taps - 1, d].
+  static Shape OfCompress(const Checkpoint& checkpoint);
+  // Of the shifts of k and v: per layer o_k and o_v, [H * hd].
+  static Shape OfShifts(const Checkpoint& checkpoint);
+
   Tails() = default;
-  Tails(int64_t slots, int64_t count, int64_t width);
+  // Reserves address space; memory is taken as slots are first written. What a slot holds until
+  // then is undefined.
+  Tails(int64_t slots, const Shape& shape);
 
   // Vector `index` of slot 0; the same vector of slot s lies s * stride() further.
-  float* data(int64_t index) { return values_.data() + index * width_; }
-  int64_t stride() const { return count_ * width_; }
+  float* data(int64_t index) { return values_.data_ptr<float>() + index * shape_.width; }
+  int64_t stride() const { return shape_.count * shape_.width; }
 
  private:
-  int64_t count_ = 0;
-  int64_t width_ = 0;
-  std::vector<float> values_;  // [slots, count, width]
+  Shape shape_;
+  at::Tensor values_;  // [slots, count, width]
 };
 
 }  // namespace ddl

@@ -3,6 +3,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/zeros.h>
 
 #include <optional>
 
@@ -14,10 +15,9 @@ using at::Tensor;
 // oneDNN's products on prepacked weights are operators without a C++ header: they are reached
 // through the dispatcher.
 Tensor Pack(const Tensor& weight) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("mkldnn::_reorder_linear_weight", "")
-          .typed<Tensor(const Tensor&, std::optional<c10::SymInt>)>();
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("mkldnn::_reorder_linear_weight", "")
+                             .typed<Tensor(const Tensor&, std::optional<c10::SymInt>)>();
   return op.call(weight, std::nullopt);
 }
 
@@ -28,7 +28,8 @@ Tensor PackedProduct(const Tensor& x, const Tensor& packed) {
           .typed<Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&,
                         c10::string_view, c10::List<std::optional<at::Scalar>>,
                         std::optional<c10::string_view>)>();
-  return op.call(x, packed, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), "");
+  static const c10::List<std::optional<at::Scalar>> no_scalars;
+  return op.call(x, packed, std::nullopt, "none", no_scalars, "");
 }
 
 // oneDNN multiplies bfloat16 only where these are (or AMX, which implies them).
@@ -51,15 +52,18 @@ Linear::Linear(const std::vector<Tensor>& weights) {
   const Tensor stacked = weights.size() == 1 ? weights[0] : at::cat(weights);
   out_features_ = stacked.size(0);
   is_packed_ = CanPack(stacked.scalar_type());
+  // Where oneDNN's order of sums was seen to change: tests/model/linear_test.cc.
+  if (is_packed_) min_rows_ = stacked.scalar_type() == at::kFloat ? 16 : 2;
   weight_ = is_packed_ ? Pack(stacked) : stacked;
 }
 
 Tensor Linear::operator()(const Tensor& x) const {
   if (!is_packed_) return at::linear(x, weight_);
-  // A single row takes another path in oneDNN, with sums in another order: give it a companion,
-  // so that a row's bits are the same in every batch.
-  if (x.size(0) == 1) return PackedProduct(x.expand({2, -1}).contiguous(), weight_).narrow(0, 0, 1);
-  return PackedProduct(x, weight_);
+  const int64_t rows = x.size(0);
+  if (rows >= min_rows_) return PackedProduct(x, weight_);
+  const Tensor padded = at::zeros({min_rows_, x.size(1)}, x.options());
+  padded.narrow(0, 0, rows).copy_(x);
+  return PackedProduct(padded, weight_).narrow(0, 0, rows);
 }
 
 }  // namespace ddl

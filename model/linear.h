@@ -22,11 +22,18 @@ class Linear {
   // row of the result depends on that row of x only, bit for bit, whatever the number of rows.
   at::Tensor operator()(const at::Tensor& x) const;
 
+  // The fewest rows that are multiplied. Fewer are copied first: a caller that has room for as many
+  // rather passes them all, and ignores the rest of the result. oneDNN sums a single row in another
+  // order than several, and few float32 rows in another than many; rows beside them, whatever they
+  // hold, bring every product into the one order.
+  int64_t min_rows() const { return min_rows_; }
+
   int64_t out_features() const { return out_features_; }
 
  private:
   at::Tensor weight_;  // packed, or [out, in]
   bool is_packed_ = false;
+  int64_t min_rows_ = 1;
   int64_t out_features_ = 0;
 };
 

@@ -43,26 +43,33 @@ std::vector<float> Floats(const at::Tensor& tensor) {
 // The packed form of a step's chunks: what kernels::Batch points into.
 class PackedBatch {
  public:
-  PackedBatch(absl::Span<const SequenceChunk> chunks, int64_t kv_block_size, int64_t input_taps,
-              int64_t max_context_length) {
+  PackedBatch(absl::Span<const SequenceChunk> chunks, const RunnerOptions& options,
+              const DdlModel& model) {
+    const int64_t kv_block_size = options.kv_block_size, input_taps = model.input_taps();
     size_t stride = 0;
     for (const SequenceChunk& chunk : chunks) stride = std::max(stride, chunk.block_table.size());
     row_begin_.push_back(0);
     for (const SequenceChunk& chunk : chunks) {
       const auto length = static_cast<int32_t>(chunk.tokens.size());
       DDL_CHECK(chunk.start >= 0 && chunk.start < length, "a chunk has at least one position");
-      DDL_CHECK(length <= max_context_length, "the sequence is within max_context_length");
+      DDL_CHECK(length <= model.max_context_length(), "the sequence is within max_context_length");
       DDL_CHECK(static_cast<int64_t>(chunk.block_table.size()) * kv_block_size >= length,
                 "the block table covers the chunk");
       for (int32_t position = chunk.start; position < length; ++position) {
         row_sequence_.push_back(static_cast<int32_t>(slot_.size()));
         position_.push_back(position);
+        if (model.has_tails()) {
+          const bool ends_block = position % kv_block_size == kv_block_size - 1;
+          const auto block = static_cast<size_t>(position / kv_block_size);
+          row_save_.push_back(ends_block ? options.max_sequences + chunk.block_table[block] : -1);
+        }
         for (int64_t tap = input_taps - 1; tap >= 0; --tap) {
           ids_.push_back(position >= tap ? chunk.tokens[position - tap] : -1);
         }
       }
       row_begin_.push_back(static_cast<int32_t>(position_.size()));
       slot_.push_back(chunk.slot);
+      if (model.has_tails()) tail_source_.push_back(TailSource(chunk, options));
       block_table_.insert(block_table_.end(), chunk.block_table.begin(), chunk.block_table.end());
       block_table_.resize(slot_.size() * stride, 0);
     }
@@ -74,6 +81,8 @@ class PackedBatch {
     batch_.slot = slot_.data();
     batch_.block_table = block_table_.data();
     batch_.block_table_stride = static_cast<int64_t>(stride);
+    batch_.tail_source = tail_source_.empty() ? nullptr : tail_source_.data();
+    batch_.row_save = row_save_.empty() ? nullptr : row_save_.data();
   }
   PackedBatch(const PackedBatch&) = delete;
   PackedBatch& operator=(const PackedBatch&) = delete;
@@ -82,7 +91,17 @@ class PackedBatch {
   const std::vector<int32_t>& ids() const { return ids_; }  // [tokens, input_taps]
 
  private:
+  static int32_t TailSource(const SequenceChunk& chunk, const RunnerOptions& options) {
+    if (!chunk.tails_from_block.has_value()) return chunk.slot;
+    const int32_t block = *chunk.tails_from_block;
+    DDL_CHECK(chunk.start > 0 && chunk.start % options.kv_block_size == 0,
+              "tails are kept where a block ends");
+    DDL_CHECK(block >= 0 && block < options.kv_num_blocks, "tails_from_block is a block");
+    return options.max_sequences + block;
+  }
+
   std::vector<int32_t> row_begin_, row_sequence_, position_, slot_, block_table_, ids_;
+  std::vector<int32_t> tail_source_, row_save_;  // empty for a model without tails
   kernels::Batch batch_;
 };
 
@@ -119,7 +138,8 @@ class DdlModelRunner final : public ModelRunner {
     description_.vocab_size = config.vocab_size;
     description_.block_size = config.block_size;
     description_.parameter_count = checkpoint->parameter_count();
-    description_.kv_bytes_per_token = KvBytesPerToken(*checkpoint, options.dtype);
+    description_.kv_bytes_per_token =
+        KvBytesPerToken(*checkpoint, options.dtype, options.kv_block_size);
     description_.kv_block_size = options.kv_block_size;
     description_.kv_num_blocks = options.kv_num_blocks;
     description_.max_sequences = options.max_sequences;
@@ -139,40 +159,106 @@ class DdlModelRunner final : public ModelRunner {
 
  private:
   std::vector<ChunkOutput> Run(absl::Span<const SequenceChunk> chunks) {
-    const PackedBatch packed(chunks, options_.kv_block_size, model_.input_taps(),
-                             model_.max_context_length());
+    const PackedBatch packed(chunks, options_, model_);
     const kernels::Batch& batch = packed.batch();
     DDL_CHECK(batch.tokens <= options_.max_step_tokens, "the step is within max_step_tokens");
     std::vector<ChunkOutput> outputs(chunks.size());
 
-    bool wants_state = false;
-    for (const SequenceChunk& chunk : chunks) wants_state |= chunk.state_layer.has_value();
+    bool wants_state = false, wants_stats = false;
+    for (const SequenceChunk& chunk : chunks) {
+      wants_state |= chunk.state_layer.has_value() || ReadsState(chunk);
+      wants_stats |= chunk.ddl_stats;
+    }
     DdlModel::StateObserver observe_state;
     if (wants_state) {
       observe_state = [&](int64_t layer, const at::Tensor& x) {
         for (size_t i = 0; i < chunks.size(); ++i) {
-          if (chunks[i].state_layer != layer) continue;
-          outputs[i].state = Floats(x.slice(0, batch.row_begin[i], batch.row_begin[i + 1]));
+          const at::Tensor rows = x.slice(0, batch.row_begin[i], batch.row_begin[i + 1]);
+          if (chunks[i].state_layer == layer) outputs[i].state = Floats(rows);
+          if (ReadsState(chunks[i]) && ReadoutLayer(chunks[i]) == layer) {
+            ReadState(chunks[i], rows, outputs[i]);
+          }
         }
       };
     }
-    const at::Tensor hidden = model_.Forward(batch, packed.ids(), observe_state);
+    DdlModel::Stats stats;
+    const at::Tensor hidden =
+        model_.Forward(batch, packed.ids(), observe_state, wants_stats ? &stats : nullptr);
 
     for (size_t i = 0; i < chunks.size(); ++i) {
+      if (chunks[i].ddl_stats) TakeStats(stats, batch, i, outputs[i]);
       if (chunks[i].hidden == Rows::kNone) continue;
-      const RowRange rows =
-          Select(chunks[i].hidden, batch.row_begin[i], batch.row_begin[i + 1]);
-      outputs[i].hidden = Floats(hidden.slice(0, rows.begin, rows.end));
+      if (!ReadsState(chunks[i])) {
+        const RowRange rows = Select(chunks[i].hidden, batch.row_begin[i], batch.row_begin[i + 1]);
+        outputs[i].hidden = Floats(hidden.slice(0, rows.begin, rows.end));
+      }
       if (!AllFinite(outputs[i].hidden)) outputs[i].status = NonFinite("hidden vectors");
     }
     ComputeLogits(chunks, batch, hidden, outputs);
+    ComputeScores(chunks, batch, hidden, outputs);
     return outputs;
+  }
+
+  int64_t ReadoutLayer(const SequenceChunk& chunk) const {
+    const int64_t layer = chunk.readout.layer.value_or(description_.num_layers - 1);
+    DDL_CHECK(layer >= 0 && layer < description_.num_layers, "a readout's layer exists");
+    return layer;
+  }
+
+  // Whether a chunk's vectors are read from the state after a block: all but the final norm's of
+  // the last layer, which the forward pass gives anyway. Readouts over tokens read every chunk.
+  bool ReadsState(const SequenceChunk& chunk) const {
+    if (chunk.readout.kind == HiddenReadout::Kind::kFinalNorm &&
+        ReadoutLayer(chunk) == description_.num_layers - 1) {
+      return false;
+    }
+    return chunk.hidden != Rows::kNone || model_.ReadsOverTokens(chunk.readout.kind);
+  }
+
+  // `x` is the chunk's states after the readout's layer.
+  void ReadState(const SequenceChunk& chunk, const at::Tensor& x, ChunkOutput& output) {
+    const HiddenReadout& readout = chunk.readout;
+    DDL_CHECK(readout.kind != HiddenReadout::Kind::kChannel ||
+                  (readout.channel >= 0 && readout.channel < description_.value_channels),
+              "a readout's channel exists");
+    const bool over_tokens = model_.ReadsOverTokens(readout.kind);
+    if (over_tokens && chunk.tails_from_block.has_value()) {
+      output.status = absl::FailedPreconditionError(
+          "a readout that convolves over tokens cannot go on from a block");
+      return;
+    }
+    const RowRange wanted = Select(chunk.hidden, 0, x.size(0));
+    const absl::StatusOr<at::Tensor> vectors = model_.Read(
+        readout, ReadoutLayer(chunk), over_tokens ? x : x.slice(0, wanted.begin, wanted.end),
+        chunk.slot, chunk.start);
+    if (!vectors.ok()) {
+      output.status = vectors.status();
+      return;
+    }
+    output.hidden = Floats(over_tokens ? vectors->slice(0, wanted.begin, wanted.end) : *vectors);
+  }
+
+  // The chunk's columns of the step's statistics, which are empty without the delta rule.
+  static void TakeStats(const DdlModel::Stats& stats, const kernels::Batch& batch, size_t chunk,
+                        ChunkOutput& output) {
+    const auto tokens = static_cast<size_t>(batch.tokens);
+    const int32_t begin = batch.row_begin[chunk], end = batch.row_begin[chunk + 1];
+    for (size_t row = 0; row < stats.beta.size(); row += tokens) {
+      const auto take = [&](const std::vector<float>& from, std::vector<float>& to) {
+        to.insert(to.end(), from.begin() + row + begin, from.begin() + row + end);
+      };
+      take(stats.beta, output.beta);
+      take(stats.update_ratio, output.update_ratio);
+    }
+    if (!AllFinite(output.beta) || !AllFinite(output.update_ratio)) {
+      output.status = NonFinite("gates or updates");
+    }
   }
 
   // Logits of the rows that someone asked for, and the tokens drawn from them.
   void ComputeLogits(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
                      const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
-    std::vector<int64_t> wanted_rows;        // in the batch
+    std::vector<int64_t> wanted_rows;             // in the batch
     std::vector<RowRange> ranges(chunks.size());  // of each chunk, in wanted_rows
     for (size_t i = 0; i < chunks.size(); ++i) {
       Rows rows = chunks[i].logits;
@@ -184,8 +270,8 @@ class DdlModelRunner final : public ModelRunner {
     }
     if (wanted_rows.empty()) return;
     const bool all_rows = static_cast<int64_t>(wanted_rows.size()) == batch.tokens;
-    const at::Tensor logits = model_.Logits(
-        all_rows ? hidden : at::index_select(hidden, 0, at::tensor(wanted_rows)));
+    const at::Tensor logits =
+        model_.Logits(all_rows ? hidden : at::index_select(hidden, 0, at::tensor(wanted_rows)));
     const int64_t vocab = logits.size(1);
     const float* data = logits.const_data_ptr<float>();
 
@@ -206,6 +292,51 @@ class DdlModelRunner final : public ModelRunner {
         }
       }
     });
+  }
+
+  // Log-probabilities of given tokens. So many rows of logits at a time that their memory stays
+  // small whatever the vocabulary and the step.
+  void ComputeScores(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
+                     const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
+    struct Target {
+      size_t chunk, index;
+    };
+    std::vector<Target> targets;
+    std::vector<int64_t> target_rows;  // in the batch
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      if (!chunks[i].score.has_value()) continue;
+      const size_t count = chunks[i].score->targets.size();
+      DDL_CHECK(static_cast<int64_t>(count) <= batch.row_begin[i + 1] - batch.row_begin[i],
+                "every target follows a position of its chunk");
+      outputs[i].scored.resize(count);
+      for (size_t index = 0; index < count; ++index) {
+        targets.push_back({i, index});
+        target_rows.push_back(batch.row_begin[i] + static_cast<int64_t>(index));
+      }
+    }
+    constexpr size_t kRowsAtOnce = 64;
+    for (size_t first = 0; first < targets.size(); first += kRowsAtOnce) {
+      const size_t count = std::min(kRowsAtOnce, targets.size() - first);
+      const at::Tensor rows = at::tensor(at::ArrayRef<int64_t>(target_rows.data() + first, count));
+      const at::Tensor logits = model_.Logits(at::index_select(hidden, 0, rows));
+      const auto vocab = static_cast<size_t>(logits.size(1));
+      const float* data = logits.const_data_ptr<float>();
+      std::vector<char> finite(count);
+      at::parallel_for(0, static_cast<int64_t>(count), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) {
+          const Target& target = targets[first + n];
+          const absl::Span<const float> row(data + n * vocab, vocab);
+          finite[n] = AllFinite(row);
+          if (!finite[n]) continue;
+          const ScoreRequest& score = *chunks[target.chunk].score;
+          outputs[target.chunk].scored[target.index] =
+              Score(row, score.targets[target.index], score.vocab_size, score.logprobs);
+        }
+      });
+      for (size_t n = 0; n < count; ++n) {
+        if (!finite[n]) outputs[targets[first + n].chunk].status = NonFinite("logits");
+      }
+    }
   }
 
   static absl::Status NonFinite(absl::string_view what) {
@@ -231,10 +362,11 @@ int DefaultThreads(int64_t parameter_count) {
 absl::Status CheckOptions(const Checkpoint& checkpoint, const RunnerOptions& options) {
   if (options.kv_block_size < 1 || options.kv_num_blocks < 1 || options.max_sequences < 1 ||
       options.max_step_tokens < 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "kv_block_size, kv_num_blocks, max_sequences and max_step_tokens must be at least 1, found ",
-        options.kv_block_size, ", ", options.kv_num_blocks, ", ", options.max_sequences, ", ",
-        options.max_step_tokens));
+    return absl::InvalidArgumentError(
+        absl::StrCat("kv_block_size, kv_num_blocks, max_sequences and max_step_tokens must be at "
+                     "least 1, found ",
+                     options.kv_block_size, ", ", options.kv_num_blocks, ", ",
+                     options.max_sequences, ", ", options.max_step_tokens));
   }
   constexpr int64_t kMaxTaps = 64;  // what the token convolution's kernels hold in registers
   if (checkpoint.Has("readout.shortconv.weight")) {
@@ -249,11 +381,16 @@ absl::Status CheckOptions(const Checkpoint& checkpoint, const RunnerOptions& opt
 
 }  // namespace
 
-int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype) {
+int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype, int32_t kv_block_size) {
   const ModelConfig& config = checkpoint.config();
   const int64_t element_bytes = dtype == RunnerDType::kFloat32 ? 4 : 2;
+  int64_t tail_bytes = 0;  // of a block
+  for (const Tails::Shape& tails : {Tails::OfCompress(checkpoint), Tails::OfShifts(checkpoint)}) {
+    tail_bytes += tails.count * tails.width * static_cast<int64_t>(sizeof(float));
+  }
   return 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim *
-         element_bytes;
+             element_bytes +
+         (tail_bytes + kv_block_size - 1) / kv_block_size;
 }
 
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(

@@ -58,22 +58,26 @@ struct SequenceChunk {
   int32_t slot = 0;
   // When `start` is where a block ends, and the position before was not computed in this slot
   // (the block was found in the prefix cache, or is shared with another sequence): that block.
-  // The tails go on from what they were when its last position was computed.
+  // The tails go on from what they were when its last position was computed, in an earlier step.
   std::optional<int32_t> tails_from_block;
 
   std::optional<SampleRequest> sample;  // draw a token after the last position
   std::optional<ScoreRequest> score;
   Rows hidden = Rows::kNone;  // vectors of positions
-  HiddenReadout readout;      // which ones
-  bool ddl_stats = false;     // gates and updates of every position
+  // Which ones. kCompressed, and kFinalNorm before the last layer, convolve over tokens in TC
+  // models and keep tails of their own in the slot: there every chunk of the sequence must name the
+  // readout, from position 0 and without tails_from_block, even those with hidden == kNone.
+  HiddenReadout readout;
+  bool ddl_stats = false;  // gates and updates of every position
   Rows logits = Rows::kNone;
   // The state X after this layer's block, for every position of the chunk. In [0, num_layers).
   std::optional<int32_t> state_layer;
 };
 
 struct ChunkOutput {
-  // INTERNAL when the logits or vectors that were asked for are not finite: that sequence alone
-  // has failed.
+  // INTERNAL when the logits, vectors or statistics that were asked for are not finite,
+  // FAILED_PRECONDITION when a readout over tokens lacks the positions before the chunk: that
+  // sequence alone has failed.
   absl::Status status;
   std::optional<SampledToken> sampled;
   std::vector<SampledToken> scored;  // [targets] with `score`
@@ -98,7 +102,7 @@ struct ModelDescription {
   int64_t vocab_size = 0;      // rows of the embedding, padding included
   int64_t block_size = 0;      // context length of config.json, tokens
   int64_t parameter_count = 0;
-  int64_t kv_bytes_per_token = 0;
+  int64_t kv_bytes_per_token = 0;  // see KvBytesPerToken
 
   // Capacity of the caches, as allocated.
   int32_t kv_block_size = 0;  // tokens per block
@@ -121,8 +125,9 @@ struct RunnerOptions {
   bool obey_dv_shortconv_causal = false;
 };
 
-// Bytes of K/V cache that one token takes in the given type, all layers.
-int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype);
+// Bytes of cache that one token takes in the given type, all layers: its K and V, and its share of
+// the tails that are kept for each block of `kv_block_size` tokens, rounded up.
+int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype, int32_t kv_block_size);
 
 // A DDL transformer with its paged caches. Forward must be called by one thread at a time.
 class ModelRunner {

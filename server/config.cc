@@ -103,9 +103,10 @@ std::string AbslUnparseFlag(LogLevel level) { return flags::UnparseWord(kLogLeve
 }  // namespace ddl
 
 ABSL_FLAG(std::string, model, "",
-          "Required. The checkpoint to serve: [NAME=]DIR[,[NAME=]DIR...]. DIR holds config.json, "
+          "Required. The checkpoints to serve: [NAME=]DIR[,[NAME=]DIR...]. DIR holds config.json, "
           "the weights and, for text, the tokenizer. NAME is what clients call it and defaults to "
-          "the folder's name. This version serves one model.");
+          "the folder's name. The first is the default model. Each has its own queue and K/V "
+          "cache; their steps are computed one at a time.");
 ABSL_FLAG(ddl::flags::Device, device, ddl::flags::Device::kAuto,
           "Where to compute: auto or cpu. This build has no CUDA support.");
 ABSL_FLAG(ddl::flags::DType, dtype, ddl::flags::DType::kAuto,
@@ -114,7 +115,7 @@ ABSL_FLAG(ddl::flags::DType, dtype, ddl::flags::DType::kAuto,
 ABSL_FLAG(
     int32_t, threads, 0,
     "Threads that compute. 0: one for every 16 million parameters of the model, at most as many "
-    "as the process may use.");
+    "as the process may use; with several models, as many as the first needs.");
 ABSL_FLAG(bool, obey_dv_shortconv_causal, false,
           "Obey ddl_state_dv_shortconv_causal of config.json, as the official accelerated code "
           "does. The official eager code ignores the key, and so does the server by default.");
@@ -128,7 +129,8 @@ ABSL_FLAG(std::string, metrics_address, "0.0.0.0:9464",
 ABSL_FLAG(int32_t, max_context_length, 0,
           "Longest sequence, prompt and completion together, in tokens. 0: block_size of the "
           "checkpoint's config.json, the context that the model was trained for.");
-ABSL_FLAG(int32_t, max_client_batch_size, 256, "Most inputs in one Embed, Tokenize or Detokenize.");
+ABSL_FLAG(int32_t, max_client_batch_size, 512,
+          "Most inputs in one Embed, Score, Tokenize or Detokenize.");
 ABSL_FLAG(int32_t, default_max_tokens, 256,
           "Longest completion, in tokens, for requests that leave max_tokens unset.");
 
@@ -142,12 +144,29 @@ ABSL_FLAG(int32_t, max_step_tokens, 512,
           "Positions computed in one step: one for each running completion, and chunks of prompts "
           "with what is left. Larger prefills faster; smaller keeps streams smoother beside long "
           "prompts. At least max_running_sequences.");
+ABSL_FLAG(
+    double, max_decode_slowdown, 2,
+    "While completions are being decoded, a step takes so many prompt positions that it lasts "
+    "at most this many times a step without any. Larger prefills faster; smaller keeps "
+    "streams smoother beside long prompts. At least 1.");
+ABSL_FLAG(absl::Duration, priority_aging, absl::Seconds(10),
+          "A request that has waited this long rises one priority class, and again after as long, "
+          "so that none waits for ever.");
 ABSL_FLAG(int32_t, kv_block_size, 16, "Tokens per block of the K/V cache.");
 ABSL_FLAG(ddl::flags::CacheMemory, kv_cache_memory, {},
-          "Memory for the K/V cache, such as 512MiB or 2GiB. auto: enough for "
-          "max_running_sequences of max_context_length, but at most a quarter of the memory that "
-          "is available.");
+          "Memory for the K/V cache of each model, such as 512MiB or 2GiB. auto: enough for "
+          "max_running_sequences of max_context_length, but all models together at most a quarter "
+          "of the memory that is available.");
+ABSL_FLAG(bool, prefix_cache, true,
+          "Keep the K/V blocks of ended requests while there is room, and use them for requests "
+          "whose prompts begin with the same tokens.");
 
+ABSL_FLAG(absl::Duration, slow_reader_timeout, absl::Seconds(30),
+          "How long a stream may be paused because its client does not read. Then it ends with "
+          "RESOURCE_EXHAUSTED, SLOW_READER.");
+ABSL_FLAG(absl::Duration, gate_sample_interval, absl::Seconds(1),
+          "How often the gates of a step go to the metrics ddl_beta_gate and "
+          "ddl_state_update_ratio; inf: never.");
 ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(20),
           "After SIGTERM, how long running calls may take to finish, such as 20s or 2m.");
 ABSL_FLAG(absl::Duration, drain_delay, absl::ZeroDuration(),
@@ -160,9 +179,9 @@ namespace ddl {
 namespace {
 
 constexpr char kUsage[] =
-    "Serves a Deep Delta Learning model over gRPC.\n"
+    "Serves Deep Delta Learning models over gRPC.\n"
     "\n"
-    "  ddl_server --model=[NAME=]DIR [--flag=value ...]\n"
+    "  ddl_server --model=[NAME=]DIR[,[NAME=]DIR...] [--flag=value ...]\n"
     "\n"
     "Every flag can also be set by DDL_<FLAG> in the environment, for instance DDL_MODEL; the\n"
     "command line wins. --flagfile=FILE reads flags from a file, one per line, as if they stood\n"
@@ -208,6 +227,10 @@ absl::Status CheckNumbers(const ServerConfig& config) {
         "--max_step_tokens=", config.max_step_tokens, " is less than --max_running_sequences=",
         config.max_running_sequences, ": a step computes one position for each of them"));
   }
+  if (!(config.max_decode_slowdown >= 1 && config.max_decode_slowdown <= 1000)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--max_decode_slowdown=", config.max_decode_slowdown, ": must be 1...1000"));
+  }
   if (config.max_context_length == 1) {
     return absl::InvalidArgumentError(
         "--max_context_length=1: must be at least 2, a prompt token and a generated one");
@@ -215,10 +238,14 @@ absl::Status CheckNumbers(const ServerConfig& config) {
   return absl::OkStatus();
 }
 
-absl::Status CheckDuration(const char* flag, absl::Duration value) {
-  if (value >= absl::ZeroDuration() && value <= absl::Hours(24)) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("--", flag, "=", absl::FormatDuration(value), ": must be 0s...24h"));
+// `least` and `most` are allowed.
+absl::Status CheckDuration(const char* flag, absl::Duration value,
+                           absl::Duration least = absl::ZeroDuration(),
+                           absl::Duration most = absl::Hours(24)) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--", flag, "=", absl::FormatDuration(value),
+                                                 ": must be ", absl::FormatDuration(least), "...",
+                                                 absl::FormatDuration(most)));
 }
 
 absl::Status CheckAddress(const char* flag, const std::string& address) {
@@ -272,6 +299,11 @@ ServerConfig ConfigFromFlags() {
   if (const auto memory = absl::GetFlag(FLAGS_kv_cache_memory); memory.bytes > 0) {
     config.kv_cache_bytes = memory.bytes;
   }
+  config.prefix_cache = absl::GetFlag(FLAGS_prefix_cache);
+  config.max_decode_slowdown = absl::GetFlag(FLAGS_max_decode_slowdown);
+  config.priority_aging = absl::GetFlag(FLAGS_priority_aging);
+  config.slow_reader_timeout = absl::GetFlag(FLAGS_slow_reader_timeout);
+  config.gate_sample_interval = absl::GetFlag(FLAGS_gate_sample_interval);
   config.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   config.drain_delay = absl::GetFlag(FLAGS_drain_delay);
   config.log_level = absl::GetFlag(FLAGS_log_level);
@@ -287,8 +319,11 @@ absl::Span<const FlagGroup> ServerFlagGroups() {
       {"Requests", {"max_context_length", "max_client_batch_size", "default_max_tokens"}},
       {"Engine",
        {"max_running_sequences", "max_waiting_requests", "max_waiting_tokens", "max_step_tokens",
-        "kv_block_size", "kv_cache_memory"}},
-      {"Operation", {"drain_timeout", "drain_delay", "log_level"}},
+        "max_decode_slowdown", "priority_aging", "kv_block_size", "kv_cache_memory",
+        "prefix_cache"}},
+      {"Operation",
+       {"slow_reader_timeout", "drain_timeout", "drain_delay", "gate_sample_interval",
+        "log_level"}},
   };
   return *groups;
 }
@@ -307,14 +342,14 @@ absl::StatusOr<CommandLine> ReadCommandLine(absl::Span<const std::string> argume
   absl::StatusOr<std::vector<ModelSource>> models = ParseModelSources(absl::GetFlag(FLAGS_model));
   if (!models.ok()) return models.status();
   config.models = *std::move(models);
-  if (config.models.size() > 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--model names ", config.models.size(),
-                     " models; the server serves one model in this version"));
-  }
   for (const absl::Status& status :
        {CheckAddress("grpc_address", config.grpc_address),
         CheckAddress("metrics_address", config.metrics_address), CheckNumbers(config),
+        CheckDuration("priority_aging", config.priority_aging, absl::Milliseconds(1),
+                      absl::InfiniteDuration()),
+        CheckDuration("slow_reader_timeout", config.slow_reader_timeout, absl::Milliseconds(1)),
+        CheckDuration("gate_sample_interval", config.gate_sample_interval, absl::ZeroDuration(),
+                      absl::InfiniteDuration()),
         CheckDuration("drain_timeout", config.drain_timeout),
         CheckDuration("drain_delay", config.drain_delay)}) {
     if (!status.ok()) return status;
@@ -397,9 +432,9 @@ int64_t AvailableMemoryBytes() {
 }
 
 int64_t AutomaticKvCacheBytes(int64_t bytes_per_token, int64_t sequences, int64_t context,
-                              int64_t available) {
+                              int64_t available, int64_t models) {
   const int64_t wanted = bytes_per_token * sequences * context;
-  return available == 0 ? wanted : std::min(wanted, available / 4);
+  return available == 0 ? wanted : std::min(wanted, available / 4 / models);
 }
 
 }  // namespace ddl

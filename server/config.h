@@ -24,7 +24,7 @@ struct ModelSource {
 // Everything the server can be told, checked as far as possible without the checkpoint. The
 // flags' help texts in config.cc say what each means.
 struct ServerConfig {
-  std::vector<ModelSource> models;  // exactly one in this version
+  std::vector<ModelSource> models;  // at least one; the first is the default
   std::string grpc_address = "0.0.0.0:8500";
   std::string metrics_address = "0.0.0.0:9464";
 
@@ -38,9 +38,14 @@ struct ServerConfig {
   int64_t max_waiting_tokens = 262144;
   int32_t max_step_tokens = 512;
   int32_t kv_block_size = 16;             // tokens
-  std::optional<int64_t> kv_cache_bytes;  // unset: by KvCacheBytes
+  std::optional<int64_t> kv_cache_bytes;  // of each model; unset: by AutomaticKvCacheBytes
+  bool prefix_cache = true;
+  double max_decode_slowdown = 2.0;
+  absl::Duration priority_aging = absl::Seconds(10);
+  absl::Duration slow_reader_timeout = absl::Seconds(30);
+  absl::Duration gate_sample_interval = absl::Seconds(1);
 
-  int32_t max_client_batch_size = 256;  // inputs per call
+  int32_t max_client_batch_size = 512;  // inputs per call
   int32_t default_max_tokens = 256;
 
   absl::Duration drain_timeout = absl::Seconds(20);
@@ -73,10 +78,10 @@ absl::StatusOr<int64_t> ParseMemorySize(const std::string& text);
 // that allows less. 0 when neither can be read.
 int64_t AvailableMemoryBytes();
 
-// How large a K/V cache to make when nobody says: room for `sequences` of `context` tokens, but
-// at most a quarter of `available` bytes (0: unknown).
+// How large a K/V cache to make for one of `models` models when nobody says: room for `sequences`
+// of `context` tokens, but at most its share of a quarter of `available` bytes (0: unknown).
 int64_t AutomaticKvCacheBytes(int64_t bytes_per_token, int64_t sequences, int64_t context,
-                              int64_t available);
+                              int64_t available, int64_t models);
 
 }  // namespace ddl
 

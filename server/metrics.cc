@@ -83,7 +83,23 @@ Buckets BatchBuckets() {
   return buckets;
 }
 
-std::string_view TaskName(Task task) { return task == Task::kGenerate ? "generate" : "embed"; }
+// What beta of the delta rule can be, closest about identity 0, projection 1 and reflection 2.
+const Buckets& GateBuckets() {
+  static const auto* const buckets =
+      new Buckets{.01, .05, .1, .25, .5, .75, .9, 1, 1.1, 1.25, 1.5, 1.75, 1.9, 1.95, 1.99, 2};
+  return *buckets;
+}
+
+// |update| / |X|: at most 2 for a pure rewrite, more where v is large.
+const Buckets& UpdateRatioBuckets() {
+  static const auto* const buckets =
+      new Buckets{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2, 5, 10};
+  return *buckets;
+}
+
+constexpr std::array<std::string_view, kNumTasks> kTasks = {"generate", "embed", "score"};
+
+std::string_view TaskName(Task task) { return kTasks[static_cast<size_t>(task)]; }
 
 // The member of a small set of labelled series that `label` names.
 template <typename Metric, size_t kSize>
@@ -222,6 +238,19 @@ class Metrics::ModelMetrics final : public EngineObserver {
         rpc_(rpc),
         model_(model),
         tokens_(TokenBuckets(info.max_context_length)) {
+    for (int64_t sublayer = 0; sublayer < info.num_gated_sublayers; ++sublayer) {
+      const Labels labels = {{"layer", std::to_string(sublayer / 2)},
+                             {"sublayer", sublayer % 2 == 0 ? "attn" : "mlp"}};
+      gates_.push_back(
+          {&NewHistogram("ddl_beta_gate",
+                         "Gates beta of the delta rule, of sampled steps: identity 0, projection "
+                         "1, reflection 2.",
+                         GateBuckets(), labels),
+           &NewHistogram("ddl_state_update_ratio",
+                         "Norm of what the delta rule added to the state, relative to the "
+                         "state's, of sampled steps.",
+                         UpdateRatioBuckets(), labels)});
+    }
     GaugeFamily(registry, "ddl_model_info", "The model served; always 1.")
         .Add({{"model", model},
               {"variant", info.variant},
@@ -243,22 +272,34 @@ class Metrics::ModelMetrics final : public EngineObserver {
   }
 
   void OnLoad(const EngineLoad& load) override {
-    generate_running_.Set(load.of(Task::kGenerate).running);
-    generate_waiting_.Set(load.of(Task::kGenerate).waiting);
-    embed_running_.Set(load.of(Task::kEmbed).running);
-    embed_waiting_.Set(load.of(Task::kEmbed).waiting);
+    for (int task = 0; task < kNumTasks; ++task) {
+      running_[task].second->Set(load.tasks[task].running);
+      waiting_[task].second->Set(load.tasks[task].waiting);
+    }
     waiting_tokens_.Set(static_cast<double>(load.waiting_tokens));
-    kv_free_.Set(load.kv_blocks_free);
-    kv_used_.Set(load.kv_blocks_used);
-    const double blocks = load.kv_blocks_free + load.kv_blocks_used;
+    Find(paused_, "slow_reader").Set(load.paused_slow_reader);
+    Find(paused_, "preempted").Set(load.paused_preempted);
+    Find(kv_blocks_, "free").Set(load.kv_blocks_free);
+    Find(kv_blocks_, "used").Set(load.kv_blocks_used);
+    Find(kv_blocks_, "cached").Set(load.kv_blocks_cached);
+    const double blocks = load.kv_blocks_free + load.kv_blocks_used + load.kv_blocks_cached;
     kv_usage_.Set(blocks > 0 ? load.kv_blocks_used / blocks : 0.0);
   }
 
-  void OnPrefixCacheQuery(int64_t, int64_t) override {}
-  void OnStreamStall() override {}
-  void OnGateSample(const GateSample&) override {}
-  void OnPromptTokens(Task task, PromptSource /*source*/, int64_t computed) override {
-    Find(prompt_tokens_, TaskName(task)).Increment(static_cast<double>(computed));
+  void OnPrefixCacheQuery(int64_t query_tokens, int64_t hit_tokens) override {
+    prefix_cache_queries_.Increment(static_cast<double>(query_tokens));
+    prefix_cache_hits_.Increment(static_cast<double>(hit_tokens));
+  }
+  void OnStreamStall() override { stream_stalls_.Increment(); }
+  void OnGateSample(const GateSample& sample) override {
+    const size_t sublayer = 2 * static_cast<size_t>(sample.layer) + (sample.mlp ? 1 : 0);
+    DDL_CHECK(sublayer < gates_.size(), "a gate of a sublayer that the model does not have");
+    for (const float beta : sample.beta) gates_[sublayer].beta->Observe(beta);
+    for (const float ratio : sample.update_ratio) gates_[sublayer].update_ratio->Observe(ratio);
+  }
+  void OnPromptTokens(Task task, PromptSource source, int64_t tokens) override {
+    Find(source == PromptSource::kCached ? cached_prompt_tokens_ : prompt_tokens_, TaskName(task))
+        .Increment(static_cast<double>(tokens));
   }
   void OnGeneratedTokens(int64_t tokens) override {
     generated_tokens_.Increment(static_cast<double>(tokens));
@@ -280,10 +321,11 @@ class Metrics::ModelMetrics final : public EngineObserver {
     const std::string_view task = TaskName(request.task);
     if (request.task == Task::kGenerate) {
       Find(generate_finished_, request.finish_reason).Increment();
-      generated_per_request_.Observe(static_cast<double>(request.generated_tokens));
     } else {
-      Find(embed_finished_, request.finish_reason).Increment();
+      Find(request.task == Task::kEmbed ? embed_finished_ : score_finished_, request.finish_reason)
+          .Increment();
     }
+    Find(generated_per_request_, task).Observe(static_cast<double>(request.generated_tokens));
     Find(prompt_per_request_, task).Observe(static_cast<double>(request.prompt_tokens));
     Find(queue_, task).Observe(Seconds(request.queue));
     Find(prefill_, task).Observe(Seconds(request.prefill));
@@ -296,7 +338,6 @@ class Metrics::ModelMetrics final : public EngineObserver {
  private:
   template <typename Metric, size_t kSize>
   using Series = std::array<std::pair<std::string_view, Metric*>, kSize>;
-  static constexpr std::array<std::string_view, 2> kTasks = {"generate", "embed"};
   static constexpr std::array<std::string_view, 3> kPhases = {"prefill", "decode", "mixed"};
 
   Labels With(Labels labels) const {
@@ -312,6 +353,15 @@ class Metrics::ModelMetrics final : public EngineObserver {
   Histogram& NewHistogram(const char* name, const char* help, const Buckets& buckets,
                           Labels labels = {}) {
     return HistogramFamily(registry_, name, help).Add(With(std::move(labels)), buckets);
+  }
+  template <size_t kSize>
+  Series<Gauge, kSize> NewGauges(const char* name, const char* help, const char* key,
+                                 const std::array<std::string_view, kSize>& values) {
+    Series<Gauge, kSize> series;
+    for (size_t i = 0; i < kSize; ++i) {
+      series[i] = {values[i], &NewGauge(name, help, {{key, std::string(values[i])}})};
+    }
+    return series;
   }
   // One series for each of the values that the label `key` can have.
   template <size_t kSize>
@@ -338,12 +388,9 @@ class Metrics::ModelMetrics final : public EngineObserver {
 
   static constexpr char kFinishedName[] = "ddl_request_finished_total";
   static constexpr char kFinishedHelp[] = "Admitted requests that have ended, by how they ended.";
-  static constexpr char kRunningName[] = "ddl_requests_running";
-  static constexpr char kRunningHelp[] = "Requests with at least one position computed.";
-  static constexpr char kWaitingName[] = "ddl_requests_waiting";
-  static constexpr char kWaitingHelp[] = "Requests that no step has computed anything of yet.";
-  static constexpr char kBlocksName[] = "ddl_kv_blocks";
-  static constexpr char kBlocksHelp[] = "Blocks of the K/V cache, by state.";
+  static constexpr char kPromptName[] = "ddl_prompt_tokens_total";
+  static constexpr char kPromptHelp[] =
+      "Prompt tokens of requests, by where their state came from.";
 
   prometheus::Registry& registry_;
   RpcMetrics& rpc_;
@@ -351,20 +398,31 @@ class Metrics::ModelMetrics final : public EngineObserver {
   const Buckets tokens_;
   const Buckets batch_ = BatchBuckets();
 
-  Series<Counter, 7> generate_finished_ = NewCounters<7>(
+  Series<Counter, 8> generate_finished_ = NewCounters<8>(
       kFinishedName, kFinishedHelp, "finish_reason",
-      {"stop", "eos", "length", "context", "cancel", "deadline", "error"}, {{"task", "generate"}});
+      {"stop", "eos", "length", "context", "cancel", "deadline", "slow_reader", "error"},
+      {{"task", "generate"}});
   Series<Counter, 4> embed_finished_ =
       NewCounters<4>(kFinishedName, kFinishedHelp, "finish_reason",
                      {"stop", "cancel", "deadline", "error"}, {{"task", "embed"}});
-  Gauge& generate_running_ = NewGauge(kRunningName, kRunningHelp, {{"task", "generate"}});
-  Gauge& embed_running_ = NewGauge(kRunningName, kRunningHelp, {{"task", "embed"}});
-  Gauge& generate_waiting_ = NewGauge(kWaitingName, kWaitingHelp, {{"task", "generate"}});
-  Gauge& embed_waiting_ = NewGauge(kWaitingName, kWaitingHelp, {{"task", "embed"}});
+  Series<Counter, 4> score_finished_ =
+      NewCounters<4>(kFinishedName, kFinishedHelp, "finish_reason",
+                     {"stop", "cancel", "deadline", "error"}, {{"task", "score"}});
+  Series<Gauge, kNumTasks> running_ = NewGauges(
+      "ddl_requests_running", "Requests with at least one position computed.", "task", kTasks);
+  Series<Gauge, kNumTasks> waiting_ =
+      NewGauges("ddl_requests_waiting", "Requests that no step has computed anything of yet.",
+                "task", kTasks);
   Gauge& waiting_tokens_ = NewGauge("ddl_waiting_tokens", "Prompt tokens of requests that wait.");
-  Series<Counter, 2> prompt_tokens_ = NewCounters<2>(
-      "ddl_prompt_tokens_total", "Prompt tokens of requests, by where their state came from.",
-      "task", kTasks, {{"source", "computed"}});
+  Series<Gauge, 2> paused_ = NewGauges<2>(
+      "ddl_sequences_paused",
+      "Sequences that have left the batch for a while: their client does not read, or they have "
+      "to be computed again.",
+      "reason", {"slow_reader", "preempted"});
+  Series<Counter, kNumTasks> prompt_tokens_ =
+      NewCounters(kPromptName, kPromptHelp, "task", kTasks, {{"source", "computed"}});
+  Series<Counter, kNumTasks> cached_prompt_tokens_ =
+      NewCounters(kPromptName, kPromptHelp, "task", kTasks, {{"source", "cached"}});
   Counter& generated_tokens_ =
       NewCounter("ddl_generated_tokens_total", "Tokens drawn from the model.");
   Series<Counter, 4> wasted_tokens_ = NewCounters<4>(
@@ -377,26 +435,26 @@ class Metrics::ModelMetrics final : public EngineObserver {
   Histogram& inter_token_latency_ =
       NewHistogram("ddl_inter_token_latency_seconds",
                    "Between one token of a completion and the next.", ShortSeconds());
-  Series<Histogram, 2> queue_ =
+  Series<Histogram, kNumTasks> queue_ =
       NewHistograms("ddl_request_queue_seconds",
                     "From a request's admission to the first step that computes any of it.",
                     LongSeconds(), "task", kTasks);
-  Series<Histogram, 2> prefill_ =
+  Series<Histogram, kNumTasks> prefill_ =
       NewHistograms("ddl_request_prefill_seconds",
                     "From a request's first step to its first token or last embedding.",
                     LongSeconds(), "task", kTasks);
-  Series<Histogram, 2> decode_ =
+  Series<Histogram, kNumTasks> decode_ =
       NewHistograms("ddl_request_decode_seconds", "From a request's first token to its end.",
                     LongSeconds(), "task", kTasks);
   Series<Histogram, 2> cancel_latency_ = NewHistograms<2>(
       "ddl_cancel_latency_seconds",
       "From seeing a cancellation or a passed deadline to having freed the request's blocks.",
       ShortSeconds(), "reason", {"cancel", "deadline"});
-  Series<Histogram, 2> prompt_per_request_ = NewHistograms(
+  Series<Histogram, kNumTasks> prompt_per_request_ = NewHistograms(
       "ddl_request_prompt_tokens", "Prompt tokens of ended requests.", tokens_, "task", kTasks);
-  Histogram& generated_per_request_ =
-      NewHistogram("ddl_request_generated_tokens", "Generated tokens of ended requests.", tokens_,
-                   {{"task", "generate"}});
+  Series<Histogram, kNumTasks> generated_per_request_ =
+      NewHistograms("ddl_request_generated_tokens", "Generated tokens of ended requests.", tokens_,
+                    "task", kTasks);
   Series<Histogram, 3> step_duration_ =
       NewHistograms("ddl_step_duration_seconds", "Duration of a step, by what it computed.",
                     ShortSeconds(), "phase", kPhases);
@@ -407,14 +465,29 @@ class Metrics::ModelMetrics final : public EngineObserver {
   Histogram& scheduler_duration_ = NewHistogram(
       "ddl_scheduler_duration_seconds", "Time to decide what a step computes.", ShortSeconds());
   Gauge& kv_usage_ = NewGauge("ddl_kv_cache_usage_ratio", "Part of the K/V blocks in use, 0 to 1.");
-  Gauge& kv_free_ = NewGauge(kBlocksName, kBlocksHelp, {{"state", "free"}});
-  Gauge& kv_used_ = NewGauge(kBlocksName, kBlocksHelp, {{"state", "used"}});
+  Series<Gauge, 3> kv_blocks_ =
+      NewGauges<3>("ddl_kv_blocks",
+                   "Blocks of the K/V cache: held by sequences (used), by none but known to the "
+                   "prefix cache (cached), or empty (free).",
+                   "state", {"free", "used", "cached"});
+  Counter& prefix_cache_queries_ =
+      NewCounter("ddl_prefix_cache_query_tokens_total",
+                 "Prompt tokens that were looked up in the prefix cache.");
+  Counter& prefix_cache_hits_ =
+      NewCounter("ddl_prefix_cache_hit_tokens_total", "Prompt tokens that the prefix cache had.");
   Counter& preemptions_ = NewCounter(
       "ddl_preemptions_total", "Sequences that lost their blocks and were computed again later.");
+  Counter& stream_stalls_ =
+      NewCounter("ddl_stream_stalls_total", "Requests paused because their client did not read.");
   Counter& nonfinite_logits_ =
       NewCounter("ddl_nonfinite_logits_total", "Sequences that failed with non-finite logits.");
   Gauge& last_step_ = NewGauge("ddl_engine_last_step_timestamp_seconds",
                                "Unix time at which the last step ended; 0 before the first.");
+  struct GateSeries {
+    Histogram* beta;
+    Histogram* update_ratio;
+  };
+  std::vector<GateSeries> gates_;  // by sublayer: attention and MLP of layer 0, of layer 1 ...
 };
 
 // process_* as other Prometheus clients have them.
@@ -459,6 +532,8 @@ struct Metrics::Impl {
   };
   Family<Gauge>& load_duration = GaugeFamily(*registry, "ddl_model_load_duration_seconds",
                                              "How long the model took to load, by phase.");
+  Family<Gauge>& device_memory =
+      GaugeFamily(*registry, "ddl_device_memory_bytes", "Memory that the model takes, by purpose.");
   Gauge& ready = GaugeFamily(*registry, "ddl_server_ready", "1 while health says SERVING.").Add({});
   Gauge& draining =
       GaugeFamily(*registry, "ddl_server_draining", "1 after the signal to stop.").Add({});
@@ -552,6 +627,11 @@ void Metrics::SetLoadDuration(std::string_view model, std::string_view phase,
                               absl::Duration duration) {
   impl_->load_duration.Add({{"model", std::string(model)}, {"phase", std::string(phase)}})
       .Set(Seconds(duration));
+}
+
+void Metrics::SetDeviceMemory(std::string_view model, std::string_view kind, int64_t bytes) {
+  impl_->device_memory.Add({{"model", std::string(model)}, {"kind", std::string(kind)}})
+      .Set(static_cast<double>(bytes));
 }
 
 void Metrics::SetReady(bool ready) { impl_->ready.Set(ready ? 1 : 0); }

@@ -44,7 +44,8 @@ struct ModelMetricsInfo {
   std::string dtype;
   std::string device;
   std::string weights_sha256;
-  int64_t max_context_length = 0;  // tokens; upper end of the token histograms
+  int64_t max_context_length = 0;   // tokens; upper end of the token histograms
+  int64_t num_gated_sublayers = 0;  // with a delta rule: 2 * num_layers, or 0
 };
 
 // All metrics of the process and the HTTP page that shows them. Names, types and labels are
@@ -75,6 +76,8 @@ class Metrics {
 
   // phase: "read", "pack", "warmup".
   void SetLoadDuration(std::string_view model, std::string_view phase, absl::Duration duration);
+  // kind: "weights", "kv", "activations".
+  void SetDeviceMemory(std::string_view model, std::string_view kind, int64_t bytes);
   void SetReady(bool ready);
   void SetDraining(bool draining);
 

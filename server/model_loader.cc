@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "model/checkpoint.h"
+#include "server/engine/scheduler.h"
 
 namespace ddl {
 namespace {
@@ -37,16 +38,19 @@ RunnerDType ChooseDType(const Checkpoint& checkpoint, const ServerConfig& config
                                                            : RunnerDType::kFloat32;
 }
 
+// Of the large weights, which are nearly all of them.
+int64_t BytesPerWeight(RunnerDType dtype) { return dtype == RunnerDType::kFloat32 ? 4 : 2; }
+
 // Blocks of the K/V cache.
 absl::StatusOr<int32_t> ChooseKvBlocks(int64_t bytes_per_token, int64_t context,
-                                       const ServerConfig& config) {
+                                       int64_t available_bytes, const ServerConfig& config) {
   const int64_t block_tokens = config.kv_block_size;
   const int64_t context_blocks = (context + block_tokens - 1) / block_tokens;
-  const int64_t bytes =
-      config.kv_cache_bytes.has_value()
-          ? *config.kv_cache_bytes
-          : AutomaticKvCacheBytes(bytes_per_token, config.max_running_sequences,
-                                  context_blocks * block_tokens, AvailableMemoryBytes());
+  const int64_t bytes = config.kv_cache_bytes.has_value()
+                            ? *config.kv_cache_bytes
+                            : AutomaticKvCacheBytes(bytes_per_token, config.max_running_sequences,
+                                                    context_blocks * block_tokens, available_bytes,
+                                                    static_cast<int64_t>(config.models.size()));
   const int64_t blocks = std::min<int64_t>(bytes / (bytes_per_token * block_tokens),
                                            std::numeric_limits<int32_t>::max());
   if (blocks < 1) {
@@ -98,14 +102,14 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   RunnerOptions options;
   options.dtype = ChooseDType(*checkpoint, config);
   options.kv_block_size = config.kv_block_size;
-  options.max_sequences = config.max_running_sequences;
+  options.max_sequences = SlotsFor(config.max_running_sequences);
   options.max_step_tokens = config.max_step_tokens;
   options.max_context_length = loaded.max_context_length;
   options.num_threads = config.num_threads;
   options.obey_dv_shortconv_causal = config.obey_dv_shortconv_causal;
-  const int64_t bytes_per_token = KvBytesPerToken(*checkpoint, options.dtype);
+  const int64_t bytes_per_token = KvBytesPerToken(*checkpoint, options.dtype, options.kv_block_size);
   absl::StatusOr<int32_t> blocks =
-      ChooseKvBlocks(bytes_per_token, loaded.max_context_length, config);
+      ChooseKvBlocks(bytes_per_token, loaded.max_context_length, AvailableMemoryBytes(), config);
   if (!blocks.ok()) return blocks.status();
   options.kv_num_blocks = *blocks;
 
@@ -115,10 +119,11 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   loaded.runner = *std::move(runner);
   loaded.variant = VariantName(checkpoint->variant());
   loaded.pack = absl::Now() - packing;
+  loaded.weight_bytes = checkpoint->parameter_count() * BytesPerWeight(options.dtype);
+  loaded.kv_bytes = *blocks * bytes_per_token * options.kv_block_size;
   spdlog::info("loaded variant={} dtype={} context={} kv_cache={} blocks of {} tokens, {} MiB",
                loaded.variant, loaded.runner->description().dtype, loaded.max_context_length,
-               *blocks, options.kv_block_size,
-               (*blocks * bytes_per_token * options.kv_block_size) >> 20);
+               *blocks, options.kv_block_size, loaded.kv_bytes >> 20);
   return loaded;
 }
 

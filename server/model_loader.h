@@ -23,6 +23,8 @@ struct LoadedModel {
   std::shared_ptr<const Tokenizer> tokenizer;  // null: token ids only
   int32_t max_context_length = 0;              // tokens
   std::future<std::string> weights_sha256;     // being computed
+  int64_t weight_bytes = 0;                    // as computed with, not as stored
+  int64_t kv_bytes = 0;                        // K/V cache
   absl::Duration read;                         // opening the checkpoint and tokenizer
   absl::Duration pack;                         // making the runner
 };

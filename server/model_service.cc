@@ -1,5 +1,6 @@
 #include "server/model_service.h"
 
+#include <algorithm>
 #include <optional>
 #include <string>
 
@@ -51,10 +52,9 @@ v1::ModelInfo ToProto(const ServedModel& model) {
       info.add_eos_token_ids(static_cast<uint32_t>(*eos));
     }
   }
-  info.add_tasks("generate");
-  info.add_tasks("embed");
-  for (const v1::Pooling pooling :
-       {v1::POOLING_LAST_TOKEN, v1::POOLING_MEAN, v1::POOLING_MAX, v1::POOLING_NONE}) {
+  for (const char* task : {"generate", "embed", "score"}) info.add_tasks(task);
+  for (const v1::Pooling pooling : {v1::POOLING_LAST_TOKEN, v1::POOLING_MEAN, v1::POOLING_MAX,
+                                    v1::POOLING_WEIGHTED_MEAN, v1::POOLING_NONE}) {
     info.add_supported_pooling(pooling);
   }
   info.set_parity_reference_commit(kParityReferenceCommit);
@@ -109,23 +109,33 @@ v1::ServerInfo ModelService::Info() const {
   info.set_ready(state_.ready);
   info.set_draining(state_.draining);
 
-  const ReadyModel* model = surroundings_.models.all().front()->ready();
-  if (model == nullptr) return info;
-  const EngineLoad load = model->engine->load();
-  const EngineOptions& options = model->engine->options();
-  const ModelDescription& description = model->engine->model();
-  info.set_requests_running(static_cast<uint32_t>(load.running()));
-  info.set_requests_waiting(static_cast<uint32_t>(load.waiting()));
-  info.set_max_running(static_cast<uint32_t>(options.max_running_sequences));
-  info.set_max_waiting(static_cast<uint32_t>(options.max_waiting_requests));
-  info.set_waiting_tokens(static_cast<uint64_t>(load.waiting_tokens));
-  const double blocks = load.kv_blocks_free + load.kv_blocks_used;
-  info.set_kv_cache_usage_ratio(blocks > 0 ? load.kv_blocks_used / blocks : 0.0);
-  info.set_kv_tokens_capacity(static_cast<uint64_t>(description.kv_num_blocks) *
-                              static_cast<uint64_t>(description.kv_block_size));
-  info.set_max_client_batch_size(static_cast<uint32_t>(model->limits.max_client_batch_size));
-  info.set_max_batch_tokens(static_cast<uint32_t>(options.max_step_tokens));
-  info.set_estimated_queue_seconds(absl::ToDoubleSeconds(load.queue_delay));
+  // Of all models together.
+  EngineLoad total;
+  int64_t capacity = 0;
+  absl::Duration longest_queue;
+  for (const auto& served : surroundings_.models.all()) {
+    const ReadyModel* model = served->ready();
+    if (model == nullptr) continue;
+    const EngineLoad load = model->engine->load();
+    const EngineOptions& options = model->engine->options();
+    const ModelDescription& description = model->engine->model();
+    info.set_requests_running(info.requests_running() + static_cast<uint32_t>(load.running()));
+    info.set_requests_waiting(info.requests_waiting() + static_cast<uint32_t>(load.waiting()));
+    info.set_max_running(info.max_running() + static_cast<uint32_t>(options.max_running_sequences));
+    info.set_max_waiting(info.max_waiting() + static_cast<uint32_t>(options.max_waiting_requests));
+    info.set_max_client_batch_size(static_cast<uint32_t>(model->limits.max_client_batch_size));
+    info.set_max_batch_tokens(static_cast<uint32_t>(options.max_step_tokens));
+    total.waiting_tokens += load.waiting_tokens;
+    total.kv_blocks_used += load.kv_blocks_used;
+    total.kv_blocks_free += load.kv_blocks_free + load.kv_blocks_cached;
+    capacity += static_cast<int64_t>(description.kv_num_blocks) * description.kv_block_size;
+    longest_queue = std::max(longest_queue, load.queue_delay);
+  }
+  info.set_waiting_tokens(static_cast<uint64_t>(total.waiting_tokens));
+  const double blocks = total.kv_blocks_free + total.kv_blocks_used;
+  info.set_kv_cache_usage_ratio(blocks > 0 ? total.kv_blocks_used / blocks : 0.0);
+  info.set_kv_tokens_capacity(static_cast<uint64_t>(capacity));
+  info.set_estimated_queue_seconds(absl::ToDoubleSeconds(longest_queue));
   return info;
 }
 

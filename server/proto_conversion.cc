@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
+#include <numeric>
 #include <random>
 #include <type_traits>
 #include <utility>
@@ -25,7 +27,13 @@ constexpr int kMaxStopStrings = 64;
 constexpr size_t kMaxStopBytes = 1024;
 constexpr int kMaxStopTokenIds = 256;
 constexpr uint32_t kMaxLogprobs = 20;
+constexpr uint32_t kMaxCompletions = 16;
+constexpr float kMaxLogitBias = 100;
 constexpr size_t kMaxRequestIdBytes = 128;
+
+// beta = 0 leaves the state as it is, 1 erases what the key points at, 2 reflects it.
+constexpr float kIdentityGate = 0.1f;
+constexpr float kReflectionGate = 1.5f;
 
 constexpr char kErrorDomain[] = "ddl";
 // Clients take 8 KiB of trailers by default, of which details are a third larger in base64.
@@ -76,60 +84,6 @@ class FieldErrors {
  private:
   std::vector<FieldViolation> violations_;
 };
-
-// A field of the contract that this version does not serve. Neutral values are accepted: they
-// ask for what happens anyway.
-template <typename Message>
-struct UnservedField {
-  const char* field;
-  bool (*is_asked)(const Message&);
-};
-
-bool AsksForStats(const v1::DdlStatsRequest& stats) {
-  return stats.per_layer_beta() || stats.per_token_beta() || stats.update_norms();
-}
-
-constexpr UnservedField<v1::GenerateRequest> kUnservedGenerate[] = {
-    {"sampling.min_p", [](const auto& r) { return r.sampling().min_p() != 0; }},
-    {"sampling.repetition_penalty",
-     [](const auto& r) {
-       return r.sampling().has_repetition_penalty() && r.sampling().repetition_penalty() != 1;
-     }},
-    {"sampling.frequency_penalty",
-     [](const auto& r) { return r.sampling().frequency_penalty() != 0; }},
-    {"sampling.presence_penalty",
-     [](const auto& r) { return r.sampling().presence_penalty() != 0; }},
-    {"sampling.logit_bias", [](const auto& r) { return r.sampling().logit_bias_size() > 0; }},
-    {"sampling.n", [](const auto& r) { return r.sampling().has_n() && r.sampling().n() != 1; }},
-    {"logprobs.prompt_logprobs", [](const auto& r) { return r.logprobs().has_prompt_logprobs(); }},
-    {"echo", [](const auto& r) { return r.echo(); }},
-    {"ddl_stats", [](const auto& r) { return AsksForStats(r.ddl_stats()); }},
-};
-
-constexpr UnservedField<v1::EmbedRequest> kUnservedEmbed[] = {
-    {"params.pooling",
-     [](const auto& r) { return r.params().pooling() == v1::POOLING_WEIGHTED_MEAN; }},
-    {"params.layer", [](const auto& r) { return r.params().has_layer(); }},
-    {"params.readout",
-     [](const auto& r) {
-       return r.params().readout() != v1::DDL_READOUT_UNSPECIFIED &&
-              r.params().readout() != v1::DDL_READOUT_FINAL_NORM &&
-              v1::DdlReadout_IsValid(r.params().readout());
-     }},
-    {"params.channel", [](const auto& r) { return r.params().has_channel(); }},
-    {"ddl_stats", [](const auto& r) { return AsksForStats(r.ddl_stats()); }},
-};
-
-template <typename Message, size_t kSize>
-absl::Status CheckServed(const UnservedField<Message> (&fields)[kSize], const Message& request) {
-  for (const UnservedField<Message>& field : fields) {
-    if (field.is_asked(request)) {
-      return absl::UnimplementedError(
-          absl::StrCat(field.field, ": not served by this version of the server"));
-    }
-  }
-  return absl::OkStatus();
-}
 
 uint64_t RandomBits() {
   thread_local std::mt19937_64 generator([] {
@@ -205,7 +159,7 @@ struct CutTokens {
 struct InputRules {
   bool add_special_tokens = true;
   v1::Truncation truncation;
-  std::string truncation_field;
+  std::string truncation_field;    // empty: nothing is ever cut
   int32_t most_tokens = 0;         // that the model can take
   const char* most_tokens_reason;  // for the message
 };
@@ -262,9 +216,12 @@ absl::StatusOr<CutTokens> ToTokens(const v1::Input& input, const std::string& fi
   }
   if (cut.tokens.size() <= most) return cut;
   if (!rules.truncation.truncate()) {
-    errors->Add(field,
-                absl::StrCat("must be 1...", most, " tokens long (", reason, "), not ",
-                             cut.tokens.size(), "; ", rules.truncation_field, ".truncate cuts it"));
+    errors->Add(
+        field,
+        absl::StrCat("must be 1...", most, " tokens long (", reason, "), not ", cut.tokens.size(),
+                     rules.truncation_field.empty()
+                         ? ""
+                         : absl::StrCat("; ", rules.truncation_field, ".truncate cuts it")));
     return cut;
   }
   cut.truncated = true;
@@ -276,7 +233,29 @@ absl::StatusOr<CutTokens> ToTokens(const v1::Input& input, const std::string& fi
   return cut;
 }
 
-SamplingParams ToSampling(const v1::SamplingParams& proto, FieldErrors* errors) {
+// The biases by ascending id. One wrong entry is enough to see what is wrong.
+std::vector<LogitBias> ToLogitBias(const google::protobuf::Map<uint32_t, float>& proto,
+                                   int64_t vocab_size, FieldErrors* errors) {
+  const std::map<uint32_t, float> by_id(proto.begin(), proto.end());
+  std::vector<LogitBias> biases;
+  for (const auto& [id, bias] : by_id) {
+    const std::string field = absl::StrCat("sampling.logit_bias[", id, "]");
+    if (id >= vocab_size) {
+      errors->Add(field, absl::StrCat("the token id must be less than the vocabulary's size, ",
+                                      vocab_size, ", not ", id));
+      break;
+    }
+    if (!(bias >= -kMaxLogitBias && bias <= kMaxLogitBias)) {
+      errors->AddRange(field, "-100...100", bias);
+      break;
+    }
+    biases.push_back({.id = static_cast<TokenId>(id), .bias = bias});
+  }
+  return biases;
+}
+
+SamplingParams ToSampling(const v1::SamplingParams& proto, int64_t vocab_size,
+                          FieldErrors* errors) {
   SamplingParams params;
   if (proto.has_temperature()) {
     params.temperature = proto.temperature();
@@ -296,8 +275,56 @@ SamplingParams ToSampling(const v1::SamplingParams& proto, FieldErrors* errors) 
       errors->AddRange("sampling.top_k", "-1 (off) or at least 1", params.top_k);
     }
   }
+  if (proto.has_min_p()) {
+    params.min_p = proto.min_p();
+    if (!(params.min_p >= 0 && params.min_p <= 1)) {
+      errors->AddRange("sampling.min_p", "0...1", params.min_p);
+    }
+  }
+  if (proto.has_repetition_penalty()) {
+    params.repetition_penalty = proto.repetition_penalty();
+    if (!(params.repetition_penalty > 0 && std::isfinite(params.repetition_penalty))) {
+      errors->AddRange("sampling.repetition_penalty", "more than 0 and finite",
+                       params.repetition_penalty);
+    }
+  }
+  const auto penalty = [&](const char* field, float value) {
+    if (!(value >= -2 && value <= 2)) errors->AddRange(field, "-2...2", value);
+    return value;
+  };
+  params.frequency_penalty = penalty("sampling.frequency_penalty", proto.frequency_penalty());
+  params.presence_penalty = penalty("sampling.presence_penalty", proto.presence_penalty());
+  params.logit_bias = ToLogitBias(proto.logit_bias(), vocab_size, errors);
   params.seed = proto.has_seed() ? proto.seed() : RandomBits();
   return params;
+}
+
+int32_t ToNumCompletions(const v1::SamplingParams& proto, FieldErrors* errors) {
+  if (!proto.has_n()) return 1;
+  if (proto.n() < 1 || proto.n() > kMaxCompletions) {
+    errors->AddRange("sampling.n", "1...16", proto.n());
+    return 1;
+  }
+  return static_cast<int32_t>(proto.n());
+}
+
+// -1 when unset.
+int32_t ToLogprobs(const char* field, bool is_set, uint32_t logprobs, FieldErrors* errors) {
+  if (!is_set) return -1;
+  if (logprobs > kMaxLogprobs) errors->AddRange(field, "0...20", logprobs);
+  return static_cast<int32_t>(std::min(logprobs, kMaxLogprobs));
+}
+
+StatsChoice ToStatsChoice(const v1::DdlStatsRequest& proto, const RequestLimits& limits,
+                          FieldErrors* errors) {
+  const StatsChoice choice = {.gates = proto.per_layer_beta(),
+                              .gates_by_token = proto.per_token_beta(),
+                              .update_norms = proto.update_norms()};
+  if (choice.any() && !limits.has_delta_rule) {
+    errors->Add("ddl_stats", absl::StrCat("must be unset: model '", limits.model,
+                                          "' is a gpt, which has no delta rule"));
+  }
+  return choice;
 }
 
 StoppingParams ToStopping(const v1::StoppingParams& proto, const RequestLimits& limits,
@@ -395,10 +422,15 @@ void SetIdAndBytes(TokenId id, const Tokenizer* tokenizer, Token* proto) {
   if (tokenizer != nullptr) proto->set_token_bytes(std::string(tokenizer->TokenBytes(id)));
 }
 
+// A token that nothing predicted.
+void SetFirstToken(TokenId id, const Tokenizer* tokenizer, v1::TokenInfo* proto) {
+  SetIdAndBytes(id, tokenizer, proto);
+  proto->set_special(tokenizer != nullptr && tokenizer->IsSpecial(id));
+}
+
 void SetToken(const SampledToken& token, const Tokenizer* tokenizer, bool with_logprobs,
               v1::TokenInfo* proto) {
-  SetIdAndBytes(token.id, tokenizer, proto);
-  proto->set_special(tokenizer != nullptr && tokenizer->IsSpecial(token.id));
+  SetFirstToken(token.id, tokenizer, proto);
   if (!with_logprobs) return;
   proto->set_logprob(token.logprob);
   for (const TokenLogprob& alternative : token.top) {
@@ -422,10 +454,67 @@ v1::FinishReason ToProto(FinishReason reason) {
   return v1::FINISH_REASON_UNSPECIFIED;
 }
 
+// The prompt's tokens, with the logprobs of all but the first; nothing unless they were asked.
+void SetPromptTokens(const GenerateCall& call, const Tokenizer* tokenizer,
+                     const RequestStart& start,
+                     google::protobuf::RepeatedPtrField<v1::TokenInfo>* protos) {
+  if (call.params().prompt_logprobs < 0) return;
+  SetFirstToken(call.params().prompt.front(), tokenizer, protos->Add());
+  for (const SampledToken& token : start.prompt) {
+    SetToken(token, tokenizer, /*with_logprobs=*/true, protos->Add());
+  }
+}
+
+void SetSublayerStats(const SublayerStats& stats, const StatsChoice& choice,
+                      v1::DdlSublayerStats* proto) {
+  const auto positions = static_cast<double>(stats.beta.size());
+  const auto mean = [](const std::vector<float>& values) {
+    return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  };
+  if (choice.gates && !stats.beta.empty()) {
+    const double beta_mean = mean(stats.beta);
+    double squares = 0.0;
+    double identities = 0.0;
+    double reflections = 0.0;
+    for (const float beta : stats.beta) {
+      squares += (beta - beta_mean) * (beta - beta_mean);
+      identities += beta < kIdentityGate ? 1.0 : 0.0;
+      reflections += beta > kReflectionGate ? 1.0 : 0.0;
+    }
+    const auto [least, most] = std::minmax_element(stats.beta.begin(), stats.beta.end());
+    proto->set_beta_mean(static_cast<float>(beta_mean));
+    proto->set_beta_min(*least);
+    proto->set_beta_max(*most);
+    proto->set_beta_std(static_cast<float>(std::sqrt(squares / positions)));
+    proto->set_fraction_identity(static_cast<float>(identities / positions));
+    proto->set_fraction_reflection(static_cast<float>(reflections / positions));
+  }
+  if (choice.gates_by_token) {
+    proto->mutable_beta_per_token()->Add(stats.beta.begin(), stats.beta.end());
+  }
+  if (choice.update_norms && !stats.update_ratio.empty()) {
+    proto->set_update_norm_mean(static_cast<float>(mean(stats.update_ratio)));
+  }
+}
+
+// Of the completion or input `index`.
+template <typename Owner>  // Completion or Embedding
+void SetStats(const StatsChoice& choice, const RequestEnd& end, size_t index, Owner* proto) {
+  if (!choice.any() || index >= end.ddl_stats.size()) return;
+  const std::vector<SublayerStats>& sublayers = end.ddl_stats[index];
+  for (size_t i = 0; i < sublayers.size(); ++i) {
+    v1::DdlSublayerStats* sublayer = proto->mutable_ddl_stats()->add_sublayers();
+    sublayer->set_layer(static_cast<uint32_t>(i / 2));
+    sublayer->set_sublayer(i % 2 == 0 ? "attn" : "mlp");
+    SetSublayerStats(sublayers[i], choice, sublayer);
+  }
+}
+
 // All of a completion but its text and tokens.
-void SetEnd(const GenerateCall& call, const RequestEnd& end, v1::Completion* proto) {
-  DDL_CHECK(!end.completions.empty(), "a completion that ended OK has an end");
-  const CompletionEnd& completion = end.completions.front();
+void SetEnd(const GenerateCall& call, const RequestEnd& end, size_t index, v1::Completion* proto) {
+  DDL_CHECK(index < end.completions.size(), "a completion that ended OK has an end");
+  const CompletionEnd& completion = end.completions[index];
+  proto->set_index(static_cast<uint32_t>(index));
   proto->set_finish_reason(ToProto(completion.finish_reason));
   if (completion.matched_stop_str.has_value()) {
     proto->set_matched_stop_str(*completion.matched_stop_str);
@@ -433,7 +522,8 @@ void SetEnd(const GenerateCall& call, const RequestEnd& end, v1::Completion* pro
     proto->set_matched_token_id(static_cast<uint32_t>(*completion.matched_token_id));
   }
   proto->set_cumulative_logprob(completion.cumulative_logprob);
-  proto->set_seed(call.params().sampling.seed);
+  proto->set_seed(call.params().sampling.seed + index);
+  SetStats(call.stats, end, index, proto);
 }
 
 // The upper half of a float32, rounded to nearest, ties to even.
@@ -477,12 +567,60 @@ Pooling ToPooling(v1::Pooling pooling, FieldErrors* errors) {
       return Pooling::kMean;
     case v1::POOLING_MAX:
       return Pooling::kMax;
+    case v1::POOLING_WEIGHTED_MEAN:
+      return Pooling::kWeightedMean;
     case v1::POOLING_NONE:
       return Pooling::kNone;
     default:
       errors->AddRange("params.pooling", "a value of the enum Pooling", static_cast<int>(pooling));
       return Pooling::kLastToken;
   }
+}
+
+HiddenReadout ToReadout(const v1::EmbedParams& proto, const RequestLimits& limits,
+                        FieldErrors* errors) {
+  HiddenReadout readout;
+  switch (proto.readout()) {
+    case v1::DDL_READOUT_UNSPECIFIED:
+    case v1::DDL_READOUT_FINAL_NORM:
+      readout.kind = HiddenReadout::Kind::kFinalNorm;
+      break;
+    case v1::DDL_READOUT_COMPRESSED:
+      readout.kind = HiddenReadout::Kind::kCompressed;
+      break;
+    case v1::DDL_READOUT_CHANNEL:
+      readout.kind = HiddenReadout::Kind::kChannel;
+      break;
+    case v1::DDL_READOUT_STATE_FLAT:
+      readout.kind = HiddenReadout::Kind::kStateFlat;
+      break;
+    default:
+      errors->AddRange("params.readout", "a value of the enum DdlReadout",
+                       static_cast<int>(proto.readout()));
+  }
+  if (proto.has_layer()) {
+    const auto layers = static_cast<int32_t>(limits.num_layers);
+    const int32_t layer = proto.layer();
+    if (layer < -layers || layer >= layers) {
+      errors->Add("params.layer",
+                  absl::StrCat("must be ", -layers, "...", layers - 1, ", not ", layer));
+    } else {
+      readout.layer = layer < 0 ? layer + layers : layer;
+    }
+  }
+  if (proto.has_channel()) {
+    if (proto.readout() != v1::DDL_READOUT_CHANNEL) {
+      errors->Add("params.channel",
+                  absl::StrCat("must be unset, not ", proto.channel(),
+                               ", where params.readout is not DDL_READOUT_CHANNEL"));
+    } else if (proto.channel() >= limits.value_channels) {
+      errors->Add("params.channel", absl::StrCat("must be 0...", limits.value_channels - 1,
+                                                 ", not ", proto.channel()));
+    } else {
+      readout.channel = static_cast<int32_t>(proto.channel());
+    }
+  }
+  return readout;
 }
 
 EncodingFormat ToEncoding(v1::EncodingFormat format, FieldErrors* errors) {
@@ -513,22 +651,25 @@ bool CheckBatch(const char* field, int size, const RequestLimits& limits, FieldE
 
 absl::StatusOr<GenerateCall> ParseGenerate(const v1::GenerateRequest& request,
                                            const RequestLimits& limits) {
-  if (absl::Status status = CheckServed(kUnservedGenerate, request); !status.ok()) return status;
   FieldErrors errors;
   GenerateCall call;
   GenerateParams params;
   call.request.id = RequestId(request.request_id(), &errors);
   call.request.priority = ToPriority(request.priority(), &errors);
   call.request.queue_timeout = ToQueueTimeout(request, &errors);
-  params.sampling = ToSampling(request.sampling(), &errors);
+  params.sampling = ToSampling(request.sampling(), limits.vocab_size, &errors);
+  params.n = ToNumCompletions(request.sampling(), &errors);
   params.stopping = ToStopping(request.stopping(), limits, &errors);
   params.skip_special_tokens = !request.has_skip_special_tokens() || request.skip_special_tokens();
-  if (request.logprobs().has_logprobs()) {
-    const uint32_t logprobs = request.logprobs().logprobs();
-    if (logprobs > kMaxLogprobs) errors.AddRange("logprobs.logprobs", "0...20", logprobs);
-    params.logprobs = static_cast<int32_t>(std::min(logprobs, kMaxLogprobs));
-    call.with_logprobs = true;
-  }
+  params.logprobs = ToLogprobs("logprobs.logprobs", request.logprobs().has_logprobs(),
+                               request.logprobs().logprobs(), &errors);
+  params.prompt_logprobs =
+      ToLogprobs("logprobs.prompt_logprobs", request.logprobs().has_prompt_logprobs(),
+                 request.logprobs().prompt_logprobs(), &errors);
+  call.with_logprobs = request.logprobs().has_logprobs();
+  params.use_prefix_cache = !request.has_use_prefix_cache() || request.use_prefix_cache();
+  call.stats = ToStatsChoice(request.ddl_stats(), limits, &errors);
+  params.ddl_stats = call.stats.any();
   if (request.has_stream_interval()) {
     if (request.stream_interval() == 0) errors.AddRange("stream_interval", "at least 1", 0);
     call.stream_interval = static_cast<int32_t>(
@@ -537,6 +678,7 @@ absl::StatusOr<GenerateCall> ParseGenerate(const v1::GenerateRequest& request,
   if (!params.stopping.stop.empty() && limits.tokenizer == nullptr) {
     return NoTokenizer("stopping.stop", limits);
   }
+  if (request.echo() && limits.tokenizer == nullptr) return NoTokenizer("echo", limits);
 
   const InputRules rules = {
       .add_special_tokens = !request.has_add_special_tokens() || request.add_special_tokens(),
@@ -552,12 +694,14 @@ absl::StatusOr<GenerateCall> ParseGenerate(const v1::GenerateRequest& request,
     params.prompt = std::move(prompt->tokens);
   }
   if (!errors.empty()) return errors.status();
+  if (request.echo()) {
+    call.echo = limits.tokenizer->Decode(params.prompt, params.skip_special_tokens);
+  }
   call.request.params = std::move(params);
   return call;
 }
 
 absl::StatusOr<EmbedCall> ParseEmbed(const v1::EmbedRequest& request, const RequestLimits& limits) {
-  if (absl::Status status = CheckServed(kUnservedEmbed, request); !status.ok()) return status;
   FieldErrors errors;
   EmbedCall call;
   EmbedParams params;
@@ -566,17 +710,18 @@ absl::StatusOr<EmbedCall> ParseEmbed(const v1::EmbedRequest& request, const Requ
   params.pooling = ToPooling(request.params().pooling(), &errors);
   params.normalize = !request.params().has_normalize() || request.params().normalize();
   call.encoding = ToEncoding(request.params().encoding_format(), &errors);
-  if (!v1::DdlReadout_IsValid(request.params().readout())) {
-    errors.AddRange("params.readout", "a value of the enum DdlReadout",
-                    static_cast<int>(request.params().readout()));
-  }
+  params.readout = ToReadout(request.params(), limits, &errors);
+  call.stats = ToStatsChoice(request.ddl_stats(), limits, &errors);
+  params.ddl_stats = call.stats.any();
   if (request.params().has_dimensions()) {
+    const int64_t width = params.readout.kind == HiddenReadout::Kind::kStateFlat
+                              ? limits.hidden_size * limits.value_channels
+                              : limits.hidden_size;
     const uint32_t dimensions = request.params().dimensions();
-    if (dimensions < 1 || dimensions > limits.hidden_size) {
-      errors.Add("params.dimensions",
-                 absl::StrCat("must be 1...", limits.hidden_size, ", not ", dimensions));
+    if (dimensions < 1 || dimensions > width) {
+      errors.Add("params.dimensions", absl::StrCat("must be 1...", width, ", not ", dimensions));
     }
-    params.dimensions = static_cast<int32_t>(std::min<int64_t>(dimensions, limits.hidden_size));
+    params.dimensions = static_cast<int32_t>(std::min<int64_t>(dimensions, width));
   }
 
   const InputRules rules = {.add_special_tokens = !request.params().has_add_special_tokens() ||
@@ -594,6 +739,29 @@ absl::StatusOr<EmbedCall> ParseEmbed(const v1::EmbedRequest& request, const Requ
       if (!input.ok()) return input.status();
       params.inputs.push_back(std::move(input->tokens));
       call.truncated.push_back(input->truncated);
+    }
+  }
+  if (!errors.empty()) return errors.status();
+  call.request.params = std::move(params);
+  return call;
+}
+
+absl::StatusOr<ScoreCall> ParseScore(const v1::ScoreRequest& request, const RequestLimits& limits) {
+  FieldErrors errors;
+  ScoreCall call;
+  ScoreParams params;
+  call.request.id = RequestId(request.request_id(), &errors);
+  const InputRules rules = {.add_special_tokens = true,
+                            .truncation = {},
+                            .truncation_field = "",
+                            .most_tokens = limits.max_context_length,
+                            .most_tokens_reason = "the context"};
+  if (CheckBatch("inputs", request.inputs_size(), limits, &errors)) {
+    for (int i = 0; i < request.inputs_size(); ++i) {
+      absl::StatusOr<CutTokens> input =
+          ToTokens(request.inputs(i), absl::StrCat("inputs[", i, "]"), rules, limits, &errors);
+      if (!input.ok()) return input.status();
+      params.inputs.push_back(std::move(input->tokens));
     }
   }
   if (!errors.empty()) return errors.status();
@@ -648,32 +816,39 @@ absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& r
 }
 
 v1::GenerateResponse ToGenerateResponse(const GenerateCall& call, const ModelIdentity& model,
-                                        const Tokenizer* tokenizer, const WholeCompletion& whole,
+                                        const Tokenizer* tokenizer, const RequestStart& start,
+                                        const std::vector<WholeCompletion>& wholes,
                                         const RequestEnd& end) {
   v1::GenerateResponse response;
   response.set_request_id(call.request.id);
   response.set_model(model.name);
   response.set_model_version(model.version);
   response.set_system_fingerprint(model.system_fingerprint);
-  v1::Completion* completion = response.add_completions();
-  completion->set_text(whole.text);
-  for (const SampledToken& token : whole.tokens) {
-    SetToken(token, tokenizer, call.with_logprobs, completion->add_tokens());
+  for (size_t i = 0; i < wholes.size(); ++i) {
+    v1::Completion* completion = response.add_completions();
+    completion->set_text(call.echo.value_or("") + wholes[i].text);
+    for (const SampledToken& token : wholes[i].tokens) {
+      SetToken(token, tokenizer, call.with_logprobs, completion->add_tokens());
+    }
+    SetEnd(call, end, i, completion);
   }
-  SetEnd(call, end, completion);
+  SetPromptTokens(call, tokenizer, start, response.mutable_prompt_tokens());
   SetUsage(end.usage, response.mutable_usage());
   SetTimings(end.timings, call.tokenize, response.mutable_timings());
   return response;
 }
 
-v1::GenerateStreamResponse ToStreamStart(const GenerateCall& call, const ModelIdentity& model) {
+v1::GenerateStreamResponse ToStreamStart(const GenerateCall& call, const ModelIdentity& model,
+                                         const Tokenizer* tokenizer, const RequestStart& start) {
   v1::GenerateStreamResponse response;
   response.set_request_id(call.request.id);
-  v1::StreamStart* start = response.mutable_start();
-  start->set_model(model.name);
-  start->set_model_version(model.version);
-  start->set_prompt_tokens(static_cast<uint32_t>(call.params().prompt.size()));
-  start->set_system_fingerprint(model.system_fingerprint);
+  v1::StreamStart* proto = response.mutable_start();
+  proto->set_model(model.name);
+  proto->set_model_version(model.version);
+  proto->set_prompt_tokens(static_cast<uint32_t>(call.params().prompt.size()));
+  proto->set_cached_tokens(static_cast<uint32_t>(start.cached_tokens));
+  proto->set_system_fingerprint(model.system_fingerprint);
+  SetPromptTokens(call, tokenizer, start, proto->mutable_prompt_token_infos());
   return response;
 }
 
@@ -681,9 +856,11 @@ v1::GenerateStreamResponse ToStreamDelta(const GenerateCall& call, const Tokeniz
                                          const CompletionDelta& delta) {
   v1::GenerateStreamResponse response;
   response.set_request_id(call.request.id);
-  response.mutable_delta()->set_text(delta.text);
+  v1::StreamDelta* proto = response.mutable_delta();
+  proto->set_index(static_cast<uint32_t>(delta.index));
+  proto->set_text(delta.text);
   for (const SampledToken& token : delta.tokens) {
-    SetToken(token, tokenizer, call.with_logprobs, response.mutable_delta()->add_tokens());
+    SetToken(token, tokenizer, call.with_logprobs, proto->add_tokens());
   }
   return response;
 }
@@ -692,7 +869,9 @@ v1::GenerateStreamResponse ToStreamEnd(const GenerateCall& call, const RequestEn
   v1::GenerateStreamResponse response;
   response.set_request_id(call.request.id);
   v1::StreamEnd* stream_end = response.mutable_end();
-  SetEnd(call, end, stream_end->add_completions());
+  for (size_t i = 0; i < end.completions.size(); ++i) {
+    SetEnd(call, end, i, stream_end->add_completions());
+  }
   SetUsage(end.usage, stream_end->mutable_usage());
   SetTimings(end.timings, call.tokenize, stream_end->mutable_timings());
   return response;
@@ -720,9 +899,36 @@ v1::EmbedResponse ToEmbedResponse(const EmbedCall& call, const ModelIdentity& mo
       SetVector(vector, call.encoding, embedding->add_vectors());
       response.set_dimensions(static_cast<uint32_t>(vector.size()));
     }
+    SetStats(call.stats, end, i, embedding);
   }
   SetUsage(end.usage, response.mutable_usage());
   SetTimings(end.timings, call.tokenize, response.mutable_timings());
+  return response;
+}
+
+v1::ScoreResponse ToScoreResponse(const ScoreCall& call, const Tokenizer* tokenizer,
+                                  const std::vector<InputScore>& scores, const RequestEnd& end) {
+  const std::vector<std::vector<TokenId>>& inputs = call.params().inputs;
+  std::vector<const InputScore*> by_index(inputs.size());
+  for (const InputScore& score : scores) by_index[score.index] = &score;
+
+  v1::ScoreResponse response;
+  response.set_request_id(call.request.id);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    DDL_CHECK(by_index[i] != nullptr, "a score that ended OK has every input's");
+    const std::vector<SampledToken>& tokens = by_index[i]->tokens;
+    v1::Score* score = response.add_scores();
+    score->set_index(static_cast<uint32_t>(i));
+    SetFirstToken(inputs[i].front(), tokenizer, score->add_tokens());
+    double total = 0.0;
+    for (const SampledToken& token : tokens) {
+      SetToken(token, tokenizer, /*with_logprobs=*/true, score->add_tokens());
+      total += token.logprob;
+    }
+    score->set_total_logprob(total);
+    score->set_mean_nll(tokens.empty() ? 0.0 : -total / static_cast<double>(tokens.size()));
+  }
+  SetUsage(end.usage, response.mutable_usage());
   return response;
 }
 
@@ -737,6 +943,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
     google::rpc::ErrorInfo info;
     info.set_reason(details.reason);
     info.set_domain(kErrorDomain);
+    info.mutable_metadata()->insert(details.metadata.begin(), details.metadata.end());
     proto.add_details()->PackFrom(info);
   }
   if (details.retry_after.has_value()) {

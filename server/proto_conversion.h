@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,7 +29,10 @@ namespace ddl {
 struct RequestLimits {
   std::string model;  // its name, for messages
   int64_t vocab_size = 0;
-  int64_t hidden_size = 0;            // numbers in a whole embedding
+  int64_t hidden_size = 0;     // d
+  int64_t value_channels = 1;  // dv
+  int64_t num_layers = 1;
+  bool has_delta_rule = true;         // else there are no ddl_stats
   int32_t max_context_length = 0;     // tokens, prompt and completion
   int32_t max_client_batch_size = 0;  // inputs per call
   int32_t default_max_tokens = 0;
@@ -42,11 +46,22 @@ struct ModelIdentity {
   std::string system_fingerprint;
 };
 
+// Which of the DDL statistics an answer holds.
+struct StatsChoice {
+  bool gates = false;  // mean, least, most ... of beta
+  bool gates_by_token = false;
+  bool update_norms = false;
+
+  bool any() const { return gates || gates_by_token || update_norms; }
+};
+
 // A Generate or GenerateStream that may be submitted, and what its answer needs to know.
 struct GenerateCall {
   Request request;  // deadline not set; params are GenerateParams
   int32_t stream_interval = 1;
   bool with_logprobs = false;
+  std::optional<std::string> echo;  // the prompt's text, to go before each completion's
+  StatsChoice stats;
   absl::Duration tokenize;
 
   const GenerateParams& params() const { return std::get<GenerateParams>(request.params); }
@@ -58,16 +73,24 @@ struct EmbedCall {
   Request request;  // deadline not set; params are EmbedParams
   EncodingFormat encoding = EncodingFormat::kFloat;
   std::vector<bool> truncated;  // by input
+  StatsChoice stats;
   absl::Duration tokenize;
 
   const EmbedParams& params() const { return std::get<EmbedParams>(request.params); }
 };
 
-// Also FAILED_PRECONDITION for text to a model without a tokenizer, UNIMPLEMENTED for parts of
-// the contract that this version does not serve, naming the field.
+struct ScoreCall {
+  Request request;  // deadline not set; params are ScoreParams
+
+  const ScoreParams& params() const { return std::get<ScoreParams>(request.params); }
+};
+
+// Also FAILED_PRECONDITION, naming the field, for what takes a tokenizer (text in, text out)
+// where the model has none.
 absl::StatusOr<GenerateCall> ParseGenerate(const v1::GenerateRequest& request,
                                            const RequestLimits& limits);
 absl::StatusOr<EmbedCall> ParseEmbed(const v1::EmbedRequest& request, const RequestLimits& limits);
+absl::StatusOr<ScoreCall> ParseScore(const v1::ScoreRequest& request, const RequestLimits& limits);
 
 // Tokenize and Detokenize whole.
 absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request,
@@ -81,12 +104,14 @@ struct WholeCompletion {
   std::vector<SampledToken> tokens;
 };
 
-// `end` must have ended OK. `tokenizer` may be null.
+// `wholes`: n, by index. `end` must have ended OK. `tokenizer` may be null.
 v1::GenerateResponse ToGenerateResponse(const GenerateCall& call, const ModelIdentity& model,
-                                        const Tokenizer* tokenizer, const WholeCompletion& whole,
+                                        const Tokenizer* tokenizer, const RequestStart& start,
+                                        const std::vector<WholeCompletion>& wholes,
                                         const RequestEnd& end);
 // A stream's three kinds of events.
-v1::GenerateStreamResponse ToStreamStart(const GenerateCall& call, const ModelIdentity& model);
+v1::GenerateStreamResponse ToStreamStart(const GenerateCall& call, const ModelIdentity& model,
+                                         const Tokenizer* tokenizer, const RequestStart& start);
 v1::GenerateStreamResponse ToStreamDelta(const GenerateCall& call, const Tokenizer* tokenizer,
                                          const CompletionDelta& delta);
 v1::GenerateStreamResponse ToStreamEnd(const GenerateCall& call, const RequestEnd& end);
@@ -95,6 +120,10 @@ v1::GenerateStreamResponse ToStreamEnd(const GenerateCall& call, const RequestEn
 v1::EmbedResponse ToEmbedResponse(const EmbedCall& call, const ModelIdentity& model,
                                   const std::vector<InputEmbedding>& embeddings,
                                   const RequestEnd& end);
+
+// `scores` has one for each input, in any order.
+v1::ScoreResponse ToScoreResponse(const ScoreCall& call, const Tokenizer* tokenizer,
+                                  const std::vector<InputScore>& scores, const RequestEnd& end);
 
 // The code and message of `status`, with its details as google.rpc.Status for the trailer
 // grpc-status-details-bin. Long texts are cut: HTTP/2 headers are small.

@@ -80,6 +80,7 @@ void FindBadStrings(const pb::Message& message, const pb::Descriptor& original,
 }  // namespace
 
 absl::Status ParseRequest(const grpc::ByteBuffer& bytes, pb::Message* message) {
+  if (!bytes.Valid()) return absl::CancelledError("the call was cancelled before its message came");
   if (ParseBytes(bytes, message)) return absl::OkStatus();
 
   const pb::Descriptor& original = *message->GetDescriptor();

@@ -10,6 +10,7 @@ namespace ddl {
 
 // Parses a request's bytes into `message`. gRPC's own parsing would answer UNIMPLEMENTED, without
 // a word, to a string that is not UTF-8; this says INVALID_ARGUMENT with the field's path.
+// CANCELLED when there are none: the client went away after it had opened the call.
 absl::Status ParseRequest(const grpc::ByteBuffer& bytes, google::protobuf::Message* message);
 
 }  // namespace ddl

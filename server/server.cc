@@ -4,12 +4,15 @@
 #include <grpcpp/health_check_service_interface.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/build_info.h"
+#include "server/process_stats.h"
 
 namespace ddl {
 namespace {
@@ -34,6 +37,11 @@ std::string Fingerprint(const std::string& version, const ModelDescription& desc
   return absl::StrCat(version, "-", std::string(GetBuildInfo().version), "-", description.dtype);
 }
 
+int64_t ResidentBytes() {
+  const std::optional<ProcessStats> stats = ReadProcessStats();
+  return stats.has_value() ? stats->resident_bytes : 0;
+}
+
 }  // namespace
 
 Server::Server(const ServerConfig& config, ModelLoader loader)
@@ -43,7 +51,9 @@ Server::Server(const ServerConfig& config, ModelLoader loader)
       models_(Names(config.models)),
       surroundings_{models_, metrics_, active_calls_, replies_},
       inference_service_(surroundings_),
-      model_service_(surroundings_, state_) {}
+      model_service_(surroundings_, state_) {
+  if (config_.models.size() > 1) compute_thread_.emplace();
+}
 
 Server::~Server() {
   abandon_loading_ = true;
@@ -140,26 +150,42 @@ absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model
   model->SetWarmingUp();
   auto ready = std::make_unique<ReadyModel>();
   const ModelDescription description = loaded->runner->description();
+  const bool has_delta_rule = loaded->variant != "gpt";
   // The hash is a label of the metrics, which the engine needs.
   ready->weights_sha256 = loaded->weights_sha256.get();
   const absl::Time warming = absl::Now();
-  EngineObserver* observer =
-      metrics_.AddModel(source.name, {.variant = loaded->variant,
-                                      .dtype = description.dtype,
-                                      .device = description.device,
-                                      .weights_sha256 = ready->weights_sha256,
-                                      .max_context_length = loaded->max_context_length});
+  const int64_t resident_before = ResidentBytes();
+  EngineObserver* observer = metrics_.AddModel(
+      source.name, {.variant = loaded->variant,
+                    .dtype = description.dtype,
+                    .device = description.device,
+                    .weights_sha256 = ready->weights_sha256,
+                    .max_context_length = loaded->max_context_length,
+                    .num_gated_sublayers = has_delta_rule ? 2 * description.num_layers : 0});
   EngineOptions options;
   options.max_running_sequences = config_.max_running_sequences;
   options.max_waiting_requests = config_.max_waiting_requests;
   options.max_waiting_tokens = config_.max_waiting_tokens;
   options.max_step_tokens = config_.max_step_tokens;
   options.max_context_length = loaded->max_context_length;
+  options.max_decode_slowdown = config_.max_decode_slowdown;
+  options.priority_aging = config_.priority_aging;
+  options.slow_reader_timeout = config_.slow_reader_timeout;
+  options.prefix_cache = config_.prefix_cache;
+  options.gate_sample_interval = config_.gate_sample_interval;
+  if (compute_thread_.has_value()) {
+    loaded->runner = RunOn(&*compute_thread_, std::move(loaded->runner));
+  }
   absl::StatusOr<std::unique_ptr<Engine>> engine =
       Engine::Create(options, std::move(loaded->runner), loaded->tokenizer, observer);
   if (!engine.ok()) return engine.status();
   if (absl::Status status = (*engine)->WarmUp(); !status.ok()) return status;
   metrics_.SetLoadDuration(source.name, "warmup", absl::Now() - warming);
+  metrics_.SetDeviceMemory(source.name, "weights", loaded->weight_bytes);
+  metrics_.SetDeviceMemory(source.name, "kv", loaded->kv_bytes);
+  metrics_.SetDeviceMemory(source.name, "activations",
+                           std::max<int64_t>(ResidentBytes() - resident_before, 0));
+  observer->OnLoad((*engine)->load());  // the cache's size, before anyone has been served
   (*engine)->Start();
 
   ready->variant = loaded->variant;
@@ -170,6 +196,9 @@ absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model
   ready->limits = {.model = source.name,
                    .vocab_size = description.vocab_size,
                    .hidden_size = description.hidden_size,
+                   .value_channels = description.value_channels,
+                   .num_layers = description.num_layers,
+                   .has_delta_rule = has_delta_rule,
                    .max_context_length = loaded->max_context_length,
                    .max_client_batch_size = config_.max_client_batch_size,
                    .default_max_tokens = config_.default_max_tokens,

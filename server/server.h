@@ -5,12 +5,14 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "server/compute_thread.h"
 #include "server/config.h"
 #include "server/engine/mutex.h"
 #include "server/inference_service.h"
@@ -72,7 +74,8 @@ class Server {
   const ModelLoader loader_;
 
   ServerState state_;
-  Metrics metrics_;  // observes the models' engines
+  Metrics metrics_;                              // observes the models' engines
+  std::optional<ComputeThread> compute_thread_;  // of several models; their engines use it
   ServedModels models_;
   ActiveCalls active_calls_;
   ReplyThread replies_;

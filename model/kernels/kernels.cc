@@ -10,7 +10,7 @@ const CpuKernels& BestCpuKernels() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-      return avx512::kCpuKernels;
+      return __builtin_cpu_supports("avx512bf16") ? avx512_bf16::kCpuKernels : avx512::kCpuKernels;
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kCpuKernels;
     return portable::kCpuKernels;

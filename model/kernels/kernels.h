@@ -37,6 +37,11 @@ struct Batch {
   const int32_t* slot = nullptr;          // [sequences] where its tails live
   const int32_t* block_table = nullptr;   // [sequences, block_table_stride] physical K/V blocks
   int64_t block_table_stride = 0;
+  // The slot whose tails a sequence goes on from. Null: its own.
+  const int32_t* tail_source = nullptr;  // [sequences]
+  // The slot that takes the tails as they are after this row, beside the sequence's own at its
+  // last row; -1: none. No slot that anyone in the batch goes on from. Null: none anywhere.
+  const int32_t* row_save = nullptr;  // [tokens]
 };
 
 // ---- Input expansion: e_t -> X_t (spec: tcec, ccec; the others repeat e over the channels)
@@ -95,14 +100,17 @@ struct DeltaStepArgs {
   Rewrite rewrite = Rewrite::kNone;
   const void* h = nullptr;  // [tokens, d] its output
   float k_eps = 0.0f;
+  // Out, kDelta only [tokens]: |beta k (v^T - k^T X)| / |X| of the rewrite, Frobenius, X as it was
+  // before; 0 where X was 0. Null: not wanted, and costs nothing.
+  float* update_ratio = nullptr;
 
   // The sublayer after.
   Compress compress = Compress::kIdentity;
   const float* compress_weight = nullptr;  // kChannel [d, dv]; kToken [taps, d, dv], oldest first
   int64_t taps = 0;                        // kToken: k
   // kToken: the partial sums of the outputs to come (transposed FIR), a_1 ... a_{k-1}, of each
-  // sequence: tail + slot * tail_stride is [taps - 1, d]. Read unless the sequence starts at
-  // position 0, written at its last row.
+  // sequence: tail + slot * tail_stride is [taps - 1, d]. Read (from the slot's or tail_source's)
+  // unless the sequence starts at position 0, written at its last row (and where row_save says).
   float* tail = nullptr;
   int64_t tail_stride = 0;
   const float* norm_weight = nullptr;  // [d] RMSNorm of what compress gives

@@ -3,7 +3,7 @@
 
 #include "model/kernels/kernels.h"
 
-// The CPU bodies. kernels_cpu.cc is compiled once per instruction set, each time into its own
+// The CPU bodies. The sources in cpu/ are compiled once per instruction set, each time into its own
 // namespace; kernels.cc picks one when the process starts.
 
 namespace ddl::kernels {
@@ -25,6 +25,9 @@ namespace avx2 {
 extern const CpuKernels kCpuKernels;
 }
 namespace avx512 {
+extern const CpuKernels kCpuKernels;
+}
+namespace avx512_bf16 {
 extern const CpuKernels kCpuKernels;
 }
 

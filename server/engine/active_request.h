@@ -1,6 +1,7 @@
 #ifndef DDL_SERVER_ENGINE_ACTIVE_REQUEST_H_
 #define DDL_SERVER_ENGINE_ACTIVE_REQUEST_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -16,36 +17,71 @@
 
 namespace ddl {
 
+// One completion, or one input, of a request: its sequence and what is gathered of its outputs.
+struct RequestPart {
+  std::unique_ptr<Sequence> sequence;    // null once its output is delivered
+  std::optional<Completion> completion;  // of a Generate
+  std::optional<Pooler> pooler;          // of an Embed
+  // Of a Score's input, or of the prompt with prompt_logprobs: the tokens but the first. -1: not
+  // wanted.
+  int32_t score_logprobs = -1;
+  std::vector<SampledToken> scored;
+  std::vector<SublayerStats> ddl_stats;  // [2 * num_layers] when asked for
+
+  std::optional<absl::Time> last_token;  // drawn
+  std::optional<CompletionEnd> end;
+};
+
 // A request between Submit and OnEnd: its sequences, where their output goes, and what happened
 // when. Made by the submitting thread, then touched by the step thread alone.
 struct ActiveRequest {
   // Constant after Submit.
   uint64_t id = 0;
   Task task = Task::kGenerate;
-  int64_t prompt_tokens = 0;  // of all inputs
+  Priority priority = Priority::kNormal;
+  int64_t prompt_tokens = 0;         // of all inputs; a prompt counts once, whatever n is
+  bool wants_prompt_scores = false;  // with OnStart
+  HiddenReadout readout;             // of an Embed
+  bool ddl_stats = false;
   absl::Time submitted;
   absl::Time start_by;  // submitted + queue_timeout
   absl::Time deadline;
   std::shared_ptr<RequestSink> sink;
 
-  // One, or one per input of an Embed; null once its output is delivered.
-  std::vector<std::unique_ptr<Sequence>> sequences;
-  int32_t sequences_left = 0;
-  std::optional<Completion> completion;  // of a Generate
-  std::vector<Pooler> poolers;           // of an Embed: one per input
+  PromptGroup group;  // outlives the sequences
+  std::vector<RequestPart> parts;
+  int32_t parts_left = 0;
 
+  int64_t cached_tokens = 0;  // that its first sequence found in the prefix cache
   int32_t preemptions = 0;
+  absl::Time ages_at;                     // when what still waits rises one class
   std::optional<absl::Time> started;      // the first step that computes any of it
   std::optional<absl::Time> first_token;  // drawn
-  absl::Time last_token;
+  std::optional<absl::Time> paused;       // since its sink was full
 
   // Set when it has ended: everything it held is free, and OnEnd is due.
   std::optional<RequestEnd> end;
   FinishedRequest finished;
 
   bool has_ended() const { return end.has_value(); }
-  int32_t num_generated() const { return completion.has_value() ? completion->num_tokens() : 0; }
+  int64_t num_generated() const {
+    int64_t tokens = 0;
+    for (const RequestPart& part : parts) {
+      if (part.completion.has_value()) tokens += part.completion->num_tokens();
+    }
+    return tokens;
+  }
 };
+
+// Of several completions the first counts the prompt, as usage does.
+inline bool CountsPrompt(const ActiveRequest& request, const Sequence& sequence) {
+  return request.task != Task::kGenerate || sequence.rank().index == 0;
+}
+
+// The clock may have been set back between two times.
+inline absl::Duration NotNegative(absl::Duration duration) {
+  return std::max(duration, absl::ZeroDuration());
+}
 
 }  // namespace ddl
 

@@ -1,18 +1,35 @@
 #ifndef DDL_SERVER_ENGINE_BLOCK_MANAGER_H_
 #define DDL_SERVER_ENGINE_BLOCK_MANAGER_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <list>
+#include <optional>
+#include <unordered_map>
 #include <vector>
 
 #include "absl/types/span.h"
+#include "model/token.h"
 
-// Who owns which block of the K/V cache. Integers only: the tensors live behind ModelRunner.
+// Who owns which block of the K/V cache, and what the blocks that nobody owns still hold.
+// Integers only: the tensors live behind ModelRunner.
 
 namespace ddl {
 
 class BlockTable;
 
-// Lends out the blocks [0, num_blocks) of `block_size` tokens each. One thread at a time.
+// Lends out the blocks [0, num_blocks) of `block_size` tokens each. A block is
+//
+//   free    it holds nothing;
+//   used    by one table, or by several that share it. A full block that has been computed may
+//           be known to the prefix cache: found again by the tokens it holds and the block before;
+//   cached  known, and used by no table. Lent out again when nothing is free, the one whose use
+//           lies longest back first.
+//
+// The prefix cache never confuses two contents: a block is known under the identity of the block
+// before it and its own tokens, which are compared one by one; hashes only find the candidates.
+//
+// One thread at a time.
 class BlockManager {
  public:
   BlockManager(int32_t num_blocks, int32_t block_size);
@@ -20,9 +37,11 @@ class BlockManager {
   BlockManager& operator=(const BlockManager&) = delete;
 
   int32_t block_size() const { return block_size_; }  // tokens
-  int32_t num_blocks() const { return static_cast<int32_t>(lent_.size()); }
+  int32_t num_blocks() const { return static_cast<int32_t>(blocks_.size()); }
   int32_t num_free() const { return static_cast<int32_t>(free_.size()); }
-  int32_t num_used() const { return num_blocks() - num_free(); }
+  int32_t num_cached() const { return static_cast<int32_t>(cached_.size()); }
+  int32_t num_used() const { return num_blocks() - num_available(); }
+  int32_t num_available() const { return num_free() + num_cached(); }  // to be lent out
 
   // Blocks that hold `tokens` positions.
   int32_t BlocksFor(int64_t tokens) const {
@@ -31,16 +50,41 @@ class BlockManager {
 
  private:
   friend class BlockTable;
-  int32_t Take();  // num_free() > 0
+
+  // Identifies a content together with all before it; never given out twice.
+  using ContentId = uint64_t;
+  static constexpr ContentId kBeginning = 0;  // before the first block
+  struct Content {
+    ContentId id = 0;
+    ContentId before = 0;         // of the block before
+    std::vector<TokenId> tokens;  // [block_size]
+    size_t hash = 0;              // of before and tokens
+  };
+  struct Block {
+    int32_t users = 0;                      // tables
+    std::optional<Content> content;         // when the prefix cache knows it
+    std::list<int32_t>::iterator position;  // in cached_, while cached
+  };
+
+  int32_t Take();  // num_available() > 0
+  void Share(int32_t block);
   void GiveBack(int32_t block);
+  // The block known to hold `tokens` after `before`.
+  std::optional<int32_t> Find(ContentId before, absl::Span<const TokenId> tokens) const;
+  void MakeKnown(int32_t block, ContentId before, absl::Span<const TokenId> tokens);
+  void Forget(int32_t block);
+  ContentId ContentOf(int32_t block) const { return blocks_[block].content->id; }  // known
 
   const int32_t block_size_;
-  std::vector<int32_t> free_;  // the next to lend out is last
-  std::vector<bool> lent_;     // [num_blocks]
+  std::vector<Block> blocks_;                       // [num_blocks]
+  std::vector<int32_t> free_;                       // the next to lend out is last
+  std::list<int32_t> cached_;                       // the next to lend out is first
+  std::unordered_multimap<size_t, int32_t> known_;  // blocks by the hash of their content
+  ContentId next_content_ = kBeginning + 1;
 };
 
-// The blocks of one sequence, in the order of its positions. Owns them: they are free again when
-// the table is cleared or goes away. The manager must outlive it.
+// The blocks of one sequence, in the order of its positions. Owns a share in them, which it gives
+// back when it is cleared or goes away. The manager must outlive it.
 class BlockTable {
  public:
   BlockTable() = default;  // holds nothing, and no manager
@@ -49,8 +93,19 @@ class BlockTable {
   BlockTable& operator=(BlockTable&& other) noexcept;
 
   // Grows the table to hold `tokens` positions; it never shrinks. False, with nothing changed,
-  // when too few blocks are free. Always the same manager.
+  // when too few blocks are available. Always the same manager.
   [[nodiscard]] bool Grow(BlockManager& manager, int64_t tokens);
+  // Makes an empty table begin with the blocks known to hold the beginning of `tokens`, whole
+  // ones only. Returns the positions that they hold.
+  int32_t TakeKnown(BlockManager& manager, absl::Span<const TokenId> tokens);
+  // Makes an empty table begin with the first `count` blocks of another, which go on being
+  // shared. Nobody may write to them.
+  void ShareBeginning(const BlockTable& other, int32_t count);
+  // Makes every full block of `computed`, the tokens whose positions have been computed, known.
+  // Where another block is known for the same content, the table shares that from now on and
+  // gives its own back, so that a content is there once, and whoever uses a block also uses the
+  // one that it is known to follow.
+  void MakeKnown(absl::Span<const TokenId> computed);
   void Clear();
 
   absl::Span<const int32_t> blocks() const { return blocks_; }
@@ -59,6 +114,7 @@ class BlockTable {
  private:
   BlockManager* manager_ = nullptr;
   std::vector<int32_t> blocks_;
+  int32_t num_known_ = 0;  // the first so many are known
 };
 
 }  // namespace ddl

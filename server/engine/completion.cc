@@ -7,9 +7,12 @@
 
 namespace ddl {
 
-Completion::Completion(const GenerateParams& params, const Limits& limits,
+Completion::Completion(const GenerateParams& params, int32_t index, const Limits& limits,
                        const Tokenizer* tokenizer)
-    : sampling_(params.sampling),
+    : index_(index),
+      sampling_(params.sampling),
+      has_penalties_(sampling_.repetition_penalty != 1.0f || sampling_.frequency_penalty != 0.0f ||
+                     sampling_.presence_penalty != 0.0f),
       stopping_(params.stopping),
       logprobs_(params.logprobs),
       vocab_size_(limits.vocab_size),
@@ -17,6 +20,7 @@ Completion::Completion(const GenerateParams& params, const Limits& limits,
       text_(tokenizer, {.skip_special_tokens = params.skip_special_tokens,
                         .stop = params.stopping.stop,
                         .include_stop_str_in_output = params.stopping.include_stop_str_in_output}) {
+  sampling_.seed += static_cast<uint64_t>(index);
   const int32_t room = limits.max_context_length - static_cast<int32_t>(params.prompt.size());
   max_tokens_ = std::min(params.stopping.max_tokens, room);
   full_ = params.stopping.max_tokens <= room ? FinishReason::kLength : FinishReason::kContext;
@@ -26,12 +30,17 @@ Completion::Completion(const GenerateParams& params, const Limits& limits,
   }
 }
 
-SampleRequest Completion::NextSample() const {
+SampleRequest Completion::NextSample(absl::Span<const TokenId> prompt,
+                                     absl::Span<const TokenId> generated) const {
   SampleRequest sample;
-  sample.params = sampling_;
+  sample.params = &sampling_;
   sample.index = num_tokens_;
   sample.vocab_size = vocab_size_;
   if (num_tokens_ < stopping_.min_tokens) sample.banned = end_tokens_;
+  if (has_penalties_) {
+    sample.prompt = prompt;
+    sample.generated = generated;
+  }
   sample.logprobs = logprobs_;
   return sample;
 }
@@ -56,12 +65,16 @@ Completion::Progress Completion::Accept(SampledToken token) {
                                  .matched_stop_str = std::move(piece.matched_stop),
                                  .matched_token_id = std::nullopt};
   }
+  progress.delta.index = index_;
   progress.delta.text = std::move(piece.text);
   const auto released = held_.begin() + static_cast<ptrdiff_t>(piece.num_tokens);
   progress.delta.tokens.assign(std::make_move_iterator(held_.begin()),
                                std::make_move_iterator(released));
   held_.erase(held_.begin(), released);
-  if (progress.end.has_value()) progress.end->cumulative_logprob = cumulative_logprob_;
+  if (progress.end.has_value()) {
+    progress.end->index = index_;
+    progress.end->cumulative_logprob = cumulative_logprob_;
+  }
   return progress;
 }
 

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "model/sampler.h"
 #include "model/token.h"
 #include "model/tokenizer.h"
@@ -13,7 +14,7 @@
 
 namespace ddl {
 
-// The output of one Generate: says how the next token is to be drawn, takes it, and tells what
+// One completion of a Generate: says how the next token is to be drawn, takes it, and tells what
 // to deliver and whether that was the end.
 class Completion {
  public:
@@ -27,11 +28,15 @@ class Completion {
   };
 
   // `tokenizer` may be null: no text, and no end token. It must outlive the completion. The text
-  // of an end or stop token is not part of the completion's, the token itself is.
-  Completion(const GenerateParams& params, const Limits& limits, const Tokenizer* tokenizer);
+  // of an end or stop token is not part of the completion's, the token itself is. `index`: of the
+  // completion, in [0, n).
+  Completion(const GenerateParams& params, int32_t index, const Limits& limits,
+             const Tokenizer* tokenizer);
 
-  // Refers to this completion; valid until it is moved or takes a token.
-  SampleRequest NextSample() const;
+  // How to draw what follows the prompt and the tokens taken so far. Refers to them and to this
+  // completion; valid until it is moved or takes a token.
+  SampleRequest NextSample(absl::Span<const TokenId> prompt,
+                           absl::Span<const TokenId> generated) const;
   // Takes the token drawn for NextSample. Not to be called after the end.
   Progress Accept(SampledToken token);
 
@@ -40,7 +45,9 @@ class Completion {
  private:
   std::optional<CompletionEnd> EndAt(TokenId id) const;
 
+  const int32_t index_;
   SamplingParams sampling_;
+  bool has_penalties_;
   StoppingParams stopping_;
   int32_t logprobs_;
   TokenId vocab_size_;

@@ -1,6 +1,7 @@
 #ifndef DDL_SERVER_ENGINE_ENGINE_H_
 #define DDL_SERVER_ENGINE_ENGINE_H_
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -20,16 +21,19 @@
 #include "model/tokenizer.h"
 #include "server/engine/active_request.h"
 #include "server/engine/block_manager.h"
+#include "server/engine/gate_sampler.h"
 #include "server/engine/mutex.h"
 #include "server/engine/observer.h"
 #include "server/engine/rate_meter.h"
 #include "server/engine/request.h"
 #include "server/engine/scheduler.h"
+#include "server/engine/step_time_model.h"
 
 namespace ddl {
 
 struct EngineOptions {
-  // Sequences in the batch; the runner's slots bound it too.
+  // Completions in the batch, and as many inputs of Embed and Score. The runner should have
+  // SlotsFor(max_running_sequences) slots, which keeps some for each kind; its slots bound it too.
   int32_t max_running_sequences = 64;
   // Requests admitted beyond those that could run at once, max_running_sequences.
   int32_t max_waiting_requests = 256;
@@ -61,10 +65,11 @@ struct RequestHandle {
 // positions, decode tokens of running sequences and chunks of prompts and embed inputs together.
 // A request's tokens depend on its own input and seed only.
 //
-// Submit, Cancel and the other public methods may be called from any thread, Submit and Cancel
-// also from a sink. Exactly one thread steps: the engine's own after Start, or the caller of
-// Step in tests. As long as a request is there, a step has something to compute, so cancels and
-// deadlines, which every step reads, never wait for other traffic.
+// Submit, Cancel and the other public methods may be called from any thread; Submit, Cancel and
+// Resume also from a sink. Exactly one thread steps: the engine's own after Start, or the caller
+// of Step in tests. As long as a request is there that is not paused, a step has something to
+// compute, so that cancels and deadlines, which every step reads, never wait for other traffic.
+// When all are paused the step thread sleeps until a call or the next deadline or timeout.
 class Engine {
  public:
   // `tokenizer` may be null (token ids only). `observer` must outlive the engine and must not
@@ -80,7 +85,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Queues a validated request, or refuses it at once:
-  //   RESOURCE_EXHAUSTED  QUEUE_FULL, TOKENS_FULL with RetryInfo from the measured rate
+  //   RESOURCE_EXHAUSTED  QUEUE_FULL, TOKENS_FULL, DEADLINE_INFEASIBLE (those before it will not
+  //                       have started by its deadline), with RetryInfo from the measured rate
   //   FAILED_PRECONDITION TOO_LARGE: can never fit in the KV cache, needed and available tokens
   //   UNAVAILABLE         DRAINING, with RetryInfo
   //   DEADLINE_EXCEEDED   already past
@@ -96,7 +102,8 @@ class Engine {
   // Runs one step of each kind the model will see, through the real runner, before anyone is
   // served. Call before Start.
   absl::Status WarmUp();
-  // Starts the step thread. At most once.
+  // Starts the step thread. At most once. While nothing can be computed it sleeps by the system's
+  // clock for as long as `now` says that nothing will happen.
   void Start();
   // One step on the calling thread, without Start. False when there was nothing to do.
   bool Step();
@@ -124,8 +131,9 @@ class Engine {
          std::function<absl::Time()> now);
 
   // The parts of a step, on the thread that steps.
-  void AcceptSubmissions();
+  void AcceptCalls();
   void EndCancelledAndExpired(absl::Time now);
+  int32_t PrefillBudget() const;
   void MarkStarted(const StepPlan& plan, absl::Time now);
   std::vector<SequenceChunk> ToChunks(const StepPlan& plan);
   void Postprocess(const StepPlan& plan, absl::StatusOr<std::vector<ChunkOutput>> outputs);
@@ -133,29 +141,48 @@ class Engine {
   // Tells observer and sinks of the requests that End took out. False when there were none.
   bool DeliverEnds();
 
-  void CountBlocks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void CountComputed(const ActiveRequest& request, const ComputedPositions& computed);
-  void AcceptToken(ActiveRequest& request, Sequence& sequence, SampledToken token, absl::Time now);
-  void AcceptRows(ActiveRequest& request, const ScheduledChunk& chunk, absl::Span<const float> rows,
-                  absl::Time now);
+  // What one chunk of a request brought.
+  void CountComputed(const ActiveRequest& request, const Sequence& sequence,
+                     const ComputedPositions& computed);
+  void AcceptOutput(ActiveRequest& request, const ScheduledChunk& chunk, ChunkOutput output,
+                    absl::Time now);
+  void AcceptToken(ActiveRequest& request, RequestPart& part, SampledToken token, absl::Time now);
+  // A part has all its output. Ends the request with its last part.
+  void FinishPart(ActiveRequest& request, RequestPart& part, absl::Time now);
+
+  void Pause(ActiveRequest& request, absl::Time now);
+  void ResumePaused(ActiveRequest& request);
+  void Age(ActiveRequest& request, absl::Time now);
   // Takes a request out of the batch and frees all it holds. `noticed`: when the cancel or the
   // deadline came.
   void End(ActiveRequest& request, absl::Status status, std::string_view finish_reason,
            absl::Time noticed);
   void EndExpired(ActiveRequest& request);
+  void EndQueueTimeout(ActiveRequest& request);
+  void EndSlowReader(ActiveRequest& request);
   ActiveRequest& RequestOf(const Sequence& sequence) {
     return *requests_.at(sequence.rank().request_id);
   }
+  RequestPart& PartOf(const Sequence& sequence) {
+    return RequestOf(sequence).parts[sequence.rank().index];
+  }
+  void UpdateLoad() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // The step thread.
   void Run();
-  bool WaitForWork();  // false: stop
+  // Until a step may have something to do. `worked`: the last one had. False: stop.
+  bool WaitForWork(bool worked);
+  absl::Time NextTimeout() const;  // of any request
 
   // Admission, on the submitting thread.
   std::unique_ptr<ActiveRequest> Activate(Request request, std::shared_ptr<RequestSink> sink);
   TokenId VocabSize() const;
   absl::Status CheckSize(const Request& request) const;
   absl::Status CheckAdmission(const ActiveRequest& request, absl::Status size)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The requests that will start before one of this priority.
+  int32_t NumAhead(Priority priority) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CountWaiting(const ActiveRequest& request, int32_t change)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Duration RetryAfter() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PublishLoad() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -174,18 +201,22 @@ class Engine {
   std::vector<ActiveRequest*> ended_;        // of requests_, with OnEnd due
   std::vector<Cancellation> cancellations_;  // to be acted on in this step
   int32_t started_in_step_ = 0;
+  StepTimeModel step_times_;
+  GateSampler gates_;
 
   std::atomic<uint64_t> next_id_{1};
 
   mutable Mutex mu_;
-  CondVar work_;  // something was submitted, or stopping_
+  CondVar work_;  // something was submitted, cancelled or resumed, or stopping_
   CondVar idle_;  // num_requests_ is 0
   bool admitting_ ABSL_GUARDED_BY(mu_) = true;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::unique_ptr<ActiveRequest>> submitted_ ABSL_GUARDED_BY(mu_);
   std::vector<Cancellation> cancelled_ ABSL_GUARDED_BY(mu_);
+  std::vector<uint64_t> resumed_ ABSL_GUARDED_BY(mu_);
   int32_t num_requests_ ABSL_GUARDED_BY(mu_) = 0;  // admitted, OnEnd not yet called
   EngineLoad load_ ABSL_GUARDED_BY(mu_);
+  std::array<int32_t, 3> waiting_by_priority_ ABSL_GUARDED_BY(mu_) = {};
   RateMeter starts_ ABSL_GUARDED_BY(mu_);  // requests started while others waited
 
   Mutex thread_mu_;

@@ -7,21 +7,23 @@
 
 namespace ddl {
 
-Sequence::Sequence(const SequenceRank& rank, std::vector<TokenId> prompt, bool generates)
+Sequence::Sequence(const SequenceRank& rank, std::vector<TokenId> prompt,
+                   const SequenceOptions& options)
     : rank_(rank),
-      generates_(generates),
+      options_(options),
       num_prompt_tokens_(static_cast<int32_t>(prompt.size())),
       tokens_(std::move(prompt)) {
   DDL_CHECK(!tokens_.empty(), "a sequence has at least one token");
 }
 
 SequenceChunk Sequence::ChunkUpTo(int32_t end) const {
-  DDL_CHECK(running() && num_computed_ < end && end <= num_tokens(), "no such chunk");
+  DDL_CHECK(holds_slot() && num_computed_ < end && end <= num_tokens(), "no such chunk");
   SequenceChunk chunk;
   chunk.tokens = tokens().subspan(0, end);
   chunk.start = num_computed_;
   chunk.block_table = blocks_.blocks();
   chunk.slot = slot();
+  chunk.tails_from_block = tails_from_block_;
   return chunk;
 }
 
@@ -35,20 +37,49 @@ ComputedPositions Sequence::MarkComputed(int32_t end) {
   computed.generated = end - first_generated;
   num_computed_ = end;
   max_computed_ = std::max(max_computed_, end);
+  tails_from_block_.reset();
   return computed;
 }
 
 void Sequence::Append(TokenId token) {
-  DDL_CHECK(generates_, "an embedded input never grows");
+  DDL_CHECK(generates(), "an input never grows");
   tokens_.push_back(token);
 }
 
 bool Sequence::ReserveBlocks(BlockManager& manager) { return blocks_.Grow(manager, num_tokens()); }
 
+int32_t Sequence::NumSharedBlocks(const BlockManager& manager) const {
+  return (num_prompt_tokens_ - 1) / manager.block_size();
+}
+
+void Sequence::TakeKnownBlocks(BlockManager& manager) {
+  BeginAt(blocks_.TakeKnown(manager, tokens().first(num_tokens() - 1)));
+}
+
+void Sequence::ShareBlocks(const Sequence& other, int32_t count, const BlockManager& manager) {
+  blocks_.ShareBeginning(other.blocks_, count);
+  BeginAt(count * manager.block_size());
+}
+
+void Sequence::BeginAt(int32_t position) {
+  num_computed_ = position;
+  if (position > 0) tails_from_block_ = blocks_.blocks().back();
+}
+
+int32_t Sequence::Start(int32_t slot) {
+  slot_ = slot;
+  state_ = SequenceState::kRunning;
+  was_preempted_ = false;
+  const int32_t found = std::max(0, std::min(num_computed_, num_prompt_tokens_) - max_computed_);
+  max_computed_ = std::max(max_computed_, num_computed_);
+  return found;
+}
+
 void Sequence::Release() {
   slot_.reset();
   blocks_.Clear();
   num_computed_ = 0;
+  tails_from_block_.reset();
 }
 
 }  // namespace ddl

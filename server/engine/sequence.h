@@ -14,12 +14,14 @@
 
 namespace ddl {
 
+class Sequence;
+
 // Who goes first when something is scarce, smaller first: by priority, then first come first
-// served, then in the order of an Embed's inputs. Unique, and fixed for a sequence's life.
+// served, then in the order of a request's inputs or completions. Unique.
 struct SequenceRank {
-  Priority priority = Priority::kNormal;
-  uint64_t request_id = 0;  // given out in the order of arrival
-  int32_t index = 0;        // of the input in its request
+  Priority priority = Priority::kNormal;  // rises while the sequence waits
+  uint64_t request_id = 0;                // given out in the order of arrival
+  int32_t index = 0;                      // of the input or completion in its request
 
   friend auto operator<=>(const SequenceRank&, const SequenceRank&) = default;
 };
@@ -31,25 +33,55 @@ struct ComputedPositions {
   int32_t again = 0;  // of either kind, computed before and lost to a preemption
 };
 
+// The completions of one prompt: those of them that run, in no order. The scheduler's business.
+struct PromptGroup {
+  std::vector<const Sequence*> running;
+};
+
+struct SequenceOptions {
+  bool generates = false;  // tokens will be appended
+  // May begin with blocks that the prefix cache knows. Not when something is wanted of every
+  // position.
+  bool reads_prefix_cache = false;
+  // Of several completions of one prompt: where they find each other, to share its blocks. Null:
+  // nobody to share with. Must outlive the sequence.
+  PromptGroup* group = nullptr;
+  // Takes the beginning of its prompt from another of the group, if one runs; others may take it
+  // from this one in any case.
+  bool shares_prompt = false;
+};
+
+// Where a sequence is. Its tokens stay through all of it.
+enum class SequenceState {
+  kNew,      // the scheduler does not know it yet
+  kWaiting,  // holds nothing, and wants to run
+  kRunning,  // holds a slot, and blocks for every token it has
+  kPaused,   // is not to be computed; holds what it did, or nothing
+};
+
 // One list of tokens on its way through the model: a prompt with its completion, or one input of
-// an Embed. It waits, holding nothing; runs, holding a slot and blocks for every token it has;
-// and falls back to waiting when it is preempted. Its tokens stay through all of it.
+// an Embed or a Score.
 class Sequence {
  public:
-  // `generates`: tokens will be appended. The prompt has at least one token.
-  Sequence(const SequenceRank& rank, std::vector<TokenId> prompt, bool generates);
+  // The prompt has at least one token.
+  Sequence(const SequenceRank& rank, std::vector<TokenId> prompt, const SequenceOptions& options);
 
   const SequenceRank& rank() const { return rank_; }
-  bool generates() const { return generates_; }
+  const SequenceOptions& options() const { return options_; }
+  bool generates() const { return options_.generates; }
 
   absl::Span<const TokenId> tokens() const { return tokens_; }  // valid until Append
+  absl::Span<const TokenId> prompt() const { return tokens().first(num_prompt_tokens_); }
+  absl::Span<const TokenId> generated() const { return tokens().subspan(num_prompt_tokens_); }
   int32_t num_tokens() const { return static_cast<int32_t>(tokens_.size()); }
+  int32_t num_prompt_tokens() const { return num_prompt_tokens_; }
   int32_t num_generated() const { return num_tokens() - num_prompt_tokens_; }
   // Positions [0, num_computed) are in the caches.
   int32_t num_computed() const { return num_computed_; }
   int32_t num_remaining() const { return num_tokens() - num_computed_; }
   // Only the token drawn last is to be computed.
   bool IsDecode() const { return num_generated() > 0 && num_remaining() == 1; }
+  bool was_preempted() const { return was_preempted_; }  // since it last began to run
 
   // The chunk [num_computed, end) as the runner takes it, while running; nothing asked for yet.
   // Valid until the sequence changes.
@@ -58,26 +90,48 @@ class Sequence {
   ComputedPositions MarkComputed(int32_t end);
   void Append(TokenId token);
 
-  // What it holds of the caches; the scheduler's business.
-  bool running() const { return slot_.has_value(); }
-  int32_t slot() const { return *slot_; }  // while running
+  // --- The scheduler's business ---
+
+  SequenceState state() const { return state_; }
+  void set_state(SequenceState state) { state_ = state; }
+  void set_priority(Priority priority) { rank_.priority = priority; }
+  bool has_run() const { return max_computed_ > 0; }  // perhaps before a preemption
+  bool holds_slot() const { return slot_.has_value(); }
+  int32_t slot() const { return *slot_; }  // while it holds one
   absl::Span<const int32_t> block_table() const { return blocks_.blocks(); }
-  void set_slot(int32_t slot) { slot_ = slot; }
   // Takes the blocks that its tokens still lack. False, with nothing changed, when too few are
-  // free.
+  // available.
   [[nodiscard]] bool ReserveBlocks(BlockManager& manager);
+  // Blocks of the prompt that completions of it can share: full ones, without the last token,
+  // which each computes for itself.
+  int32_t NumSharedBlocks(const BlockManager& manager) const;
+  // Begins with blocks that are known, before the last token; it holds none.
+  void TakeKnownBlocks(BlockManager& manager);
+  // Begins with the first `count` blocks of another of its group, which has computed them.
+  void ShareBlocks(const Sequence& other, int32_t count, const BlockManager& manager);
+  void MakeBlocksKnown() { blocks_.MakeKnown(tokens().first(num_computed_)); }
+  // Begins to run with the blocks that it has taken. Returns how many of the prompt's positions
+  // they bring that it has never had before.
+  int32_t Start(int32_t slot);
   // Gives back slot and blocks, and with them every computed position.
   void Release();
+  void set_was_preempted(bool preempted) { was_preempted_ = preempted; }
 
  private:
-  const SequenceRank rank_;
-  const bool generates_;
+  void BeginAt(int32_t position);
+
+  SequenceRank rank_;
+  const SequenceOptions options_;
   const int32_t num_prompt_tokens_;
   std::vector<TokenId> tokens_;
   int32_t num_computed_ = 0;
   int32_t max_computed_ = 0;  // the most that num_computed_ has been
+  SequenceState state_ = SequenceState::kNew;
+  bool was_preempted_ = false;
   std::optional<int32_t> slot_;
   BlockTable blocks_;
+  // Until its first chunk is computed: the last of the blocks that it began with.
+  std::optional<int32_t> tails_from_block_;
 };
 
 }  // namespace ddl

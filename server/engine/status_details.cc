@@ -14,7 +14,8 @@ namespace {
 constexpr char kPayloadUrl[] = "ddl.StatusDetails";
 
 // The payload is a row of strings, each as "<length>:<bytes>": reason, the retry time in
-// nanoseconds (empty: none), then field and description of each violation. It never leaves the
+// nanoseconds (empty: none), the number of metadata and their names and values, then field and
+// description of each violation. It never leaves the
 // process, so a payload that does not parse is our own mistake.
 void AppendString(const std::string& value, std::string* payload) {
   *payload += std::to_string(value.size());
@@ -43,6 +44,11 @@ absl::Status WithDetails(absl::Status status, const StatusDetails& details) {
                    ? std::to_string(absl::ToInt64Nanoseconds(*details.retry_after))
                    : "",
                &payload);
+  AppendString(std::to_string(details.metadata.size()), &payload);
+  for (const auto& [name, value] : details.metadata) {
+    AppendString(name, &payload);
+    AppendString(value, &payload);
+  }
   for (const FieldViolation& violation : details.field_violations) {
     AppendString(violation.field, &payload);
     AppendString(violation.description, &payload);
@@ -60,6 +66,11 @@ StatusDetails DetailsOf(const absl::Status& status) {
   details.reason = TakeString(&rest);
   if (const std::string nanoseconds = TakeString(&rest); !nanoseconds.empty()) {
     details.retry_after = absl::Nanoseconds(std::strtoll(nanoseconds.c_str(), nullptr, 10));
+  }
+  const long num_metadata = std::strtol(TakeString(&rest).c_str(), nullptr, 10);
+  for (long i = 0; i < num_metadata; ++i) {
+    std::string name = TakeString(&rest);
+    details.metadata[std::move(name)] = TakeString(&rest);
   }
   while (!rest.empty()) {
     std::string field = TakeString(&rest);

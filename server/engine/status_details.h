@@ -1,6 +1,7 @@
 #ifndef DDL_SERVER_ENGINE_STATUS_DETAILS_H_
 #define DDL_SERVER_ENGINE_STATUS_DETAILS_H_
 
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -22,6 +23,7 @@ struct StatusDetails {
   std::string reason = {};  // "QUEUE_FULL", "TOKENS_FULL", "TOO_LARGE", ...; empty: none
   std::optional<absl::Duration> retry_after = {};
   std::vector<FieldViolation> field_violations = {};
+  std::map<std::string, std::string> metadata = {};  // numbers behind the reason, by name
 };
 
 // `status` with `details`, in place of any it had. OK statuses carry none.

@@ -12,7 +12,7 @@ namespace ddl {
 namespace {
 
 absl::Status RunStep(Scheduler& scheduler, ModelRunner& runner) {
-  const StepPlan plan = scheduler.Schedule();
+  const StepPlan plan = scheduler.Schedule(/*prefill_budget=*/0);
   std::vector<SequenceChunk> chunks;
   for (const ScheduledChunk& scheduled : plan.chunks) {
     SequenceChunk& chunk = chunks.emplace_back(scheduled.sequence->ChunkUpTo(scheduled.end));
@@ -37,12 +37,13 @@ absl::Status RunSteps(int steps, const std::vector<int32_t>& lengths, const Warm
                       ModelRunner& runner, BlockManager& blocks) {
   std::deque<Sequence> sequences;
   Scheduler scheduler({.max_step_tokens = options.max_step_tokens,
-                       .max_running_sequences = options.max_running_sequences},
+                       .max_running_sequences = options.max_running_sequences,
+                       .num_slots = runner.description().max_sequences},
                       &blocks);
   for (const int32_t length : lengths) {
     const SequenceRank rank = {.priority = Priority::kNormal, .request_id = sequences.size()};
     scheduler.Add(&sequences.emplace_back(rank, std::vector<TokenId>(length, 0),
-                                          /*generates=*/true));
+                                          SequenceOptions{.generates = true}));
   }
   for (int step = 0; step < steps; ++step) {
     if (absl::Status status = RunStep(scheduler, runner); !status.ok()) return status;

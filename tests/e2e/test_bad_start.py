@@ -34,7 +34,7 @@ def check_message(found, expected_code, pattern, lines=1):
 FLAGS = {
     "no model": ([], r"--model is required"),
     "empty model": (["--model="], r"--model is required"),
-    "two models": ([f"--model=a={GOOD},b={GOOD}"], r"names 2 models"),
+    "a second model that is none": ([f"--model=a={GOOD},b=/nowhere"], r"/nowhere"),
     "a name twice": ([f"--model=a={GOOD},a={GOOD}"], r"two models are called 'a'"),
     "name without a folder": (["--model=a="], r"without a folder"),
     "unknown flag": ([f"--model={GOOD}", "--grpc_adress=127.0.0.1:1"],

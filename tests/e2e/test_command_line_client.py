@@ -47,6 +47,27 @@ def test_generate_with_stop(ask, client):
     assert "ended by stop" in err
 
 
+def test_generate_several_with_echo(ask, client):
+    code, out, _ = ask("generate", "The quick", "--max-tokens", "12", "--seed", "4", "--n", "2",
+                       "--echo")
+    response = client.generate("The quick", max_tokens=12, seed=4, n=2, echo=True)
+    assert (code, out) == (0, "\n\n".join(each.text for each in response.completions) + "\n")
+
+
+def test_score(ask, client):
+    code, out, _ = ask("score", "The fox", "dog", "--tokens")
+    scores = client.score(["The fox", "dog"]).scores
+    lines = out.splitlines()
+    assert code == 0 and lines[0] == f"{scores[0].mean_nll:8.4f}  The fox"
+    assert len(lines) == 2 + sum(len(score.tokens) for score in scores)
+
+
+def test_embed_of_a_state(ask):
+    code, out, _ = ask("embed", "one text", "--readout", "channel", "--channel", "1", "--layer", "0",
+                       "--pooling", "weighted_mean")
+    assert code == 0 and len(json.loads(out)) == 64
+
+
 def test_embed(ask):
     code, out, _ = ask("embed", "one text", "another", "--pooling", "mean")
     rows = [json.loads(line) for line in out.splitlines()]

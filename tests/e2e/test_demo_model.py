@@ -39,6 +39,20 @@ def test_hidden(server):
     numpy.testing.assert_allclose(vectors(response)[0], expected["vectors"], rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_are_what_decoding_reports(dtype):
+    """To the bit, in either type, and for tokens that were drawn in a batch with others."""
+    with Server(MODEL, f"--dtype={dtype}") as server:
+        response = server.client.generate(
+            "It was a fine morning, and", temperature=1, seed=3, n=3, max_tokens=60,
+            ignore_eos=True, logprobs=0, prompt_logprobs=0)
+        prompt = list(response.prompt_tokens)
+        decoded = [prompt + list(each.tokens) for each in response.completions]
+        scored = server.client.score([[token.token_id for token in each] for each in decoded])
+        for score, tokens in zip(scored.scores, decoded):
+            assert [token.logprob for token in score.tokens] == [token.logprob for token in tokens]
+
+
 def test_flags_are_not_needed():
     """As `make demo` starts it: bfloat16, and whatever the defaults are."""
     with Server(MODEL, "--threads=0") as server:

@@ -24,7 +24,7 @@ def folder(variant):
         "bfloat16")
 
 
-def make_requests(vocab_size, longest_prompt=100, most_new=40):
+def make_requests(vocab_size, longest_prompt=100, most_new=100):
     """Greedy and sampled ones. Prompts come in families that share what they begin with, so that
     the prefix cache has something to find; lengths straddle the blocks of 16 positions."""
     rng = random.Random(7)

@@ -7,7 +7,7 @@ from google.protobuf import duration_pb2
 import checkpoints
 from ddl.v1 import inference_pb2, inference_pb2_grpc
 from ddl_client import RpcError, generate_request
-from server_process import Server
+from server_process import ROOT, Server
 
 CONTEXT = 512
 
@@ -72,6 +72,16 @@ INVALID_GENERATE = [
     ("sampling.top_p", 1.5, ["1", "1.5"]),
     ("sampling.top_k", 0, ["-1", "0"]),
     ("sampling.top_k", -2, ["-1", "-2"]),
+    ("sampling.min_p", 1.5, ["0...1", "1.5"]),
+    ("sampling.repetition_penalty", 0.0, ["more than 0", "0"]),
+    ("sampling.repetition_penalty", float("inf"), ["finite", "inf"]),
+    ("sampling.frequency_penalty", -2.5, ["-2...2", "-2.5"]),
+    ("sampling.presence_penalty", float("nan"), ["-2...2", "nan"]),
+    ("sampling.logit_bias", {384: 1.0}, ["384"]),
+    ("sampling.logit_bias", {1: 101.0, 7: -101.0}, ["-100...100", "101"]),
+    ("sampling.n", 0, ["1...16", "0"]),
+    ("sampling.n", 17, ["1...16", "17"]),
+    ("logprobs.prompt_logprobs", 21, ["0...20", "21"]),
     ("stopping.max_tokens", 0, ["at least 1", "0"]),
     ("stopping.min_tokens", 9, ["4", "9"]),
     ("stopping.stop_token_ids", [384], ["384"]),
@@ -116,12 +126,16 @@ def test_every_mistake_is_named(stub):
 
 
 INVALID_EMBED = [
-    ("inputs", nothing, (), ["1...256", "0"]),
-    ("inputs", nothing, ("x",) * 257, ["1...256", "257"]),
+    ("inputs", nothing, (), ["1...512", "0"]),
+    ("inputs", nothing, ("x",) * 513, ["1...512", "513"]),
     ("inputs[1]", nothing, ("x", ""), ["1", "0"]),
     ("params.dimensions", set_field("params.dimensions", 65), ("x",), ["1...64", "65"]),
     ("params.dimensions", set_field("params.dimensions", 0), ("x",), ["1...64", "0"]),
     ("params.pooling", set_field("params.pooling", 99), ("x",), ["Pooling", "99"]),
+    ("params.layer", set_field("params.layer", 2), ("x",), ["-2...1", "2"]),
+    ("params.layer", set_field("params.layer", -3), ("x",), ["-2...1", "-3"]),
+    ("params.readout", set_field("params.readout", 99), ("x",), ["DdlReadout", "99"]),
+    ("params.channel", set_field("params.channel", 0), ("x",), ["DDL_READOUT_CHANNEL", "0"]),
     ("params.encoding_format", set_field("params.encoding_format", 99), ("x",), ["99"]),
     ("params.truncation.max_tokens", set_field("params.truncation.max_tokens", 0), ("x",),
      ["at least 1"]),
@@ -143,32 +157,6 @@ def test_invalid_embed(stub, path, edit, inputs, words):
         assert word in description, description
 
 
-UNSERVED = [
-    generate(set_field("sampling.min_p", 0.1)),
-    generate(set_field("sampling.repetition_penalty", 1.2)),
-    generate(set_field("sampling.frequency_penalty", 0.5)),
-    generate(set_field("sampling.presence_penalty", -0.5)),
-    generate(set_field("sampling.logit_bias", {5: 1.0})),
-    generate(set_field("sampling.n", 2)),
-    generate(set_field("logprobs.prompt_logprobs", 1)),
-    generate(set_field("echo", True)),
-    generate(set_field("ddl_stats", inference_pb2.DdlStatsRequest(per_layer_beta=True))),
-    embed(set_field("params.pooling", inference_pb2.POOLING_WEIGHTED_MEAN), "x"),
-    embed(set_field("params.layer", 1), "x"),
-    embed(set_field("params.readout", inference_pb2.DDL_READOUT_STATE_FLAT), "x"),
-    embed(set_field("params.channel", 0), "x"),
-    ("Score", inference_pb2.ScoreRequest(inputs=[inference_pb2.Input(text="x")])),
-]
-
-
-@pytest.mark.parametrize("method,request_", UNSERVED, ids=lambda value: " ".join(str(value).split()))
-def test_unserved_parts_say_so(stub, method, request_):
-    """What this version does not do is refused, never ignored."""
-    error = failure(getattr(stub, method), request_)
-    assert error.code == grpc.StatusCode.UNIMPLEMENTED
-    assert "not served by this version" in error.message
-
-
 NEUTRAL = {"sampling.min_p": 0.0, "sampling.repetition_penalty": 1.0, "sampling.n": 1,
            "sampling.frequency_penalty": 0.0, "sampling.presence_penalty": 0.0}
 
@@ -183,10 +171,11 @@ def test_neutral_values_are_accepted(stub, path):
     lambda client: client.generate("text", model="nobody"),
     lambda client: list(client.stream("text", model="nobody")),
     lambda client: client.embed(["text"], model="nobody"),
+    lambda client: client.score(["text"], model="nobody"),
     lambda client: client.tokenize(["text"], model="nobody"),
     lambda client: client.detokenize([[1]], model="nobody"),
     lambda client: client.model_info("nobody")],
-    ids=["Generate", "GenerateStream", "Embed", "Tokenize", "Detokenize", "GetModelInfo"])
+    ids=["Generate", "GenerateStream", "Embed", "Score", "Tokenize", "Detokenize", "GetModelInfo"])
 def test_unknown_model(server, client, call):
     with pytest.raises(RpcError) as caught:
         call(client)
@@ -231,14 +220,26 @@ def test_deadline(client):
 
 @pytest.mark.parametrize("call", [
     lambda client: client.generate("text"), lambda client: list(client.stream("text")),
-    lambda client: client.embed(["text"]), lambda client: client.tokenize(["text"]),
-    lambda client: client.detokenize([[1]]), lambda client: client.generate([1], stop="text")],
-    ids=["Generate", "GenerateStream", "Embed", "Tokenize", "Detokenize", "stop"])
+    lambda client: client.embed(["text"]), lambda client: client.score(["text"]),
+    lambda client: client.tokenize(["text"]), lambda client: client.detokenize([[1]]),
+    lambda client: client.generate([1], stop="text"), lambda client: client.generate([1], echo=True)],
+    ids=["Generate", "GenerateStream", "Embed", "Score", "Tokenize", "Detokenize", "stop", "echo"])
 def test_text_without_a_tokenizer(without_tokenizer, call):
     with pytest.raises(RpcError) as caught:
         call(without_tokenizer.client)
     assert caught.value.code == grpc.StatusCode.FAILED_PRECONDITION
     assert "tokenizer.json" in caught.value.message
+
+
+@pytest.mark.parametrize("call", [
+    lambda client: client.generate([1], ddl_stats=["per_layer_beta"]),
+    lambda client: client.embed([[1]], ddl_stats=["update_norms"])], ids=["Generate", "Embed"])
+def test_statistics_of_a_gpt(call):
+    with Server(ROOT / "tests/data/goldens/gpt_base") as server:
+        with pytest.raises(RpcError) as caught:
+            call(server.client)
+    assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert [field for field, _ in caught.value.violations] == ["ddl_stats"]
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +289,9 @@ def test_too_large_for_the_cache():
             server.client.generate(list(range(300)), max_tokens=100)
         assert caught.value.code == grpc.StatusCode.FAILED_PRECONDITION
         assert caught.value.reason == "TOO_LARGE"
+        [info] = caught.value.details
+        assert int(info.metadata["needed_tokens"]) == 399  # the last token is never computed
+        assert 0 < int(info.metadata["available_tokens"]) < 399
         assert server.client.generate([1, 2], max_tokens=3).usage.completion_tokens == 3
         rejections = server.scrape().by("reason", "ddl_admission_rejections_total")
         assert rejections == {"too_large": 1}

@@ -131,6 +131,64 @@ def test_a_token_does_not_wait_for_its_text(client):
     assert halves > 0
 
 
+# ---- several completions, echo
+
+
+def test_several_completions_are_those_of_their_seeds(client):
+    response = client.generate(TEXT, max_tokens=20, seed=50, n=4)
+    assert response.usage.completion_tokens == sum(len(each.tokens) for each in response.completions)
+    call = client.stream(TEXT, max_tokens=20, seed=50, n=4)
+    deltas = list(call)
+    for index, completion in enumerate(response.completions):
+        alone = client.generate(TEXT, max_tokens=20, seed=50 + index).completions[0]
+        alone.index = index
+        assert completion == alone
+        own = [delta for delta in deltas if delta.index == index]
+        assert "".join(delta.text for delta in own) == alone.text
+        assert [token for delta in own for token in delta.tokens] == list(alone.tokens)
+        alone.ClearField("text")
+        alone.ClearField("tokens")
+        assert call.end.completions[index] == alone
+    assert len({tuple(ids(each.tokens)) for each in response.completions}) == 4
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_echo(client, n):
+    plain = client.generate(TEXT, max_tokens=10, seed=1, n=n)
+    echoed = client.generate(TEXT, max_tokens=10, seed=1, n=n, echo=True)
+    deltas = list(client.stream(TEXT, max_tokens=10, seed=1, n=n, echo=True))
+    assert [(delta.index, delta.text, len(delta.tokens)) for delta in deltas[:n]] == [
+        (index, TEXT, 0) for index in range(n)]
+    for index in range(n):
+        assert echoed.completions[index].text == TEXT + plain.completions[index].text
+        assert echoed.completions[index].tokens == plain.completions[index].tokens
+        text = "".join(delta.text for delta in deltas if delta.index == index)
+        assert text == echoed.completions[index].text
+
+
+# ---- the prefix cache
+
+
+def test_a_prompt_seen_before_is_not_computed_again(server, client):
+    prompt = [i * 7 % 350 for i in range(200)]
+    first = client.generate(prompt, max_tokens=20, seed=5)
+    before = server.scrape()
+    again = client.generate(prompt, max_tokens=20, seed=5)
+    longer = client.generate(prompt + [1, 2, 3], max_tokens=20, seed=5)
+    assert again.usage.cached_tokens == 192  # whole blocks of 16
+    assert longer.usage.cached_tokens >= 192
+    assert again.completions == first.completions
+    fresh = client.generate(prompt + [1, 2, 3], max_tokens=20, seed=5, use_prefix_cache=False)
+    assert fresh.usage.cached_tokens == 0
+    assert fresh.completions == longer.completions
+    after = server.scrape()
+    grown = {source: after.value("ddl_prompt_tokens_total", source=source)
+             - before.value("ddl_prompt_tokens_total", source=source)
+             for source in ("cached", "computed")}
+    cached = again.usage.cached_tokens + longer.usage.cached_tokens
+    assert grown == {"cached": cached, "computed": 200 + 203 + 203 - cached}
+
+
 # ---- ends
 
 
@@ -292,6 +350,18 @@ def test_top_k_draws_from_the_k_most_likely(client):
     assert len({ids(token.top).index(token.token_id) for token in completion.tokens}) == 3
 
 
+def test_penalties_and_biases(client):
+    greedy = ids(generate(client).tokens)
+    assert len(set(greedy)) < len(greedy)  # or the penalties have nothing to do
+    biased = ids(generate(client, logit_bias={33: 100.0}).tokens)
+    assert biased == [33] * 40
+    assert greedy[0] not in ids(generate(client, logit_bias={greedy[0]: -100.0}).tokens)
+    for penalty in ({"repetition_penalty": 1e6}, {"presence_penalty": 2.0, "logit_bias": {7: 1.5}},
+                    {"frequency_penalty": 2.0}):
+        assert ids(generate(client, **penalty).tokens) != greedy
+    assert ids(generate(client, temperature=1, min_p=1.0, seed=8).tokens) == greedy
+
+
 # ---- log probabilities
 
 
@@ -319,6 +389,35 @@ def test_logprobs(client, logprobs):
 def test_greedy_takes_the_most_likely(client):
     for token in generate(client, logprobs=1).tokens:
         assert token.token_id == token.top[0].token_id
+
+
+def test_scores_are_what_decoding_reports(client, tokenizer):
+    """To the bit: of the prompt, and of the tokens drawn after it."""
+    prompt = tokenizer.encode(TEXT).ids
+    response = client.generate(TEXT, temperature=1, seed=2, max_tokens=60, ignore_eos=True,
+                               logprobs=0, prompt_logprobs=2)
+    completion = response.completions[0]
+    assert ids(response.prompt_tokens) == prompt
+    assert not response.prompt_tokens[0].HasField("logprob")
+    assert [len(token.top) for token in response.prompt_tokens] == [0] + [2] * (len(prompt) - 1)
+    whole = prompt + ids(completion.tokens)
+    scored = client.score([whole, [5], TEXT])
+    assert ids(scored.scores[0].tokens) == whole
+    decoded = list(response.prompt_tokens) + list(completion.tokens)
+    assert [token.logprob for token in scored.scores[0].tokens] == [
+        token.logprob for token in decoded]
+    assert sum(token.logprob for token in completion.tokens) == completion.cumulative_logprob
+    total = sum(token.logprob for token in scored.scores[0].tokens[1:])
+    assert scored.scores[0].total_logprob == total
+    assert scored.scores[0].mean_nll == pytest.approx(-total / (len(whole) - 1), rel=1e-12)
+    assert (scored.scores[1].total_logprob, scored.scores[1].mean_nll) == (0, 0)
+    assert len(scored.scores[1].tokens) == 1
+    assert [token.logprob for token in scored.scores[2].tokens] == [
+        token.logprob for token in response.prompt_tokens]
+    assert scored.usage.prompt_tokens == len(whole) + 1 + len(prompt)
+    call = client.stream(TEXT, max_tokens=1, prompt_logprobs=2)
+    list(call)
+    assert call.start.prompt_token_infos == response.prompt_tokens
 
 
 # ---- identity

@@ -24,6 +24,8 @@ class Books:
         self.finished = collections.Counter()  # (task, finish reason)
         self.embed_inputs = 0
         self.inter_token_gaps = 0
+        self.more_completions = 0  # than requests
+        self.partial_blocks = 0  # positions of prompts that such a completion computes for itself
 
     def __add__(self, other):
         total = Books()
@@ -85,6 +87,24 @@ def embed(client, books, rng):
     books.finished["embed", "stop"] += 1
 
 
+def score(client, books, rng):
+    inputs = [[rng.randint(0, 255) for _ in range(rng.randint(1, 60))]
+              for _ in range(rng.randint(1, 5))]
+    response = books.call("Score", client.score, inputs)
+    assert response.usage.prompt_tokens == sum(map(len, inputs))
+    books.prompt_tokens["score"] += response.usage.prompt_tokens
+    books.finished["score", "stop"] += 1
+
+
+def several(client, books, rng):
+    response = books.call("Generate", client.generate, "The lazy dog", n=3, max_tokens=12, echo=True,
+                          ignore_eos=True, seed=rng.randint(0, 99))
+    books.count_completion(response.completions[0], response.usage)
+    books.inter_token_gaps -= 2  # counted as one completion
+    books.more_completions += 2
+    books.partial_blocks += 2 * response.usage.prompt_tokens  # fewer than a block
+
+
 def refused(client, books, rng):
     books.call("Generate", client.generate, "text", temperature=5)
     books.call("Generate", client.generate, "text", model="nobody")
@@ -105,7 +125,8 @@ def other(client, books, rng):
 def mixed_traffic(server):
     """The client's books and the scrape after a few hundred calls of all kinds, 8 at a time."""
     assert server.scrape().by("code", "ddl_requests_total") == {}
-    kinds = [generate, stream, embed] * 40 + [fill_the_context, refused, other] * 5
+    kinds = ([generate, stream, embed, score] * 40
+             + [fill_the_context, several, refused, other] * 5)
 
     def run(number):
         books = Books()
@@ -155,14 +176,15 @@ def test_histograms(mixed_traffic):
     books, scrape = mixed_traffic
     completions = sum(count for (task, _), count in books.finished.items() if task == "generate")
     embeds = books.finished["embed", "stop"]
-    by_task = {"generate": completions, "embed": embeds}
+    by_task = {"generate": completions, "embed": embeds, "score": books.finished["score", "stop"]}
     for name in ("ddl_request_queue_seconds", "ddl_request_prefill_seconds",
                  "ddl_request_prompt_tokens"):
         assert scrape.by("task", name + "_count") == by_task, name
     assert scrape.by("task", "ddl_request_prompt_tokens_sum") == books.prompt_tokens
-    assert scrape.value("ddl_request_generated_tokens_count") == completions
+    assert scrape.value("ddl_request_generated_tokens_count", task="generate") == completions
     assert scrape.value("ddl_request_generated_tokens_sum") == books.generated_tokens
-    assert scrape.value("ddl_time_to_first_token_seconds_count") == completions
+    first_tokens = completions + books.more_completions
+    assert scrape.value("ddl_time_to_first_token_seconds_count") == first_tokens
     assert scrape.value("ddl_inter_token_latency_seconds_count") == books.inter_token_gaps
     assert scrape.value("ddl_embed_inputs_per_request_count") == embeds
     assert scrape.value("ddl_embed_inputs_per_request_sum") == books.embed_inputs
@@ -171,7 +193,8 @@ def test_histograms(mixed_traffic):
 def test_steps(mixed_traffic):
     books, scrape = mixed_traffic
     # Each position once: the prompts, and every generated token but each completion's last.
-    positions = sum(books.prompt_tokens.values()) + books.inter_token_gaps
+    positions = (sum(books.prompt_tokens.values()) + books.inter_token_gaps + books.partial_blocks
+                 + scrape.value("ddl_wasted_tokens_total", reason="preempt_recompute"))
     assert scrape.value("ddl_step_tokens_sum") == positions
     steps = scrape.value("ddl_step_duration_seconds_count")
     assert scrape.value("ddl_step_batch_size_count") == steps

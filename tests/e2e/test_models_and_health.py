@@ -29,10 +29,10 @@ def test_model_info(server, client):
     assert model.max_context_length == 512
     assert model.parameter_count > checkpoints.VOCAB_SIZE * 64
     assert list(model.eos_token_ids) == [0]
-    assert set(model.tasks) == {"generate", "embed"}
+    assert set(model.tasks) == {"generate", "embed", "score"}
     assert set(model.supported_pooling) == {
         inference_pb2.POOLING_LAST_TOKEN, inference_pb2.POOLING_MEAN, inference_pb2.POOLING_MAX,
-        inference_pb2.POOLING_NONE}
+        inference_pb2.POOLING_WEIGHTED_MEAN, inference_pb2.POOLING_NONE}
     assert model.determinism == "batch_invariant"
 
 
@@ -51,6 +51,28 @@ def test_a_model_can_be_given_a_name():
     with Server(f"other={ROOT}/tests/data/goldens/gpt_base") as server:
         assert server.client.model_info().name == "other"
         assert server.client.generate([1], max_tokens=2, model="other").model == "other"
+
+
+def test_several_models():
+    """Each answers as it does alone; the first is the default."""
+    folders = {name: ROOT / "tests/data/goldens" / name for name in ("ccec_base", "tc_base")}
+    alone = {}
+    for name, folder in folders.items():
+        with Server(folder, "--dtype=float32") as server:
+            alone[name] = server.client.generate([1, 2, 3], max_tokens=20, temperature=0)
+    both = f"a={folders['ccec_base']},b={folders['tc_base']}"
+    with Server(both, "--dtype=float32") as server:
+        client = server.client
+        assert [model.name for model in client.list_models()] == ["a", "b"]
+        assert [model.variant for model in client.list_models()] == ["ccec", "tc"]
+        for asked, name in (("", "ccec_base"), ("a", "ccec_base"), ("b", "tc_base")):
+            answer = client.generate([1, 2, 3], max_tokens=20, temperature=0, model=asked)
+            assert answer.completions[0].tokens == alone[name].completions[0].tokens
+        with pytest.raises(RpcError) as caught:
+            client.generate([1], model="c")
+        assert "served: 'a', 'b'" in caught.value.message
+        tokens = server.scrape().by("model", "ddl_generated_tokens_total")
+        assert tokens == {"a": 40, "b": 20}
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -68,9 +68,14 @@ GoldenCase LoadCase(const std::filesystem::path& folder) {
       prompt.logits = BatchRow(tensors.at("logits" + tag).floats, batch, b);
       prompt.hidden = BatchRow(tensors.at("hidden" + tag).floats, batch, b);
       prompt.greedy = BatchRow(tensors.at("greedy" + tag).ints, batch, b);
-      if (tag.empty() && tensors.contains("x_block0")) {
-        prompt.x_block0 = BatchRow(tensors.at("x_block0").floats, batch, b);
-      }
+      const auto state = [&](const char* name) {
+        if (!tag.empty() || !tensors.contains(name)) return std::vector<float>();
+        return BatchRow(tensors.at(name).floats, batch, b);
+      };
+      prompt.x_init = state("x_init");
+      prompt.x_block0_attn = state("x_block0_attn");
+      prompt.x_block0 = state("x_block0");
+      prompt.x_last = state("x_last");
       if (tag.empty() && tensors.contains("logits_accelerated")) {
         prompt.logits_accelerated = BatchRow(tensors.at("logits_accelerated").floats, batch, b);
       }

@@ -16,10 +16,12 @@ namespace ddl {
 struct GoldenPrompt {
   std::string name;  // e.g. "ccec_base/input_ids_short[1]"
   std::vector<TokenId> tokens;
-  std::vector<float> logits;     // [tokens, vocab]
-  std::vector<float> hidden;     // [tokens, d]
-  std::vector<float> x_block0;   // [tokens, d, dv], or empty
-  std::vector<TokenId> greedy;   // the 12 tokens that follow
+  std::vector<float> logits;  // [tokens, vocab]
+  std::vector<float> hidden;  // [tokens, d]
+  // The state [tokens, d, dv] before the first layer, after its attention, after its MLP and after
+  // the last layer; empty where the case does not hold it.
+  std::vector<float> x_init, x_block0_attn, x_block0, x_last;
+  std::vector<TokenId> greedy;            // the 12 tokens that follow
   std::vector<float> logits_accelerated;  // ccec_dvcausal only
 };
 

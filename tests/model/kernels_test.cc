@@ -97,9 +97,14 @@ struct TestBatch {
         block_table.push_back(static_cast<int32_t>(b * slot.size() + s));
       }
     }
-    batch = {static_cast<int64_t>(position.size()), static_cast<int64_t>(slot.size()),
-             row_begin.data(), row_sequence.data(), position.data(), slot.data(),
-             block_table.data(), stride};
+    batch = {static_cast<int64_t>(position.size()),
+             static_cast<int64_t>(slot.size()),
+             row_begin.data(),
+             row_sequence.data(),
+             position.data(),
+             slot.data(),
+             block_table.data(),
+             stride};
   }
   int64_t slots() const { return 2 * batch.sequences + 1; }
   int64_t blocks() const { return stride * batch.sequences; }
@@ -128,7 +133,8 @@ std::vector<Parameters> Everything() {
 #if defined(__x86_64__)
   const std::string best = BestCpuKernels().instruction_set;
   if (best != "portable") sets.push_back(&avx2::kCpuKernels);
-  if (best == "avx512") sets.push_back(&avx512::kCpuKernels);
+  if (best.starts_with("avx512")) sets.push_back(&avx512::kCpuKernels);
+  if (best == "avx512_bf16") sets.push_back(&avx512_bf16::kCpuKernels);
 #endif
   std::vector<Parameters> all;
   for (const CpuKernels* set : sets) {
@@ -146,7 +152,7 @@ class KernelsTest : public testing::TestWithParam<Parameters> {
 };
 
 TEST_P(KernelsTest, ExpandInput) {
-  for (const int64_t d : {1, 5, 33}) {
+  for (const int64_t d : {1, 5, 16, 33, 64}) {
     for (const int64_t dv : {1, 3, 4, 8}) {
       for (const int64_t taps : {0, 1, 2, 4}) {  // 0: repeat
         const int64_t width = std::max<int64_t>(taps, 1);
@@ -207,8 +213,14 @@ TEST_P(KernelsTest, DeltaStep) {
       {"constant v", 40, 4, Rewrite::kDelta, Compress::kChannel, 0, Gates::kConstant},
       {"linear v", 40, 4, Rewrite::kDelta, Compress::kChannel, 0, Gates::kNoSigmoid},
   };
-  for (int64_t dv = 1; dv <= 8; ++dv) {
-    for (const int64_t d : {1, 15, 16, 17, 31, 33, 100}) {
+  // Rows and weights in place, or padded; blocks of sixteen features one, two or four at a time;
+  // more channels than there are vectors for.
+  for (const int64_t d : {16, 48, 64, 65, 80, 144}) {
+    rows.push_back({"baseline", d, 1, Rewrite::kAdd, Compress::kIdentity, 0, Gates::kNone});
+    rows.push_back({"vdim1", d, 1, Rewrite::kDelta, Compress::kIdentity, 0, Gates::kLinear});
+  }
+  for (const int64_t dv : {1, 2, 3, 4, 5, 6, 7, 8, 9, 17}) {
+    for (const int64_t d : {1, 15, 16, 17, 31, 33, 80, 100, 128}) {
       rows.push_back({"cc", d, dv, Rewrite::kDelta, Compress::kChannel, 0, Gates::kLinear});
       rows.push_back(
           {"tc", d, dv, Rewrite::kDelta, Compress::kToken, 1 + (d + dv) % 5, Gates::kLinear});
@@ -220,7 +232,8 @@ TEST_P(KernelsTest, DeltaStep) {
     const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
     const std::string what = row.name + " d " + std::to_string(d) + " dv " + std::to_string(dv) +
                              " taps " + std::to_string(row.taps);
-    const std::vector<float> x_before = random_.Values(tokens * d * dv, 1.0f, type());
+    std::vector<float> x_before = random_.Values(tokens * d * dv, 1.0f, type());
+    std::fill_n(x_before.begin() + 3 * d * dv, d * dv, 0.0f);  // a row without a state
     const std::vector<float> h = random_.Values(tokens * d, 0.3f, type());
     const std::vector<float> compress = random_.Values(taps * d * dv, 0.5f);
     const std::vector<float> norm = random_.Values(d, 1.0f);
@@ -266,7 +279,30 @@ TEST_P(KernelsTest, DeltaStep) {
     args.c = c.data();
     args.v = v.data();
     args.beta = beta.data();
+    std::vector<float> update_ratio(tokens, -1.0f);
+    args.update_ratio = update_ratio.data();
     kernels().delta_step(executor_, ragged.batch, args);
+
+    // Asking for the update's size changes nothing else.
+    {
+      std::vector<float> v_unasked = v_before, beta_unasked = beta_before;
+      std::vector<float> tail_unasked = tail_before;
+      Buffer x_unasked(type(), x_before), c_unasked(type(), tokens * d);
+      DeltaStepArgs unasked = args;
+      unasked.x = x_unasked.data();
+      unasked.x_in = nullptr;
+      unasked.c = c_unasked.data();
+      unasked.v = v_unasked.data();
+      unasked.beta = beta_unasked.data();
+      unasked.tail = tail_unasked.data();
+      unasked.update_ratio = nullptr;
+      kernels().delta_step(executor_, ragged.batch, unasked);
+      EXPECT_EQ(x_unasked.Floats(), x.Floats()) << what;
+      EXPECT_EQ(c_unasked.Floats(), c.Floats()) << what;
+      EXPECT_EQ(v_unasked, v) << what;
+      EXPECT_EQ(beta_unasked, beta) << what;
+      EXPECT_EQ(tail_unasked, tail) << what;
+    }
 
     // The rewrite, as stored.
     std::vector<double> want_x(x_before.begin(), x_before.end());
@@ -288,6 +324,16 @@ TEST_P(KernelsTest, DeltaStep) {
       }
     }
     ExpectClose(x.Floats(), want_x, type(), what + ": X");
+    std::vector<double> want_ratio(tokens, -1.0);
+    for (int64_t t = 0; t < tokens && row.rewrite == Rewrite::kDelta; ++t) {
+      double change = 0.0, size = 0.0;
+      for (int64_t n = t * d * dv; n < (t + 1) * d * dv; ++n) {
+        change += (want_x[n] - x_before[n]) * (want_x[n] - x_before[n]);
+        size += double(x_before[n]) * x_before[n];
+      }
+      want_ratio[t] = size == 0.0 ? 0.0 : std::sqrt(change / size);
+    }
+    ExpectClose(update_ratio, want_ratio, Type::kFloat32, what + ": update ratio");
     // From here on, from the X that was stored: its rounding is not the read's error.
     const std::vector<float> stored = x.Floats();
 
@@ -309,7 +355,8 @@ TEST_P(KernelsTest, DeltaStep) {
           }
         }
         // Rows before the chunk reach this output through the tail they left.
-        if (row.compress == Compress::kToken && t - first < taps - 1 && ragged.position[first] > 0) {
+        if (row.compress == Compress::kToken && t - first < taps - 1 &&
+            ragged.position[first] > 0) {
           sum += tail_before[ragged.slot[s] * taps * d + (t - first) * d + i];
         }
         want_x_in[t * d + i] = sum;
@@ -545,6 +592,284 @@ TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
       for (size_t i = 0; i < found.size(); ++i) {
         ASSERT_NEAR(found[i], want[i], tolerance * (1.0 + std::abs(want[i])))
             << row.name << ", element " << i;
+      }
+    }
+  }
+}
+
+// Calls the body on three ranges, as three threads would.
+void ForThree(int64_t n, int64_t /*grain*/, Executor::Body body, void* context) {
+  body(context, 0, n / 3);
+  body(context, n / 3, n - n / 5);
+  body(context, n - n / 5, n);
+}
+
+// Rows are taken in tiles and threads share the work: a row's bits know nothing of either, nor of
+// the block size.
+TEST_P(KernelsTest, PagedAttentionHasTheSameBitsByAnyChunking) {
+  struct Row {
+    std::string name;
+    int64_t heads, head_dim;
+    bool norm_and_gate;
+  };
+  const std::vector<Row> rows = {
+      {"one dimension", 1, 1, false},       {"less than a vector", 2, 15, true},
+      {"one vector", 1, 16, false},         {"odd", 2, 17, false},
+      {"three vectors", 1, 48, true},       {"seven vectors", 1, 112, false},
+      {"the paper's", 2, 128, false},       {"more than a tile of sums", 1, 145, true},
+      {"twice the paper's", 1, 256, false},
+  };
+  constexpr int64_t kLength = 75;
+  for (const Row& row : rows) {
+    const int64_t heads = row.heads, hd = row.head_dim, width = heads * hd;
+    const std::vector<float> q = random_.Values(kLength * width, 1.0f, type());
+    const std::vector<float> k = random_.Values(kLength * width, 1.0f, type());
+    const std::vector<float> v = random_.Values(kLength * width, 1.0f, type());
+    const std::vector<float> gate = random_.Values(kLength * width, 1.0f, type());
+    const std::vector<float> norm = random_.Values(hd, 1.0f);
+    std::vector<float> expected;
+    for (const int block_size : {16, 1, 5, 32, 48, 100}) {
+      const TestBatch whole({{0, kLength}}, block_size);
+      // What nobody has written is NaN, and must not be seen.
+      std::vector<float> k_cache(whole.blocks() * width * block_size, NAN), v_cache = k_cache;
+      const auto fill = [&](int64_t begin, int64_t end) {
+        for (int64_t p = begin; p < end; ++p) {
+          for (int64_t head = 0; head < heads; ++head) {
+            const int64_t base =
+                (whole.block_table[p / block_size] * heads + head) * hd * block_size;
+            for (int64_t n = 0; n < hd; ++n) {
+              k_cache[base + n * block_size + p % block_size] = k[p * width + head * hd + n];
+              v_cache[base + p % block_size * hd + n] = v[p * width + head * hd + n];
+            }
+          }
+        }
+      };
+      int64_t filled = 0;
+      for (const int64_t chunk : {75, 1, 2, 3, 7, 8, 9, 16, 37}) {
+        for (const Executor& executor : {Executor(), Executor{ForThree}}) {
+          std::vector<float> found;
+          for (int64_t begin = 0; begin < kLength; begin += chunk) {
+            const int64_t length = std::min(chunk, kLength - begin);
+            if (chunk == 1 && begin == 0) {  // token by token, with nothing beyond
+              std::fill(k_cache.begin(), k_cache.end(), NAN);
+              std::fill(v_cache.begin(), v_cache.end(), NAN);
+              filled = 0;
+            }
+            fill(filled, begin + length);
+            filled = std::max(filled, begin + length);
+            TestBatch part({{static_cast<int>(begin), static_cast<int>(length)}}, block_size);
+            part.batch.block_table = whole.block_table.data();
+            part.batch.block_table_stride = whole.stride;
+            Buffer q_buffer(type(), std::vector<float>(q.begin() + begin * width,
+                                                       q.begin() + (begin + length) * width));
+            Buffer gate_buffer(type(), std::vector<float>(gate.begin() + begin * width,
+                                                          gate.begin() + (begin + length) * width));
+            Buffer k_buffer(type(), k_cache), v_buffer(type(), v_cache), y(type(), length * width);
+            PagedAttentionArgs args;
+            args.type = type();
+            args.heads = heads;
+            args.head_dim = hd;
+            args.q = q_buffer.data();
+            args.q_stride = width;
+            args.cache = {k_buffer.data(), v_buffer.data(), block_size};
+            args.norm_weight = row.norm_and_gate ? norm.data() : nullptr;
+            args.norm_eps = 0.05f;
+            args.gate = row.norm_and_gate ? gate_buffer.data() : nullptr;
+            args.y = y.data();
+            kernels().paged_attention(executor, part.batch, args);
+            const std::vector<float> values = y.Floats();
+            found.insert(found.end(), values.begin(), values.end());
+          }
+          if (expected.empty()) expected = found;
+          ASSERT_EQ(found, expected)
+              << row.name << ", block size " << block_size << ", chunks of " << chunk;
+        }
+      }
+    }
+    for (const float value : expected) ASSERT_TRUE(std::isfinite(value)) << row.name;
+  }
+}
+
+// Rows that save their tails, and sequences that go on from what another slot holds: the same bits
+// as one sequence that stops there and goes on in its own slot.
+TEST_P(KernelsTest, TailsSavedByRowAndTakenFromAnotherSlot) {
+  constexpr int64_t kD = 70, kDv = 3, kTaps = 4, kHeads = 2, kHeadDim = 5, kLength = 9;
+  constexpr int64_t kTail = (kTaps - 1) * kD, kShiftTail = kHeads * kHeadDim;
+  const std::vector<float> x = random_.Values(kLength * kD * kDv, 1.0f, type());
+  const std::vector<float> weight = random_.Values(kTaps * kD * kDv, 0.5f);
+  const std::vector<float> norm = random_.Values(kD, 1.0f);
+  const std::vector<float> qkv = random_.Values(kLength * 3 * kShiftTail, 1.0f, type());
+  const std::vector<float> c = random_.Values(kLength * kD, 1.0f, type());
+  const std::vector<float> alpha = random_.Values(kHeads * kD, 0.5f);
+  struct Result {
+    std::vector<float> c, k_cache, v_cache;
+  };
+  // Rows [first, last) of the one sequence, from `source` to `slot`.
+  const auto run = [&](int64_t first, int64_t last, int32_t source, int32_t slot,
+                       const std::vector<int32_t>& row_save, std::vector<float>& tails,
+                       std::vector<float>& shift_tails) {
+    TestBatch shape({{static_cast<int>(first), static_cast<int>(last - first)}}, 16);
+    shape.slot[0] = slot;
+    shape.batch.tail_source = &source;
+    shape.batch.row_save = row_save.empty() ? nullptr : row_save.data();
+    const auto part = [&](const std::vector<float>& values) {
+      const auto width = static_cast<int64_t>(values.size()) / kLength;
+      return Buffer(type(), std::vector<float>(values.begin() + first * width,
+                                               values.begin() + last * width));
+    };
+    Buffer x_part = part(x), qkv_part = part(qkv), c_part = part(c);
+    Buffer c_out(type(), (last - first) * kD);
+    DeltaStepArgs step;
+    step.type = type();
+    step.d = kD;
+    step.dv = kDv;
+    step.x = x_part.data();
+    step.compress = Compress::kToken;
+    step.compress_weight = weight.data();
+    step.taps = kTaps;
+    step.tail = tails.data();
+    step.tail_stride = kTail;
+    step.norm_weight = norm.data();
+    step.norm_eps = 0.1f;
+    step.c = c_out.data();
+    kernels().delta_step(executor_, shape.batch, step);
+
+    Buffer k_cache(type(), std::vector<float>(16 * kShiftTail, 0.0f));
+    Buffer v_cache(type(), std::vector<float>(16 * kShiftTail, 0.0f));
+    AttentionInputArgs input;
+    input.type = type();
+    input.d = kD;
+    input.heads = kHeads;
+    input.head_dim = kHeadDim;
+    input.c = c_part.data();
+    input.qkv = qkv_part.data();
+    input.k_shift = {alpha.data(), shift_tails.data(), 2 * kShiftTail};
+    input.v_shift = {alpha.data(), shift_tails.data() + kShiftTail, 2 * kShiftTail};
+    input.cache = {k_cache.data(), v_cache.data(), 16};
+    kernels().attention_input(executor_, shape.batch, input);
+    return Result{c_out.Floats(), k_cache.Floats(), v_cache.Floats()};
+  };
+  constexpr int32_t kSlots = 8;
+  const auto slot_of = [](const std::vector<float>& tails, int32_t slot) {
+    const size_t stride = tails.size() / kSlots;
+    return std::vector<float>(tails.begin() + slot * stride, tails.begin() + (slot + 1) * stride);
+  };
+  std::vector<float> tails = random_.Values(kSlots * kTail, 1.0f);
+  std::vector<float> shift_tails = random_.Values(kSlots * 2 * kShiftTail, 1.0f);
+  const std::vector<float> tails_before = tails, shift_before = shift_tails;
+  // Slot 1 is the sequence's; rows 0, 3 and the last save to 4, 2 and 6.
+  const Result whole = run(0, kLength, 1, 1, {4, -1, -1, 2, -1, -1, -1, -1, 6}, tails, shift_tails);
+  std::vector<float> unsaved = tails_before, unsaved_shift = shift_before;
+  EXPECT_EQ(run(0, kLength, 1, 1, {}, unsaved, unsaved_shift).c, whole.c);
+  EXPECT_EQ(slot_of(tails, 1), slot_of(unsaved, 1));
+  EXPECT_EQ(slot_of(shift_tails, 1), slot_of(unsaved_shift, 1));
+  for (const int32_t untouched : {0, 3, 5, 7}) {
+    EXPECT_EQ(slot_of(tails, untouched), slot_of(tails_before, untouched)) << untouched;
+    EXPECT_EQ(slot_of(shift_tails, untouched), slot_of(shift_before, untouched)) << untouched;
+  }
+  for (const auto& [row, slot] : std::vector<std::pair<int64_t, int32_t>>{{0, 4}, {3, 2}, {8, 6}}) {
+    std::vector<float> stopped = tails_before, stopped_shift = shift_before;
+    run(0, row + 1, 1, 1, {}, stopped, stopped_shift);
+    EXPECT_EQ(slot_of(tails, slot), slot_of(stopped, 1)) << "after row " << row;
+    EXPECT_EQ(slot_of(shift_tails, slot), slot_of(stopped_shift, 1)) << "after row " << row;
+    if (row + 1 == kLength) continue;
+    std::vector<float> resumed = tails, resumed_shift = shift_tails;
+    const Result rest = run(row + 1, kLength, slot, 0, {}, resumed, resumed_shift);
+    EXPECT_EQ(rest.c, std::vector<float>(whole.c.begin() + (row + 1) * kD, whole.c.end()));
+    EXPECT_EQ(slot_of(resumed, 0), slot_of(tails, 1)) << "from row " << row;
+    EXPECT_EQ(slot_of(resumed, slot), slot_of(tails, slot)) << "a source stays as it is";
+    for (int64_t head = 0; head < kHeads; ++head) {
+      for (int64_t p = row + 1; p < kLength; ++p) {
+        for (int64_t n = 0; n < kHeadDim; ++n) {
+          const int64_t k = (head * kHeadDim + n) * 16 + p, v = (head * 16 + p) * kHeadDim + n;
+          ASSERT_EQ(rest.k_cache[k], whole.k_cache[k]) << "from row " << row;
+          ASSERT_EQ(rest.v_cache[v], whole.v_cache[v]) << "from row " << row;
+        }
+      }
+    }
+  }
+}
+
+// The boundary likewise, and TC's above all: threads that begin in the middle of a sequence, chunks
+// of it, single tokens.
+TEST_P(KernelsTest, DeltaStepHasTheSameBitsByAnyChunking) {
+  struct Row {
+    std::string name;
+    int64_t d, dv;
+    Compress compress;
+    int64_t taps;
+  };
+  const std::vector<Row> rows = {
+      {"vdim1", 4160, 1, Compress::kIdentity, 0},
+      {"cc", 1040, 4, Compress::kChannel, 0},
+      {"cc, padded", 1037, 3, Compress::kChannel, 0},
+      {"tc, one tap", 1040, 4, Compress::kToken, 1},
+      {"tc, two taps", 2080, 2, Compress::kToken, 2},
+      {"tc", 1040, 4, Compress::kToken, 4},
+      {"tc, padded", 1037, 3, Compress::kToken, 4},
+      {"tc, many taps", 520, 8, Compress::kToken, 9},
+      {"tc, wide", 512, 9, Compress::kToken, 3},
+  };
+  constexpr int64_t kLength = 23;
+  for (const Row& row : rows) {
+    const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
+    const std::vector<float> x_before = random_.Values(kLength * d * dv, 1.0f, type());
+    const std::vector<float> h = random_.Values(kLength * d, 0.3f, type());
+    const std::vector<float> compress = random_.Values(taps * d * dv, 0.5f);
+    const std::vector<float> norm = random_.Values(d, 1.0f), w_beta = random_.Values(d, 0.2f);
+    const std::vector<float> w_v = random_.Values(dv * d, 0.2f), b_v = random_.Values(dv, 0.5f);
+    const std::vector<float> v_before = random_.Values(kLength * dv, 1.0f);
+    const std::vector<float> beta_before = random_.Values(kLength, 1.0f);
+    const std::vector<float> tail_before = random_.Values(4 * taps * d, 1.0f);
+    std::vector<std::vector<float>> expected;
+    for (const int64_t chunk : {23, 1, 2, 3, 5, 11}) {
+      for (const Executor& executor : {Executor(), Executor{ForThree}}) {
+        std::vector<float> v = v_before, beta = beta_before, tail = tail_before;
+        std::vector<std::vector<float>> found(2);
+        for (int64_t begin = 0; begin < kLength; begin += chunk) {
+          const int64_t length = std::min(chunk, kLength - begin);
+          const TestBatch part({{static_cast<int>(begin), static_cast<int>(length)}}, 16);
+          const auto slice = [&](const std::vector<float>& values, int64_t width) {
+            return std::vector<float>(values.begin() + begin * width,
+                                      values.begin() + (begin + length) * width);
+          };
+          Buffer x(type(), slice(x_before, d * dv)), h_part(type(), slice(h, d));
+          Buffer c(type(), length * d);
+          DeltaStepArgs args;
+          args.type = type();
+          args.d = d;
+          args.dv = dv;
+          args.x = x.data();
+          args.rewrite = Rewrite::kDelta;
+          args.h = h_part.data();
+          args.k_eps = 0.5f;
+          args.compress = row.compress;
+          args.compress_weight = compress.data();
+          args.taps = row.taps;
+          args.tail = tail.data();
+          args.tail_stride = taps * d;
+          args.norm_weight = norm.data();
+          args.norm_eps = 0.1f;
+          args.gates = true;
+          args.gate.beta_weight = w_beta.data();
+          args.gate.v_weight = w_v.data();
+          args.gate.v_bias = b_v.data();
+          args.c = c.data();
+          args.v = v.data() + begin * dv;
+          args.beta = beta.data() + begin;
+          kernels().delta_step(executor, part.batch, args);
+          const std::vector<float> x_values = x.Floats(), c_values = c.Floats();
+          found[0].insert(found[0].end(), x_values.begin(), x_values.end());
+          found[1].insert(found[1].end(), c_values.begin(), c_values.end());
+        }
+        found.insert(found.end(), {v, beta, tail});
+        if (expected.empty()) expected = found;
+        const std::vector<std::string> names = {"X", "c", "v", "beta", "tail"};
+        for (size_t i = 0; i < names.size(); ++i) {
+          ASSERT_TRUE(found[i] == expected[i])
+              << row.name << ": " << names[i] << ", chunks of " << chunk << ", "
+              << (executor.parallel_for == nullptr ? "one thread" : "three threads");
+        }
       }
     }
   }

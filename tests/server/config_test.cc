@@ -57,6 +57,34 @@ TEST_F(ConfigTest, NeedsOnlyTheModel) {
   EXPECT_EQ(config.drain_timeout, absl::Seconds(20));
   EXPECT_EQ(config.drain_delay, absl::ZeroDuration());
   EXPECT_FALSE(config.obey_dv_shortconv_causal);
+  EXPECT_EQ(config.max_client_batch_size, 512);
+  EXPECT_TRUE(config.prefix_cache);
+  EXPECT_EQ(config.max_decode_slowdown, 2);
+  EXPECT_EQ(config.priority_aging, absl::Seconds(10));
+  EXPECT_EQ(config.slow_reader_timeout, absl::Seconds(30));
+  EXPECT_EQ(config.gate_sample_interval, absl::Seconds(1));
+}
+
+TEST_F(ConfigTest, ServesSeveralModels) {
+  const auto read = Read({"--model=/models/demo,small=/models/a,/models/b/"});
+  ASSERT_TRUE(read.ok()) << read.status();
+  ASSERT_EQ(read->config.models.size(), 3u);
+  EXPECT_EQ(read->config.models[0].name, "demo");  // the default
+  EXPECT_EQ(read->config.models[1].name, "small");
+  EXPECT_EQ(read->config.models[1].folder, "/models/a");
+  EXPECT_EQ(read->config.models[2].name, "b");
+}
+
+TEST_F(ConfigTest, ReadsTheEnginesSettings) {
+  const auto read =
+      Read({"--model=demo", "--noprefix_cache", "--max_decode_slowdown=1.5", "--priority_aging=2m",
+            "--slow_reader_timeout=250ms", "--gate_sample_interval=inf"});
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_FALSE(read->config.prefix_cache);
+  EXPECT_EQ(read->config.max_decode_slowdown, 1.5);
+  EXPECT_EQ(read->config.priority_aging, absl::Minutes(2));
+  EXPECT_EQ(read->config.slow_reader_timeout, absl::Milliseconds(250));
+  EXPECT_EQ(read->config.gate_sample_interval, absl::InfiniteDuration());
 }
 
 // Which source of a flag wins. The flag is max_context_length, 0 by default.
@@ -188,7 +216,12 @@ TEST_F(ConfigTest, Refusals) {
       // Impossible settings.
       {{}, {}, {"--model is required"}},
       {{"--model="}, {}, {"--model is required"}},
-      {{"--model=a,b"}, {}, {"2 models", "one model in this version"}},
+      {{"--model=a,x=a,a"}, {}, {"two models are called 'a'"}},
+      {{model, "--slow_reader_timeout=0s"}, {}, {"--slow_reader_timeout=0", "1ms...24h"}},
+      {{model, "--priority_aging=0s"}, {}, {"--priority_aging=0", "1ms...inf"}},
+      {{model, "--gate_sample_interval=-1s"}, {}, {"--gate_sample_interval=-1s", "0...inf"}},
+      {{model, "--max_decode_slowdown=0.5"}, {}, {"--max_decode_slowdown=0.5", "1...1000"}},
+      {{model, "--max_decode_slowdown=nan"}, {}, {"--max_decode_slowdown=nan", "1...1000"}},
       {{model, "--threads=-1"}, {}, {"--threads=-1", "0...1024"}},
       {{model, "--max_context_length=1"}, {}, {"at least 2"}},
       {{model, "--max_running_sequences=0"}, {}, {"--max_running_sequences=0", "1..."}},
@@ -331,9 +364,13 @@ TEST(ParseMemorySizeTest, Table) {
 }
 
 TEST(AutomaticKvCacheBytesTest, IsAtMostAQuarterOfWhatIsAvailable) {
-  EXPECT_EQ(AutomaticKvCacheBytes(100, 64, 1000, 0), 6400000);
-  EXPECT_EQ(AutomaticKvCacheBytes(100, 64, 1000, 4 * 6400000), 6400000);
-  EXPECT_EQ(AutomaticKvCacheBytes(100, 64, 1000, 4 * 6400000 - 4), 6399999);
+  EXPECT_EQ(AutomaticKvCacheBytes(100, 64, 1000, 0, 1), 6400000);
+  EXPECT_EQ(AutomaticKvCacheBytes(100, 64, 1000, 4 * 6400000, 1), 6400000);
+  EXPECT_EQ(AutomaticKvCacheBytes(100, 64, 1000, 4 * 6400000 - 4, 1), 6399999);
+  // Several models share the quarter.
+  EXPECT_EQ(AutomaticKvCacheBytes(100, 64, 1000, 4 * 6400000, 2), 3200000);
+  EXPECT_EQ(AutomaticKvCacheBytes(100, 64, 1000, 8 * 6400000, 2), 6400000);
+  EXPECT_EQ(AutomaticKvCacheBytes(100, 64, 1000, 0, 3), 6400000);
   EXPECT_GT(AvailableMemoryBytes(), 0);
 }
 

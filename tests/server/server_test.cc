@@ -23,65 +23,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
-// A greedy request for `max_tokens` tokens after a prompt of token ids.
-v1::GenerateRequest GreedyRequest(const std::vector<TokenId>& prompt, int max_tokens) {
-  v1::GenerateRequest request;
-  for (const TokenId id : prompt) request.mutable_prompt()->mutable_token_ids()->add_ids(id);
-  request.mutable_sampling()->set_temperature(0);
-  request.mutable_stopping()->set_max_tokens(max_tokens);
-  request.mutable_stopping()->set_ignore_eos(true);
-  return request;
-}
-
-std::vector<TokenId> Ids(const google::protobuf::RepeatedPtrField<v1::TokenInfo>& tokens) {
-  std::vector<TokenId> ids;
-  for (const v1::TokenInfo& token : tokens) ids.push_back(static_cast<TokenId>(token.token_id()));
-  return ids;
-}
-
-// What a stream brought.
-struct Streamed {
-  std::vector<v1::GenerateStreamResponse> events;
-  grpc::Status status;
-
-  std::string Text() const {
-    std::string text;
-    for (const auto& event : events) text += event.delta().text();
-    return text;
-  }
-  std::vector<TokenId> TokenIds() const {
-    std::vector<TokenId> all;
-    for (const auto& event : events) {
-      const std::vector<TokenId> ids = Ids(event.delta().tokens());
-      all.insert(all.end(), ids.begin(), ids.end());
-    }
-    return all;
-  }
-  // "SDDE" for a start, two deltas and an end.
-  std::string Shape() const {
-    std::string shape;
-    for (const auto& event : events) {
-      shape += event.has_start() ? 'S' : event.has_delta() ? 'D' : event.has_end() ? 'E' : '?';
-    }
-    return shape;
-  }
-};
-
-Streamed ReadStream(TestServer& server, const v1::GenerateRequest& request) {
-  Streamed streamed;
-  grpc::ClientContext context;
-  auto reader = server.inference().GenerateStream(&context, request);
-  for (v1::GenerateStreamResponse event; reader->Read(&event);) streamed.events.push_back(event);
-  streamed.status = reader->Finish();
-  return streamed;
-}
-
-grpc::Status Generate(TestServer& server, const v1::GenerateRequest& request,
-                      v1::GenerateResponse* response) {
-  grpc::ClientContext context;
-  return server.inference().Generate(&context, request, response);
-}
-
 TEST(ServerTest, Generates) {
   TestServer server;
   v1::GenerateRequest request = GreedyRequest({1, 2, 3}, 5);
@@ -332,8 +273,6 @@ TEST(ServerTest, Errors) {
        grpc::StatusCode::INVALID_ARGUMENT, "0...2, not 3", "sampling.temperature"},
       {"too long", [](auto* r) { *r = GreedyRequest(Prompt(64), 1); },
        grpc::StatusCode::INVALID_ARGUMENT, "1...63 tokens", "prompt"},
-      {"not served", [](auto* r) { r->mutable_sampling()->set_n(2); },
-       grpc::StatusCode::UNIMPLEMENTED, "sampling.n", ""},
       {"no prompt", [](auto* r) { r->clear_prompt(); }, grpc::StatusCode::INVALID_ARGUMENT,
        "text or token_ids", "prompt"},
   };
@@ -356,10 +295,6 @@ TEST(ServerTest, Errors) {
       }
     }
   }
-  v1::ScoreResponse score;
-  grpc::ClientContext context;
-  EXPECT_EQ(server.inference().Score(&context, {}, &score).error_code(),
-            grpc::StatusCode::UNIMPLEMENTED);
 }
 
 // Requests that are not the message they should be, as bytes.
@@ -434,6 +369,7 @@ TEST(ServerTest, CancelledCallsLeaveTheEngine) {
   server.step_gate().AwaitWaiter();
   unary_context.TryCancel();
   unary.join();
+  server.step_gate().Open();  // or the stream does not start
 
   grpc::ClientContext stream_context;
   auto reader =
@@ -444,7 +380,6 @@ TEST(ServerTest, CancelledCallsLeaveTheEngine) {
   stream_context.TryCancel();
   while (reader->Read(&event)) EXPECT_FALSE(event.has_end());
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
-  server.step_gate().Open();
 
   server.RequestStop();
   EXPECT_TRUE(server.AwaitStopped().ok());
@@ -483,12 +418,11 @@ TEST(ServerTest, RefusesWhatDoesNotFitTheQueue) {
   server.step_gate().Close();
   std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
   std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateStreamResponse>>> readers;
-  v1::GenerateStreamResponse event;
   for (int i = 0; i < 2; ++i) {
     contexts.push_back(std::make_unique<grpc::ClientContext>());
     readers.push_back(
         server.inference().GenerateStream(contexts.back().get(), GreedyRequest({1}, 5)));
-    ASSERT_TRUE(readers.back()->Read(&event)) << i;  // admitted
+    server.AwaitRequests(i + 1);
   }
   v1::GenerateResponse response;
   const grpc::Status status = Generate(server, GreedyRequest({1}, 5), &response);
@@ -499,10 +433,127 @@ TEST(ServerTest, RefusesWhatDoesNotFitTheQueue) {
   EXPECT_GT(details.retry_seconds, 0);
   EXPECT_EQ(server.metrics().Sum("ddl_admission_rejections_total", {"reason=\"queue_full\""}), 1);
   server.step_gate().Open();
+  v1::GenerateStreamResponse event;
   for (auto& reader : readers) {
     while (reader->Read(&event)) continue;
     EXPECT_TRUE(reader->Finish().ok());
   }
+}
+
+TEST(ServerTest, RefusesMoreTokensThanMayWait) {
+  TestServer::Options options;
+  options.config.max_running_sequences = 1;
+  options.config.max_waiting_tokens = 20;
+  TestServer server(options);
+  server.step_gate().Close();
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 2; ++i) {
+    clients.emplace_back([&] {
+      v1::GenerateResponse response;
+      EXPECT_TRUE(Generate(server, GreedyRequest(Prompt(15), 2), &response).ok());
+    });
+    server.AwaitRequests(i + 1);
+  }
+  v1::GenerateResponse response;
+  const grpc::Status status = Generate(server, GreedyRequest(Prompt(6), 2), &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(Decode(status).reason, "TOKENS_FULL");
+  EXPECT_GT(Decode(status).retry_seconds, 0);
+  EXPECT_EQ(server.metrics().Sum("ddl_admission_rejections_total", {"reason=\"tokens_full\""}), 1);
+  server.step_gate().Open();
+  for (std::thread& client : clients) client.join();
+}
+
+TEST(ServerTest, RefusesWhatCanNeverFit) {
+  TestServer::Options options;
+  options.runner.kv_num_blocks = 4;  // 16 tokens
+  TestServer server(options);
+  v1::GenerateResponse generated;
+  EXPECT_TRUE(Generate(server, GreedyRequest(Prompt(10), 7), &generated).ok());
+  v1::EmbedRequest embed;
+  for (const TokenId id : Prompt(17))
+    embed.mutable_inputs()->Add()->mutable_token_ids()->add_ids(id);
+  v1::EmbedRequest long_embed;
+  v1::Input* input = long_embed.add_inputs();
+  for (const TokenId id : Prompt(17)) input->mutable_token_ids()->add_ids(id);
+  v1::ScoreRequest score;
+  *score.add_inputs() = *input;
+  v1::EmbedResponse embedded;
+  v1::ScoreResponse scored;
+  EXPECT_TRUE(Embed(server, embed, &embedded).ok());  // 17 inputs of 1 token
+  for (const grpc::Status& status :
+       {Generate(server, GreedyRequest(Prompt(10), 8), &generated),
+        Embed(server, long_embed, &embedded), Score(server, score, &scored)}) {
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+    const DecodedStatus details = Decode(status);
+    EXPECT_EQ(details.reason, "TOO_LARGE");
+    EXPECT_EQ(details.metadata.at("needed_tokens"), "17");
+    EXPECT_EQ(details.metadata.at("available_tokens"), "16");
+    EXPECT_THAT(status.error_message(), HasSubstr("17"));
+    EXPECT_EQ(details.retry_seconds, -1);
+  }
+  EXPECT_EQ(server.metrics().Sum("ddl_admission_rejections_total", {"reason=\"too_large\""}), 3);
+}
+
+TEST(ServerTest, EndsWhatWaitsLongerThanItWants) {
+  TestServer::Options options;
+  options.config.max_running_sequences = 1;
+  options.on_forward = [](absl::Span<const SequenceChunk>) {
+    absl::SleepFor(absl::Milliseconds(2));
+    return absl::OkStatus();
+  };
+  TestServer server(options);
+  std::thread running([&] {
+    v1::GenerateResponse response;
+    EXPECT_TRUE(Generate(server, GreedyRequest({1}, 60), &response).ok());
+  });
+  server.AwaitRequests(1);
+  v1::GenerateRequest request = GreedyRequest({2}, 60);
+  request.mutable_queue_timeout()->set_nanos(1'000'000);
+  v1::GenerateResponse response;
+  const grpc::Status status = Generate(server, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
+  EXPECT_EQ(Decode(status).reason, "QUEUE_TIMEOUT");
+  EXPECT_GT(Decode(status).retry_seconds, 0);
+  running.join();
+}
+
+// Its turn would come after its deadline, at the rate at which those before it start.
+TEST(ServerTest, RefusesWhatWouldExpireInTheQueue) {
+  TestServer::Options options;
+  options.config.max_running_sequences = 1;
+  options.on_forward = [](absl::Span<const SequenceChunk>) {
+    absl::SleepFor(absl::Milliseconds(10));
+    return absl::OkStatus();
+  };
+  TestServer server(options);
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 16; ++i) {
+    clients.emplace_back([&server] {
+      v1::GenerateResponse response;
+      EXPECT_TRUE(Generate(server, GreedyRequest({1}, 20), &response).ok());
+    });
+  }
+  server.AwaitMetrics(
+      [](const ScrapedMetrics& metrics) { return metrics.Sum("ddl_request_finished_total") >= 2; });
+  // A dozen wait for 200 ms each.
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(700));
+  v1::GenerateResponse response;
+  const grpc::Status status =
+      server.inference().Generate(&context, GreedyRequest({1}, 1), &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
+  EXPECT_EQ(Decode(status).reason, "DEADLINE_INFEASIBLE");
+  EXPECT_GT(Decode(status).retry_seconds, 0.1);
+  EXPECT_EQ(
+      server.metrics().Sum("ddl_admission_rejections_total", {"reason=\"deadline_infeasible\""}),
+      1);
+  for (std::thread& client : clients) client.join();
+  // An idle server tries, whatever the deadline.
+  grpc::ClientContext idle;
+  idle.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
+  EXPECT_EQ(server.inference().Generate(&idle, GreedyRequest({1}, 60), &response).error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
 }
 
 TEST(ServerTest, AFailedStepFailsItsCallsOnly) {
@@ -542,8 +593,9 @@ TEST(ServerTest, TellsWhatItServes) {
   EXPECT_EQ(model.max_context_length(), 64u);
   EXPECT_EQ(model.dtype(), "float32");
   EXPECT_THAT(model.eos_token_ids(), ElementsAre(256));
-  EXPECT_THAT(model.tasks(), ElementsAre("generate", "embed"));
-  EXPECT_THAT(model.supported_pooling(), SizeIs(4));
+  EXPECT_THAT(model.tasks(), ElementsAre("generate", "embed", "score"));
+  EXPECT_THAT(model.supported_pooling(), SizeIs(5));
+  EXPECT_EQ(model.determinism(), "batch_invariant");
 
   v1::ModelInfo same;
   grpc::ClientContext context2;
@@ -564,7 +616,7 @@ TEST(ServerTest, TellsWhatItServes) {
   EXPECT_EQ(info.max_waiting(), 256u);
   EXPECT_EQ(info.kv_tokens_capacity(), 1024u);
   EXPECT_EQ(info.max_batch_tokens(), 64u);
-  EXPECT_EQ(info.max_client_batch_size(), 256u);
+  EXPECT_EQ(info.max_client_batch_size(), 512u);
   EXPECT_THAT(info.libtorch_version(), HasSubstr("2."));
 }
 
@@ -617,6 +669,10 @@ TEST(ServerTest, MetricsEqualWhatWasSent) {
   v1::EmbedResponse embedded;
   grpc::ClientContext context;
   EXPECT_TRUE(server.inference().Embed(&context, embed, &embedded).ok());
+  v1::ScoreRequest score;
+  for (int i = 0; i < 2; ++i) score.add_inputs()->set_text("abc");
+  v1::ScoreResponse scored;
+  EXPECT_TRUE(Score(server, score, &scored).ok());
 
   const ScrapedMetrics metrics = server.metrics();
   const std::string fake = "model=\"fake\"";
@@ -628,19 +684,23 @@ TEST(ServerTest, MetricsEqualWhatWasSent) {
     double expected;
   };
   const Row rows[] = {
-      {"ddl_requests_total", {}, 7},
+      {"ddl_requests_total", {}, 8},
+      {"ddl_requests_total", {"method=\"Score\"", "code=\"OK\"", fake}, 1},
       {"ddl_requests_total", {"method=\"GenerateStream\"", "code=\"OK\"", fake}, 3},
       {"ddl_requests_total", {"method=\"Generate\"", "code=\"OK\"", fake}, 1},
       {"ddl_requests_total", {"method=\"Generate\"", "code=\"INVALID_ARGUMENT\"", fake}, 1},
       {"ddl_requests_total", {"method=\"Generate\"", "code=\"NOT_FOUND\"", "model=\"unknown\""}, 1},
       {"ddl_requests_total", {"method=\"Embed\"", "code=\"OK\"", fake}, 1},
-      {"ddl_request_duration_seconds_count", {}, 7},
+      {"ddl_request_duration_seconds_count", {}, 8},
       {"ddl_requests_in_flight", {}, 0},
       {"ddl_request_finished_total", {generate, "finish_reason=\"length\"", fake}, 4},
       {"ddl_request_finished_total", {embeds, "finish_reason=\"stop\"", fake}, 1},
-      {"ddl_request_finished_total", {}, 5},
+      {"ddl_request_finished_total", {"task=\"score\"", "finish_reason=\"stop\"", fake}, 1},
+      {"ddl_request_finished_total", {}, 6},
       {"ddl_prompt_tokens_total", {generate, "source=\"computed\""}, 10 + 11 + 12 + 4},
       {"ddl_prompt_tokens_total", {embeds}, 20},
+      {"ddl_prompt_tokens_total", {"task=\"score\""}, 6},
+      {"ddl_prompt_tokens_total", {"source=\"cached\""}, 0},
       {"ddl_generated_tokens_total", {}, 3 * 5 + 7},
       {"ddl_wasted_tokens_total", {}, 0},
       {"ddl_time_to_first_token_seconds_count", {}, 4},
@@ -653,12 +713,15 @@ TEST(ServerTest, MetricsEqualWhatWasSent) {
       {"ddl_embed_inputs_per_request_sum", {}, 4},
       {"ddl_embed_inputs_per_request_count", {}, 1},
       // A prompt's first token comes of the step that computes the prompt.
-      {"ddl_step_tokens_sum", {}, 10 + 11 + 12 + 4 + 20 + 3 * 4 + 6},
+      {"ddl_step_tokens_sum", {}, 10 + 11 + 12 + 4 + 20 + 6 + 3 * 4 + 6},
       {"ddl_requests_running", {}, 0},
       {"ddl_requests_waiting", {}, 0},
       {"ddl_waiting_tokens", {}, 0},
       {"ddl_kv_blocks", {"state=\"used\""}, 0},
-      {"ddl_kv_blocks", {"state=\"free\""}, 256},
+      {"ddl_kv_blocks", {}, 256},  // free, or cached
+      {"ddl_sequences_paused", {}, 0},
+      {"ddl_stream_stalls_total", {}, 0},
+      {"ddl_nonfinite_logits_total", {}, 0},
       {"ddl_kv_cache_usage_ratio", {}, 0},
       {"ddl_preemptions_total", {}, 0},
       {"ddl_admission_rejections_total", {}, 0},
@@ -678,9 +741,121 @@ TEST(ServerTest, MetricsEqualWhatWasSent) {
   EXPECT_GT(metrics.Sum("process_resident_memory_bytes"), 1e6);
   EXPECT_GT(metrics.Sum("process_open_fds"), 3);
   EXPECT_GT(metrics.Sum("process_start_time_seconds"), 1e9);
-  // Nothing can move these yet.
-  EXPECT_EQ(metrics.Count("ddl_prefix_cache_hit_tokens_total"), 0);
-  EXPECT_EQ(metrics.Count("ddl_prompt_tokens_total", {"source=\"cached\""}), 0);
+}
+
+TEST(ServerTest, KnowsItsCacheBeforeAnyoneIsServed) {
+  TestServer server;
+  const ScrapedMetrics metrics = server.metrics();
+  EXPECT_EQ(metrics.Sum("ddl_kv_blocks", {"state=\"free\""}), 256);
+  EXPECT_EQ(metrics.Sum("ddl_kv_blocks"), 256);
+}
+
+// Every metric there is, by type and labels beside `model`, from the start.
+TEST(ServerTest, HasEveryMetric) {
+  TestServer server;
+  v1::ServerInfo info;
+  grpc::ClientContext context;
+  ASSERT_TRUE(server.models().GetServerInfo(&context, {}, &info).ok());
+  const ScrapedMetrics metrics = server.metrics();
+  const std::vector<std::string> tasks = {"task=\"generate\"", "task=\"embed\"", "task=\"score\""};
+  const std::vector<std::string> phases = {"phase=\"prefill\"", "phase=\"decode\"",
+                                           "phase=\"mixed\""};
+  const std::vector<std::string> sublayers = {"layer=\"0\",model=\"fake\",sublayer=\"attn\"",
+                                              "layer=\"0\",model=\"fake\",sublayer=\"mlp\""};
+  struct Row {
+    const char* name;
+    const char* type;
+    std::vector<std::string> labels;  // each of a series that must be there
+  };
+  const Row rows[] = {
+      {"ddl_requests_total", "counter", {"code=\"OK\",method=\"Score\""}},
+      {"ddl_requests_in_flight", "gauge", {"method=\"GenerateStream\""}},
+      {"ddl_request_finished_total",
+       "counter",
+       {"finish_reason=\"stop\"", "finish_reason=\"eos\"", "finish_reason=\"length\"",
+        "finish_reason=\"context\"", "finish_reason=\"cancel\"", "finish_reason=\"deadline\"",
+        "finish_reason=\"slow_reader\"", "finish_reason=\"error\"", "task=\"generate\"",
+        "task=\"embed\"", "task=\"score\""}},
+      {"ddl_admission_rejections_total",
+       "counter",
+       {"reason=\"queue_full\"", "reason=\"tokens_full\"", "reason=\"deadline_infeasible\"",
+        "reason=\"too_large\"", "reason=\"draining\"", "reason=\"loading\""}},
+      {"ddl_requests_running", "gauge", tasks},
+      {"ddl_requests_waiting", "gauge", tasks},
+      {"ddl_waiting_tokens", "gauge", {""}},
+      {"ddl_sequences_paused", "gauge", {"reason=\"slow_reader\"", "reason=\"preempted\""}},
+      {"ddl_prompt_tokens_total", "counter", {"source=\"computed\"", "source=\"cached\""}},
+      {"ddl_generated_tokens_total", "counter", {""}},
+      {"ddl_wasted_tokens_total",
+       "counter",
+       {"reason=\"cancel\"", "reason=\"deadline\"", "reason=\"preempt_recompute\""}},
+      {"ddl_time_to_first_token_seconds", "histogram", {"le=\"0.001\"", "le=\"300\""}},
+      {"ddl_inter_token_latency_seconds", "histogram", {"le=\"0.0001\"", "le=\"2.5\""}},
+      {"ddl_request_duration_seconds", "histogram", {"method=\"Embed\""}},
+      {"ddl_request_queue_seconds", "histogram", tasks},
+      {"ddl_request_prefill_seconds", "histogram", tasks},
+      {"ddl_request_decode_seconds", "histogram", tasks},
+      {"ddl_cancel_latency_seconds", "histogram", {"reason=\"cancel\"", "reason=\"deadline\""}},
+      {"ddl_request_prompt_tokens", "histogram", {"le=\"1\"", "le=\"50\"", "le=\"64\""}},
+      {"ddl_request_generated_tokens", "histogram", tasks},
+      {"ddl_embed_inputs_per_request", "histogram", {"le=\"1\"", "le=\"1024\""}},
+      {"ddl_step_duration_seconds", "histogram", phases},
+      {"ddl_step_tokens", "histogram", phases},
+      {"ddl_step_batch_size", "histogram", phases},
+      {"ddl_scheduler_duration_seconds", "histogram", {""}},
+      {"ddl_kv_cache_usage_ratio", "gauge", {""}},
+      {"ddl_kv_blocks", "gauge", {"state=\"free\"", "state=\"used\"", "state=\"cached\""}},
+      {"ddl_prefix_cache_query_tokens_total", "counter", {""}},
+      {"ddl_prefix_cache_hit_tokens_total", "counter", {""}},
+      {"ddl_preemptions_total", "counter", {""}},
+      {"ddl_stream_stalls_total", "counter", {""}},
+      {"ddl_nonfinite_logits_total", "counter", {""}},
+      {"ddl_model_info", "gauge", {"variant=\"ccec\",weights_sha256=\"0123456789abcdef\""}},
+      {"ddl_build_info", "gauge", {"cuda=", "grpc=", "libtorch=", "version="}},
+      {"ddl_model_load_duration_seconds",
+       "gauge",
+       {"phase=\"read\"", "phase=\"pack\"", "phase=\"warmup\""}},
+      {"ddl_server_ready", "gauge", {""}},
+      {"ddl_server_draining", "gauge", {""}},
+      {"ddl_device_memory_bytes",
+       "gauge",
+       {"kind=\"weights\"", "kind=\"kv\"", "kind=\"activations\""}},
+      {"ddl_engine_last_step_timestamp_seconds", "gauge", {""}},
+      {"ddl_beta_gate", "histogram", sublayers},
+      {"ddl_beta_gate", "histogram", {"le=\"0.01\"", "le=\"1.99\"", "le=\"2\""}},
+      {"ddl_state_update_ratio", "histogram", sublayers},
+      {"process_cpu_seconds_total", "counter", {""}},
+      {"process_resident_memory_bytes", "gauge", {""}},
+  };
+  for (const Row& row : rows) {
+    EXPECT_THAT(metrics.text(),
+                HasSubstr(std::string("# TYPE ") + row.name + " " + row.type + "\n"));
+    const bool histogram = std::string(row.type) == "histogram";
+    for (const std::string& labels : row.labels) {
+      EXPECT_GE(metrics.Count(std::string(row.name) + (histogram ? "_bucket" : ""), {labels}), 1)
+          << row.name << " " << labels;
+    }
+  }
+}
+
+// The first step is always sampled.
+TEST(ServerTest, SamplesGates) {
+  for (const bool sampled : {true, false}) {
+    TestServer::Options options;
+    options.config.gate_sample_interval = sampled ? absl::Seconds(1) : absl::InfiniteDuration();
+    TestServer server(options);
+    EXPECT_TRUE(ReadStream(server, GreedyRequest({1, 2, 3}, 5)).status.ok());
+    const ScrapedMetrics metrics = server.metrics();
+    for (const char* name : {"ddl_beta_gate_count", "ddl_state_update_ratio_count"}) {
+      for (const char* sublayer : {"sublayer=\"attn\"", "sublayer=\"mlp\""}) {
+        if (sampled) {
+          EXPECT_GT(metrics.Sum(name, {sublayer}), 0) << name << " " << sublayer;
+        } else {
+          EXPECT_EQ(metrics.Sum(name, {sublayer}), 0) << name << " " << sublayer;
+        }
+      }
+    }
+  }
 }
 
 TEST(ServerTest, RefusesCallsWhileLoading) {
@@ -688,7 +863,7 @@ TEST(ServerTest, RefusesCallsWhileLoading) {
   gate.Close();
   TestServer::Options options;
   options.wait_until_ready = false;
-  options.on_load = [&] {
+  options.on_load = [&](const std::string&) {
     gate.Pass();
     return absl::OkStatus();
   };
@@ -728,7 +903,7 @@ TEST(ServerTest, StopsWhileLoading) {
   gate.Close();
   TestServer::Options options;
   options.wait_until_ready = false;
-  options.on_load = [&] {
+  options.on_load = [&](const std::string&) {
     gate.Pass();
     return absl::OkStatus();
   };
@@ -742,7 +917,9 @@ TEST(ServerTest, StopsWhileLoading) {
 TEST(ServerTest, AModelThatCannotBeLoadedEndsIt) {
   TestServer::Options options;
   options.wait_until_ready = false;
-  options.on_load = [] { return absl::NotFoundError("/nowhere/config.json is missing"); };
+  options.on_load = [](const std::string&) {
+    return absl::NotFoundError("/nowhere/config.json is missing");
+  };
   TestServer server(options);
   EXPECT_EQ(server.AwaitStopped(), absl::NotFoundError("/nowhere/config.json is missing"));
 }

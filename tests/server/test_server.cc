@@ -118,6 +118,7 @@ DecodedStatus Decode(const grpc::Status& status) {
     if (any.UnpackTo(&info)) {
       decoded.reason = info.reason();
       decoded.domain = info.domain();
+      decoded.metadata = {info.metadata().begin(), info.metadata().end()};
     } else if (any.UnpackTo(&retry)) {
       decoded.retry_seconds =
           static_cast<double>(retry.retry_delay().seconds()) + 1e-9 * retry.retry_delay().nanos();
@@ -142,12 +143,17 @@ TestServer::TestServer(Options options) : options_(std::move(options)) {
   // Everybody's tests run here, and tests that crash leave no tidy channel behind.
   server_ = std::make_unique<Server>(
       options_.config,
-      [this](const ModelSource&, const ServerConfig&,
+      [this](const ModelSource& source, const ServerConfig&,
              const std::atomic<bool>&) -> absl::StatusOr<LoadedModel> {
         if (options_.on_load) {
-          if (absl::Status status = options_.on_load(); !status.ok()) return status;
+          if (absl::Status status = options_.on_load(source.name); !status.ok()) return status;
         }
-        auto runner = std::make_unique<FakeModelRunner>(options_.runner);
+        FakeModelRunner::Options runner_options = options_.runner;
+        if (const auto found = options_.vocab_sizes.find(source.name);
+            found != options_.vocab_sizes.end()) {
+          runner_options.vocab_size = found->second;
+        }
+        auto runner = std::make_unique<FakeModelRunner>(runner_options);
         runner->on_forward = [this](absl::Span<const SequenceChunk> chunks) {
           step_gate_.Pass();
           return options_.on_forward ? options_.on_forward(chunks) : absl::OkStatus();
@@ -155,7 +161,7 @@ TestServer::TestServer(Options options) : options_(std::move(options)) {
         runner->is_not_finite = options_.is_not_finite;
         LoadedModel loaded;
         loaded.runner = std::move(runner);
-        loaded.variant = "ccec";
+        loaded.variant = options_.variant;
         if (options_.with_tokenizer) loaded.tokenizer = MakeByteTokenizer();
         loaded.max_context_length = options_.max_context_length;
         std::promise<std::string> hash;
@@ -168,6 +174,8 @@ TestServer::TestServer(Options options) : options_(std::move(options)) {
   thread_ = std::thread([this] { served_ = server_->Serve(); });
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
+  // Windows that do not grow, so that a client that does not read holds little.
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   channel_ = grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(server_->grpc_port()),
                                        grpc::InsecureChannelCredentials(), arguments);
   inference_ = v1::InferenceService::NewStub(channel_);
@@ -189,9 +197,91 @@ void TestServer::AwaitReady() {
   }
 }
 
+void TestServer::AwaitRequests(int count) {
+  AwaitMetrics([count](const ScrapedMetrics& metrics) {
+    return metrics.Sum("ddl_requests_running") + metrics.Sum("ddl_requests_waiting") == count;
+  });
+}
+
+ScrapedMetrics TestServer::AwaitMetrics(const std::function<bool(const ScrapedMetrics&)>& accept) {
+  while (true) {
+    ScrapedMetrics metrics = this->metrics();
+    if (accept(metrics)) return metrics;
+    std::this_thread::yield();
+  }
+}
+
 absl::Status TestServer::AwaitStopped() {
   thread_.join();
   return served_;
+}
+
+v1::GenerateRequest GreedyRequest(const std::vector<TokenId>& prompt, int max_tokens) {
+  v1::GenerateRequest request;
+  for (const TokenId id : prompt) request.mutable_prompt()->mutable_token_ids()->add_ids(id);
+  request.mutable_sampling()->set_temperature(0);
+  request.mutable_stopping()->set_max_tokens(max_tokens);
+  request.mutable_stopping()->set_ignore_eos(true);
+  return request;
+}
+
+std::vector<TokenId> Ids(const google::protobuf::RepeatedPtrField<v1::TokenInfo>& tokens) {
+  std::vector<TokenId> ids;
+  for (const v1::TokenInfo& token : tokens) ids.push_back(static_cast<TokenId>(token.token_id()));
+  return ids;
+}
+
+std::string Streamed::Text(uint32_t index) const {
+  std::string text;
+  for (const auto& event : events) {
+    if (event.has_delta() && event.delta().index() == index) text += event.delta().text();
+  }
+  return text;
+}
+
+std::vector<TokenId> Streamed::TokenIds(uint32_t index) const {
+  std::vector<TokenId> all;
+  for (const auto& event : events) {
+    if (!event.has_delta() || event.delta().index() != index) continue;
+    const std::vector<TokenId> ids = Ids(event.delta().tokens());
+    all.insert(all.end(), ids.begin(), ids.end());
+  }
+  return all;
+}
+
+std::string Streamed::Shape() const {
+  std::string shape;
+  for (const auto& event : events) {
+    shape += event.has_start() ? 'S' : event.has_delta() ? 'D' : event.has_end() ? 'E' : '?';
+  }
+  return shape;
+}
+
+Streamed ReadStream(TestServer& server, const v1::GenerateRequest& request) {
+  Streamed streamed;
+  grpc::ClientContext context;
+  auto reader = server.inference().GenerateStream(&context, request);
+  for (v1::GenerateStreamResponse event; reader->Read(&event);) streamed.events.push_back(event);
+  streamed.status = reader->Finish();
+  return streamed;
+}
+
+grpc::Status Generate(TestServer& server, const v1::GenerateRequest& request,
+                      v1::GenerateResponse* response) {
+  grpc::ClientContext context;
+  return server.inference().Generate(&context, request, response);
+}
+
+grpc::Status Embed(TestServer& server, const v1::EmbedRequest& request,
+                   v1::EmbedResponse* response) {
+  grpc::ClientContext context;
+  return server.inference().Embed(&context, request, response);
+}
+
+grpc::Status Score(TestServer& server, const v1::ScoreRequest& request,
+                   v1::ScoreResponse* response) {
+  grpc::ClientContext context;
+  return server.inference().Score(&context, request, response);
 }
 
 grpc::ByteBuffer Bytes(const std::string& text) {

@@ -4,6 +4,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -57,6 +58,7 @@ ScrapedMetrics Scrape(int port);
 struct DecodedStatus {
   std::string reason;
   std::string domain;
+  std::map<std::string, std::string> metadata;
   double retry_seconds = -1;  // -1: none
   google::rpc::BadRequest bad_request;
 };
@@ -72,7 +74,10 @@ class TestServer {
     int32_t max_context_length = 64;
     bool with_tokenizer = true;
     bool wait_until_ready = true;
-    std::function<absl::Status()> on_load;  // the loader's result where it is not OK
+    std::string variant = "ccec";
+    std::map<std::string, TokenId> vocab_sizes;  // of models that have another than runner's
+    // Of the model's name: the loader's result where it is not OK.
+    std::function<absl::Status(const std::string&)> on_load;
     std::function<absl::Status(absl::Span<const SequenceChunk>)> on_forward;
     std::function<bool(const SequenceChunk&)> is_not_finite;
   };
@@ -88,6 +93,10 @@ class TestServer {
   Gate& step_gate() { return step_gate_; }
 
   void AwaitReady();
+  // Waits until the default model's engine has so many requests, running and waiting.
+  void AwaitRequests(int count);
+  // Waits for a scrape that `accept` is true of, and returns it.
+  ScrapedMetrics AwaitMetrics(const std::function<bool(const ScrapedMetrics&)>& accept);
   void RequestStop() { server_->RequestStop(); }
   // Waits for Serve to return and says what it returned.
   absl::Status AwaitStopped();
@@ -102,6 +111,31 @@ class TestServer {
   std::thread thread_;
   absl::Status served_;  // of Serve; the thread's until it is joined
 };
+
+// A greedy request for `max_tokens` tokens after a prompt of token ids.
+v1::GenerateRequest GreedyRequest(const std::vector<TokenId>& prompt, int max_tokens);
+
+std::vector<TokenId> Ids(const google::protobuf::RepeatedPtrField<v1::TokenInfo>& tokens);
+
+// What a stream brought.
+struct Streamed {
+  std::vector<v1::GenerateStreamResponse> events;
+  grpc::Status status;
+
+  std::string Text(uint32_t index = 0) const;
+  std::vector<TokenId> TokenIds(uint32_t index = 0) const;
+  // "SDDE" for a start, two deltas and an end.
+  std::string Shape() const;
+};
+
+// Calls to their end.
+Streamed ReadStream(TestServer& server, const v1::GenerateRequest& request);
+grpc::Status Generate(TestServer& server, const v1::GenerateRequest& request,
+                      v1::GenerateResponse* response);
+grpc::Status Embed(TestServer& server, const v1::EmbedRequest& request,
+                   v1::EmbedResponse* response);
+grpc::Status Score(TestServer& server, const v1::ScoreRequest& request,
+                   v1::ScoreResponse* response);
 
 // Calls by name, with messages as bytes: for protocols whose messages we do not build, and for
 // requests that no well-behaved client sends.

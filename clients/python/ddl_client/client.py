@@ -26,28 +26,51 @@ def _truncation(truncate, max_tokens=None):
     return inference_pb2.Truncation(truncate=True, direction=direction, max_tokens=max_tokens)
 
 
+def _ddl_stats(names):
+    """`names` of the fields of DdlStatsRequest: "per_layer_beta", "per_token_beta", "update_norms"."""
+    if not names:
+        return None
+    return inference_pb2.DdlStatsRequest(**{name: True for name in names})
+
+
 def generate_request(prompt, *, model="", request_id="", max_tokens=None, min_tokens=None, stop=(),
                      stop_token_ids=(), ignore_eos=False, include_stop_str_in_output=False,
-                     temperature=None, top_p=None, top_k=None, seed=None, logprobs=None,
-                     truncate=None, skip_special_tokens=None, add_special_tokens=None,
-                     stream_interval=None):
-    """A GenerateRequest. What is left out is left unset: the server's defaults apply."""
+                     temperature=None, top_p=None, top_k=None, min_p=None, repetition_penalty=None,
+                     frequency_penalty=None, presence_penalty=None, logit_bias=None, seed=None,
+                     n=None, logprobs=None, prompt_logprobs=None, truncate=None, echo=False,
+                     priority=None, skip_special_tokens=None, add_special_tokens=None,
+                     stream_interval=None, use_prefix_cache=None, ddl_stats=()):
+    """A GenerateRequest. What is left out is left unset: the server's defaults apply.
+
+    logit_bias: {token id: bias}
+    priority: "high", "normal" or "low"
+    ddl_stats: any of "per_layer_beta", "per_token_beta", "update_norms"
+    """
     request = inference_pb2.GenerateRequest(
         request_id=request_id,
         model=model,
         prompt=_input(prompt),
         sampling=inference_pb2.SamplingParams(
-            temperature=temperature, top_p=top_p, top_k=top_k, seed=seed),
+            temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+            repetition_penalty=repetition_penalty, frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty, logit_bias=logit_bias, seed=seed, n=n),
         stopping=inference_pb2.StoppingParams(
             max_tokens=max_tokens, min_tokens=min_tokens,
             stop=[stop] if isinstance(stop, str) else stop, stop_token_ids=stop_token_ids,
             ignore_eos=ignore_eos, include_stop_str_in_output=include_stop_str_in_output),
         truncation=_truncation(truncate),
+        echo=echo,
         skip_special_tokens=skip_special_tokens,
         add_special_tokens=add_special_tokens,
-        stream_interval=stream_interval)
+        stream_interval=stream_interval,
+        use_prefix_cache=use_prefix_cache,
+        ddl_stats=_ddl_stats(ddl_stats))
+    if priority is not None:
+        request.priority = inference_pb2.Priority.Value(f"PRIORITY_{priority.upper()}")
     if logprobs is not None:
         request.logprobs.logprobs = logprobs
+    if prompt_logprobs is not None:
+        request.logprobs.prompt_logprobs = prompt_logprobs
     return request
 
 
@@ -141,26 +164,40 @@ class Client:
             return Stream(self._inference.GenerateStream(request, timeout=self._timeout(timeout)))
 
     def embed(self, inputs, *, model=None, request_id="", pooling=None, normalize=None,
-              dimensions=None, truncate=None, max_tokens=None, encoding_format=None, timeout=None):
+              dimensions=None, layer=None, readout=None, channel=None, truncate=None,
+              max_tokens=None, encoding_format=None, ddl_stats=(), timeout=None):
         """Vectors of texts or lists of token ids: an EmbedResponse; `vectors` makes arrays of it.
 
-        pooling: "last_token", "mean", "max" or "none"; None for the model's own
+        pooling: "last_token", "mean", "max", "weighted_mean" or "none"; None for the model's own
+        layer: whose state is read; negative counts from the end, None is the last
+        readout: "final_norm", "compressed", "channel" (with `channel`) or "state_flat"
+        ddl_stats: as in generate_request
         truncate: None, "right" or "left": what to drop of an input longer than the context, or
             than max_tokens
         encoding_format: "float", "bytes_f32le" or "bytes_bf16le"
         """
         params = inference_pb2.EmbedParams(
-            normalize=normalize, dimensions=dimensions,
+            normalize=normalize, dimensions=dimensions, layer=layer, channel=channel,
             truncation=_truncation(truncate, max_tokens))
         if pooling is not None:
             params.pooling = inference_pb2.Pooling.Value(f"POOLING_{pooling.upper()}")
+        if readout is not None:
+            params.readout = inference_pb2.DdlReadout.Value(f"DDL_READOUT_{readout.upper()}")
         if encoding_format is not None:
             params.encoding_format = inference_pb2.EncodingFormat.Value(
                 f"ENCODING_FORMAT_{encoding_format.upper()}")
         request = inference_pb2.EmbedRequest(
             request_id=request_id, model=self._model(model),
-            inputs=[_input(each) for each in inputs], params=params)
+            inputs=[_input(each) for each in inputs], params=params,
+            ddl_stats=_ddl_stats(ddl_stats))
         return self._unary(self._inference.Embed, request, timeout)
+
+    def score(self, inputs, *, model=None, request_id="", timeout=None):
+        """The log-probability of each token of texts or lists of token ids: a ScoreResponse."""
+        request = inference_pb2.ScoreRequest(
+            request_id=request_id, model=self._model(model),
+            inputs=[_input(each) for each in inputs])
+        return self._unary(self._inference.Score, request, timeout)
 
     def tokenize(self, texts, *, model=None, add_special_tokens=None, timeout=None):
         """The tokens of each text: a list of lists of Token (id, bytes, start, end, special)."""

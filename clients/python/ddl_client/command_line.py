@@ -53,19 +53,31 @@ def build_parser():
     generate.add_argument("--top-p", type=float, metavar="P")
     generate.add_argument("--top-k", type=int, metavar="K")
     generate.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    generate.add_argument("--n", type=int, metavar="N",
+                          help="so many completions, drawn with seed, seed + 1 ...; printed at the end")
+    generate.add_argument("--echo", action="store_true", help="print the prompt before the completion")
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT",
                           help="ends the completion; may be given several times")
     generate.add_argument("--no-stream", action="store_true", help="print it all at the end")
 
     embed = add("embed", run_embed, "print a vector for each text, as a JSON array a line")
     embed.add_argument("texts", nargs="+", metavar="TEXT")
-    embed.add_argument("--pooling", choices=["last_token", "mean", "max", "none"],
+    embed.add_argument("--pooling", choices=["last_token", "mean", "max", "weighted_mean", "none"],
                        help="default: the model's own; none gives a vector per token")
+    embed.add_argument("--layer", type=int, metavar="L",
+                       help="read the state after this layer; negative counts from the end")
+    embed.add_argument("--readout", choices=["final_norm", "compressed", "channel", "state_flat"],
+                       help="which vector of the state")
+    embed.add_argument("--channel", type=int, metavar="C", help="for --readout channel")
     embed.add_argument("--dimensions", type=int, metavar="K", help="keep the first K numbers")
     embed.add_argument("--no-normalize", action="store_true", help="leave the vectors' length as is")
     embed.add_argument("--similarity", action="store_true",
                        help="print the table of cosine similarities in place of the vectors; for "
                             "one vector a text")
+
+    score = add("score", run_score, "print how probable a text is: mean negative log-likelihood, text")
+    score.add_argument("texts", nargs="+", metavar="TEXT")
+    score.add_argument("--tokens", action="store_true", help="print each token's log-probability, too")
 
     tokenize = add("tokenize", run_tokenize, "print the tokens of a text: id, bytes, offsets")
     tokenize.add_argument("text", help="- reads it from stdin")
@@ -87,12 +99,17 @@ def run_generate(client, arguments):
     prompt = _read(arguments.prompt) if arguments.token_ids is None else arguments.token_ids
     parameters = dict(
         max_tokens=arguments.max_tokens, temperature=arguments.temperature, top_p=arguments.top_p,
-        top_k=arguments.top_k, seed=arguments.seed, stop=arguments.stop)
+        top_k=arguments.top_k, seed=arguments.seed, stop=arguments.stop, n=arguments.n,
+        echo=arguments.echo)
     started = time.monotonic()
-    if arguments.no_stream:
+    if arguments.no_stream or (arguments.n or 1) > 1:
         response = client.generate(prompt, **parameters)
-        completion, usage = response.completions[0], response.usage
-        _print_text(completion.text, completion.tokens)
+        usage = response.usage
+        for completion in response.completions:
+            if completion.index > 0:
+                print("\n")
+            _print_text(completion.text, completion.tokens)
+        completion = response.completions[0]
     else:
         stream = client.stream(prompt, **parameters)
         try:
@@ -129,6 +146,18 @@ def run_embed(client, arguments):
         lines = (json.dumps([float(number) for number in row]) for each in rows for row in each)
     for line in lines:
         print(line)
+    print(f"[{response.usage.prompt_tokens} tokens]", file=sys.stderr)
+    return 0
+
+
+def run_score(client, arguments):
+    response = client.score(arguments.texts)
+    for score, text in zip(response.scores, arguments.texts):
+        print(f"{score.mean_nll:8.4f}  {text}")
+        if arguments.tokens:
+            for token in score.tokens:
+                logprob = f"{token.logprob:9.4f}" if token.HasField("logprob") else " " * 9
+                print(f"  {logprob}  {token.token_id:>6}  {token.token_bytes!r}")
     print(f"[{response.usage.prompt_tokens} tokens]", file=sys.stderr)
     return 0
 

@@ -1,6 +1,8 @@
 #ifndef DDL_TESTS_SERVER_ENGINE_ENGINE_FIXTURE_H_
 #define DDL_TESTS_SERVER_ENGINE_ENGINE_FIXTURE_H_
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
@@ -8,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -21,26 +24,30 @@ namespace ddl {
 // Keeps everything a request was sent. For tests that step the engine themselves.
 struct RecordingSink final : RequestSink {
   void OnStart(RequestStart request_start) override {
-    calls_after_end += end.has_value();
+    calls_after_end += end.has_value() || start.has_value();
     start = std::move(request_start);
   }
   SinkState OnDelta(CompletionDelta delta) override {
     calls_after_end += end.has_value();
+    calls_before_start += !start.has_value();
     text += delta.text;
     for (SampledToken& token : delta.tokens) {
-      ids.push_back(token.id);
+      completions[delta.index].push_back(token.id);
+      if (delta.index == 0) ids.push_back(token.id);
       tokens.push_back(std::move(token));
     }
     ++num_deltas;
-    return state;
+    return on_delta ? on_delta() : state;
   }
   void OnEmbedding(InputEmbedding embedding) override {
     calls_after_end += end.has_value();
+    calls_before_start += !start.has_value();
     embeddings.emplace(embedding.index, std::move(embedding.vectors));
     ++num_embeddings;
   }
   void OnScore(InputScore score) override {
     calls_after_end += end.has_value();
+    calls_before_start += !start.has_value();
     scores.emplace(score.index, std::move(score.tokens));
   }
   void OnEnd(RequestEnd request_end) override {
@@ -54,7 +61,8 @@ struct RecordingSink final : RequestSink {
   }
 
   std::string text;
-  std::vector<TokenId> ids;
+  std::vector<TokenId> ids;                             // of completion 0
+  std::map<int32_t, std::vector<TokenId>> completions;  // by index
   std::vector<SampledToken> tokens;
   std::map<int32_t, std::vector<std::vector<float>>> embeddings;
   std::map<int32_t, std::vector<SampledToken>> scores;
@@ -62,9 +70,11 @@ struct RecordingSink final : RequestSink {
   SinkState state = SinkState::kReady;  // what OnDelta answers
   int num_deltas = 0;
   int num_embeddings = 0;
-  int calls_after_end = 0;
+  int calls_after_end = 0;     // or a second start
+  int calls_before_start = 0;  // of outputs
   std::optional<RequestEnd> end;
   std::function<void()> on_end;
+  std::function<SinkState()> on_delta;  // in place of `state`
 };
 
 // Adds up what the engine reports.
@@ -74,9 +84,15 @@ struct CountingObserver final : EngineObserver {
   void OnPromptTokens(Task task, PromptSource source, int64_t tokens) override {
     (source == PromptSource::kComputed ? prompt_tokens : cached_tokens)[task] += tokens;
   }
-  void OnPrefixCacheQuery(int64_t, int64_t) override {}
-  void OnStreamStall() override {}
-  void OnGateSample(const GateSample&) override {}
+  void OnPrefixCacheQuery(int64_t query, int64_t hit) override {
+    query_tokens += query;
+    hit_tokens += hit;
+  }
+  void OnStreamStall() override { ++stalls; }
+  void OnGateSample(const GateSample& sample) override {
+    gate_samples.emplace_back(sample.layer, sample.mlp,
+                              std::vector<float>(sample.beta.begin(), sample.beta.end()));
+  }
   void OnGeneratedTokens(int64_t tokens) override { generated_tokens += tokens; }
   void OnWastedTokens(std::string_view reason, int64_t tokens) override {
     wasted_tokens[std::string(reason)] += tokens;
@@ -103,6 +119,10 @@ struct CountingObserver final : EngineObserver {
   std::map<std::string, int64_t> wasted_tokens;
   std::vector<absl::Duration> times_to_first_token;
   std::vector<absl::Duration> inter_token_latencies;
+  int64_t query_tokens = 0;
+  int64_t hit_tokens = 0;
+  int stalls = 0;
+  std::vector<std::tuple<int32_t, bool, std::vector<float>>> gate_samples;
   int preemptions = 0;
   int nonfinite_logits = 0;
   std::map<std::string, int> rejected;
@@ -131,8 +151,8 @@ class SteppedEngine {
     return steps;
   }
   // The sink of a request that was admitted; null when it was refused.
-  std::shared_ptr<RecordingSink> Submit(Request request) {
-    auto sink = std::make_shared<RecordingSink>();
+  std::shared_ptr<RecordingSink> Submit(
+      Request request, std::shared_ptr<RecordingSink> sink = std::make_shared<RecordingSink>()) {
     auto submitted = engine->Submit(std::move(request), sink);
     refusal = submitted.status();
     if (!submitted.ok()) return nullptr;
@@ -147,6 +167,19 @@ class SteppedEngine {
   RequestHandle handle;  // of the last request admitted
   absl::Status refusal;  // of the last Submit
 };
+
+// After everything has ended.
+inline void ExpectIdle(const SteppedEngine& e) {
+  const EngineLoad load = e.engine->load();
+  for (const TaskLoad& task : load.tasks) EXPECT_EQ(task.running + task.waiting, 0);
+  EXPECT_EQ(load.waiting_tokens, 0);
+  EXPECT_EQ(load.kv_blocks_used, 0);
+  EXPECT_EQ(load.kv_blocks_free + load.kv_blocks_cached, e.engine->model().kv_num_blocks);
+  EXPECT_EQ(load.paused_slow_reader, 0);
+  EXPECT_EQ(load.paused_preempted, 0);
+  EXPECT_EQ(e.observer.last_load.kv_blocks_used, 0);
+  EXPECT_TRUE(e.runner->violations().empty()) << e.runner->violations().front();
+}
 
 // A greedy Generate.
 inline Request Generate(std::vector<TokenId> prompt, int32_t max_tokens) {
@@ -174,6 +207,12 @@ inline Request Embed(std::vector<std::vector<TokenId>> inputs,
   return request;
 }
 
+inline Request Score(std::vector<std::vector<TokenId>> inputs) {
+  Request request;
+  request.params = ScoreParams{.inputs = std::move(inputs)};
+  return request;
+}
+
 // `length` tokens that depend on `seed`.
 inline std::vector<TokenId> Prompt(int32_t length, int32_t seed = 0) {
   std::vector<TokenId> tokens;
@@ -188,7 +227,7 @@ inline std::vector<TokenId> ExpectedTokens(std::vector<TokenId> tokens, int32_t 
   std::vector<TokenId> generated;
   for (int32_t i = 0; i < count; ++i) {
     SampleRequest sample;
-    sample.params = sampling;
+    sample.params = &sampling;
     sample.index = i;
     sample.vocab_size = vocab_size;
     tokens.push_back(FakeModelRunner::Next(tokens, sample).id);

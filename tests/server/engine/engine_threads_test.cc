@@ -8,7 +8,9 @@
 #include <chrono>
 #include <future>
 #include <iostream>
+#include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <thread>
 #include <utility>
@@ -85,7 +87,7 @@ struct AtomicObserver final : EngineObserver {
   }
   void OnPromptTokens(Task, PromptSource, int64_t) override {}
   void OnPrefixCacheQuery(int64_t, int64_t) override {}
-  void OnStreamStall() override {}
+  void OnStreamStall() override { ++stalls; }
   void OnGateSample(const GateSample&) override {}
   void OnGeneratedTokens(int64_t tokens) override { generated += tokens; }
   void OnWastedTokens(std::string_view reason, int64_t tokens) override {
@@ -99,7 +101,7 @@ struct AtomicObserver final : EngineObserver {
   void OnFinished(const FinishedRequest&) override { ++finished; }
 
   std::atomic<int64_t> steps = 0, running = 0, waiting = 0, blocks_used = 0, generated = 0,
-                       wasted = 0, preemptions = 0, rejected = 0, finished = 0;
+                       wasted = 0, stalls = 0, preemptions = 0, rejected = 0, finished = 0;
 };
 
 std::unique_ptr<Engine> StartedEngine(EngineObserver* observer,
@@ -273,6 +275,185 @@ TEST(EngineThreadsTest, ALonelyRequestExpires) {
   ASSERT_TRUE(engine->Submit(std::move(request), sink).ok());
   EXPECT_EQ(sink->WaitForEnd().status.code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_LE(sink->ids().size(), 2u);
+}
+
+// A sink with room for a few deltas, as the service's, and a client that takes them out.
+class BoundedSink final : public RequestSink {
+ public:
+  explicit BoundedSink(size_t room) : room_(room) {}
+
+  void OnStart(RequestStart) override {
+    MutexLock lock(mu_);
+    ++num_starts_;
+  }
+  SinkState OnDelta(CompletionDelta delta) override {
+    MutexLock lock(mu_);
+    unread_.push_back(std::move(delta));
+    full_ = full_ || unread_.size() >= room_;
+    changed_.NotifyAll();
+    return full_ ? SinkState::kFull : SinkState::kReady;
+  }
+  void OnEmbedding(InputEmbedding) override {}
+  void OnScore(InputScore score) override {
+    MutexLock lock(mu_);
+    scores_[score.index] = std::move(score.tokens);
+  }
+  void OnEnd(RequestEnd end) override {
+    MutexLock lock(mu_);
+    end_ = std::move(end);
+    changed_.NotifyAll();
+  }
+
+  // Waits for deltas or the end, and takes what is there. Says whether it had been full.
+  struct Read {
+    std::vector<CompletionDelta> deltas;
+    bool was_full = false;
+    bool ended = false;
+  };
+  Read WaitAndRead() {
+    MutexLock lock(mu_);
+    while (unread_.empty() && !end_.has_value()) changed_.Wait(mu_);
+    return {std::exchange(unread_, {}), std::exchange(full_, false), end_.has_value()};
+  }
+  RequestEnd end() const {
+    MutexLock lock(mu_);
+    return *end_;
+  }
+  int num_starts() const {
+    MutexLock lock(mu_);
+    return num_starts_;
+  }
+  std::map<int32_t, std::vector<SampledToken>> scores() const {
+    MutexLock lock(mu_);
+    return scores_;
+  }
+
+ private:
+  const size_t room_;
+  mutable Mutex mu_;
+  CondVar changed_;
+  std::vector<CompletionDelta> unread_ ABSL_GUARDED_BY(mu_);
+  std::map<int32_t, std::vector<SampledToken>> scores_ ABSL_GUARDED_BY(mu_);
+  bool full_ ABSL_GUARDED_BY(mu_) = false;
+  int num_starts_ ABSL_GUARDED_BY(mu_) = 0;
+  std::optional<RequestEnd> end_ ABSL_GUARDED_BY(mu_);
+};
+
+TEST(EngineThreadsTest, ServesSlowReadersSeveralCompletionsAndScores) {
+  constexpr int kThreads = 6;
+  constexpr int kRequests = 60;  // of each thread
+  AtomicObserver observer;
+  const auto engine = StartedEngine(
+      &observer,
+      {.kv_block_size = 4,
+       .kv_num_blocks = 24,
+       .max_sequences = SlotsFor(4),
+       .max_step_tokens = 32},
+      {.max_running_sequences = 4, .max_step_tokens = 32, .slow_reader_timeout = absl::Minutes(1)});
+  std::atomic<int64_t> ok = 0, cancelled = 0, completion_tokens = 0, resumed = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937 random(t);
+      for (int i = 0; i < kRequests; ++i) {
+        const auto sink = std::make_shared<BoundedSink>(1 + random() % 4);
+        const auto length = static_cast<int32_t>(1 + random() % 20);
+        const auto prompt = Prompt(length, static_cast<int32_t>(random() % 3));
+        const bool scores = random() % 4 == 0;
+        const auto n = static_cast<int32_t>(1 + random() % 3);
+        Request request = scores ? Score({prompt, Prompt(5, i)}) : Generate(prompt, 20);
+        if (!scores) ParamsOf(request).n = n;
+        const auto handle = engine->Submit(std::move(request), sink);
+        ASSERT_TRUE(handle.ok()) << handle.status();
+        const bool cancels = random() % 6 == 0;
+        std::map<int32_t, std::vector<TokenId>> ids;
+        for (bool ended = false; !ended;) {
+          const BoundedSink::Read read = sink->WaitAndRead();
+          for (const CompletionDelta& delta : read.deltas) {
+            for (const SampledToken& token : delta.tokens) ids[delta.index].push_back(token.id);
+          }
+          ended = read.ended;
+          if (cancels && ids[0].size() > 5) {
+            engine->Cancel(*handle);
+          } else if (read.was_full) {
+            ++resumed;
+            engine->Resume(*handle);
+          }
+        }
+        for (const CompletionDelta& delta : sink->WaitAndRead().deltas) {
+          for (const SampledToken& token : delta.tokens) ids[delta.index].push_back(token.id);
+        }
+        const RequestEnd end = sink->end();
+        if (!end.status.ok()) {
+          EXPECT_EQ(end.status.code(), absl::StatusCode::kCancelled) << end.status;
+          ++cancelled;
+          continue;
+        }
+        ++ok;
+        EXPECT_EQ(sink->num_starts(), 1);
+        completion_tokens += end.usage.completion_tokens;
+        if (scores) {
+          EXPECT_EQ(sink->scores()[0].size(), static_cast<size_t>(length - 1));
+          EXPECT_EQ(sink->scores()[1].size(), 4u);
+        } else {
+          for (int32_t k = 0; k < n; ++k) EXPECT_EQ(ids[k], ExpectedTokens(prompt, 20));
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_TRUE(engine->WaitUntilIdle(absl::Now() + absl::Minutes(1)));
+  EXPECT_EQ(ok + cancelled, kThreads * kRequests);
+  EXPECT_EQ(observer.finished, kThreads * kRequests);
+  EXPECT_EQ(observer.generated, completion_tokens + observer.wasted);
+  EXPECT_EQ(observer.blocks_used, 0);
+  EXPECT_GT(cancelled, 0);
+  EXPECT_GT(resumed, 0);
+  EXPECT_GT(observer.stalls, 0);
+  std::cout << ok << " OK, " << cancelled << " cancelled, " << observer.stalls << " stalls, "
+            << resumed << " resumed, " << observer.preemptions << " preemptions\n";
+}
+
+// With nothing to compute the step thread sleeps, and wakes for the timeout of a slow reader, for
+// a deadline, for a cancel and for whoever comes.
+TEST(EngineThreadsTest, SleepsWhileEveryoneIsPaused) {
+  enum class Way { kTimeout, kDeadline, kCancel, kSubmit };
+  for (const Way way : {Way::kTimeout, Way::kDeadline, Way::kCancel, Way::kSubmit}) {
+    SCOPED_TRACE(static_cast<int>(way));
+    AtomicObserver observer;
+    std::atomic<int64_t> clock_reads = 0;
+    EngineOptions options = {.max_step_tokens = 64, .slow_reader_timeout = absl::Minutes(10)};
+    if (way == Way::kTimeout) options.slow_reader_timeout = absl::Milliseconds(100);
+    auto engine =
+        *Engine::Create(options, std::make_unique<FakeModelRunner>(FakeModelRunner::Options{}),
+                        nullptr, &observer, [&clock_reads] {
+                          ++clock_reads;
+                          return absl::Now();
+                        });
+    engine->Start();
+    Request request = Generate(Prompt(3), 20);
+    if (way == Way::kDeadline) request.deadline = absl::Now() + absl::Milliseconds(100);
+    const auto sink = std::make_shared<BoundedSink>(2);
+    const auto handle = engine->Submit(std::move(request), sink);
+    ASSERT_TRUE(handle.ok());
+    if (way == Way::kCancel || way == Way::kSubmit) {
+      size_t read = 0;
+      while (read < 2) read += sink->WaitAndRead().deltas.size();
+    }
+    if (way == Way::kSubmit) {
+      const auto other = std::make_shared<AwaitedSink>();
+      ASSERT_TRUE(engine->Submit(Generate(Prompt(4), 5), other).ok());
+      EXPECT_EQ(other->WaitForEnd().status, absl::OkStatus());
+    }
+    if (way == Way::kCancel || way == Way::kSubmit) engine->Cancel(*handle);
+    EXPECT_TRUE(engine->WaitUntilIdle(absl::Now() + absl::Minutes(1)));
+    const absl::StatusCode code = sink->end().status.code();
+    EXPECT_EQ(code, way == Way::kTimeout    ? absl::StatusCode::kResourceExhausted
+                    : way == Way::kDeadline ? absl::StatusCode::kDeadlineExceeded
+                                            : absl::StatusCode::kCancelled);
+    EXPECT_LE(observer.steps, 2 + 2 + 5) << "what was read makes room for as much again";
+    EXPECT_LT(clock_reads, 300) << "it did not go round and round";
+  }
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "tests/server/engine/fake_model_runner.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <utility>
 
@@ -35,26 +36,46 @@ uint64_t StateOf(absl::Span<const TokenId> tokens) {
   return StateOf(attended, tail, tokens.back());
 }
 
+SampledToken Scored(uint64_t state, TokenId id, int32_t logprobs) {
+  SampledToken token;
+  token.id = id;
+  token.logprob = -static_cast<float>(Mix(state, id) % 1024) / 256;
+  for (int32_t i = 0; i < logprobs; ++i) token.top.push_back({i, -0.5f * i});
+  return token;
+}
+
 SampledToken Draw(uint64_t state, const SampleRequest& sample) {
   const auto banned = [&](TokenId id) {
     return std::ranges::find(sample.banned, id) != sample.banned.end();
   };
   uint64_t number = state;
-  if (sample.params.temperature > 0) number = Mix(Mix(state, sample.params.seed), sample.index);
+  const SamplingParams params = sample.params != nullptr ? *sample.params : SamplingParams{};
+  if (params.temperature > 0) number = Mix(Mix(state, params.seed), sample.index);
+  for (const TokenId id : sample.prompt) number = Mix(number, id);
+  for (const TokenId id : sample.generated) number = Mix(number, id + 1000);
   SampledToken token;
   token.id = static_cast<TokenId>(number % sample.vocab_size);
   while (banned(token.id)) token.id = (token.id + 1) % sample.vocab_size;
-  token.logprob = -static_cast<float>(number % 1024) / 256;
-  for (int32_t i = 0; i < sample.logprobs; ++i) token.top.push_back({i, -0.5f * i});
-  return token;
+  return Scored(state, token.id, sample.logprobs);
 }
 
-std::vector<float> VectorOf(uint64_t state) {
+std::vector<float> VectorOf(uint64_t state, const HiddenReadout& readout) {
+  const bool flat = readout.kind == HiddenReadout::Kind::kStateFlat;
+  const uint64_t which = static_cast<uint64_t>(readout.kind) * 100 +
+                         static_cast<uint64_t>(readout.layer.value_or(0)) * 10 + readout.channel;
   std::vector<float> vector;
-  for (int64_t i = 0; i < FakeModelRunner::kHiddenSize; ++i) {
-    vector.push_back(static_cast<float>(Mix(state, i) % 2000) / 1000 - 1);
+  for (int64_t i = 0; i < FakeModelRunner::kHiddenSize * (flat ? 2 : 1); ++i) {
+    vector.push_back(static_cast<float>(Mix(state, i + 1000 * which) % 2000) / 1000 - 1);
   }
   return vector;
+}
+
+float BetaOf(uint64_t state, int32_t sublayer) {
+  return static_cast<float>(Mix(state, 77 + sublayer) % 2000) / 1000;
+}
+
+float UpdateRatioOf(uint64_t state, int32_t sublayer) {
+  return static_cast<float>(Mix(state, 177 + sublayer) % 3000) / 1000;
 }
 
 }  // namespace
@@ -62,13 +83,14 @@ std::vector<float> VectorOf(uint64_t state) {
 FakeModelRunner::FakeModelRunner(const Options& options)
     : options_(options),
       kv_(static_cast<size_t>(options.kv_num_blocks) * options.kv_block_size),
-      tails_(options.max_sequences) {
+      slots_(options.max_sequences),
+      block_tails_(options.kv_num_blocks) {
   description_.dtype = "float32";
   description_.device = "cpu";
   description_.num_layers = 1;
   description_.num_heads = 1;
   description_.hidden_size = kHiddenSize;
-  description_.value_channels = 1;
+  description_.value_channels = 2;
   description_.vocab_size = options.vocab_size;
   description_.block_size = 1024;
   description_.kv_block_size = options.kv_block_size;
@@ -80,8 +102,22 @@ SampledToken FakeModelRunner::Next(absl::Span<const TokenId> tokens, const Sampl
   return Draw(StateOf(tokens), sample);
 }
 
-std::vector<float> FakeModelRunner::Hidden(absl::Span<const TokenId> tokens) {
-  return VectorOf(StateOf(tokens));
+std::vector<float> FakeModelRunner::Hidden(absl::Span<const TokenId> tokens,
+                                           const HiddenReadout& readout) {
+  return VectorOf(StateOf(tokens), readout);
+}
+
+SampledToken FakeModelRunner::Score(absl::Span<const TokenId> tokens, TokenId next,
+                                    int32_t logprobs) {
+  return Scored(StateOf(tokens), next, logprobs);
+}
+
+float FakeModelRunner::Beta(absl::Span<const TokenId> tokens, int32_t sublayer) {
+  return BetaOf(StateOf(tokens), sublayer);
+}
+
+float FakeModelRunner::UpdateRatio(absl::Span<const TokenId> tokens, int32_t sublayer) {
+  return UpdateRatioOf(StateOf(tokens), sublayer);
 }
 
 absl::StatusOr<std::vector<ChunkOutput>> FakeModelRunner::Forward(
@@ -94,7 +130,7 @@ absl::StatusOr<std::vector<ChunkOutput>> FakeModelRunner::Forward(
   std::vector<ChunkOutput> outputs;
   for (const SequenceChunk& chunk : chunks) {
     outputs.push_back(Compute(chunk));
-    if (!status.ok()) tails_[chunk.slot] = 0;
+    if (!status.ok()) slots_[chunk.slot] = {};
   }
   if (!status.ok()) return status;
   return outputs;
@@ -106,7 +142,7 @@ void FakeModelRunner::CheckStep(absl::Span<const SequenceChunk> chunks) {
   };
   int64_t positions = 0;
   std::set<int32_t> slots;
-  std::set<int32_t> blocks;
+  std::map<int32_t, int32_t> readers;  // chunks by block
   for (const SequenceChunk& chunk : chunks) {
     const auto end = static_cast<int32_t>(chunk.tokens.size());
     expect(0 <= chunk.start && chunk.start < end, "a chunk has at least one position");
@@ -117,10 +153,30 @@ void FakeModelRunner::CheckStep(absl::Span<const SequenceChunk> chunks) {
            "the block table covers the tokens");
     for (const int32_t block : chunk.block_table) {
       expect(0 <= block && block < options_.kv_num_blocks, "blocks are in range");
-      expect(blocks.insert(block).second, "a block belongs to one sequence");
+      ++readers[block];
+    }
+    if (chunk.tails_from_block.has_value()) {
+      expect(chunk.start > 0 && chunk.start % options_.kv_block_size == 0 &&
+                 chunk.block_table[chunk.start / options_.kv_block_size - 1] ==
+                     *chunk.tails_from_block,
+             "tails come from the block before the chunk");
+    } else {
+      expect(chunk.start == 0 || chunk.start == slots_[chunk.slot].end,
+             "a slot holds the tails of the position before the chunk");
+    }
+    if (chunk.score.has_value()) {
+      expect(!chunk.score->targets.empty() &&
+                 static_cast<int32_t>(chunk.score->targets.size()) <= end - chunk.start,
+             "a target for each position at most");
     }
     for (const TokenId token : chunk.tokens) {
       expect(0 <= token && token < options_.vocab_size, "tokens are in the vocabulary");
+    }
+  }
+  // Blocks may be shared, but what is written, or will be, belongs to one sequence.
+  for (const SequenceChunk& chunk : chunks) {
+    for (size_t i = chunk.start / options_.kv_block_size; i < chunk.block_table.size(); ++i) {
+      expect(readers[chunk.block_table[i]] == 1, "a block that is written belongs to one sequence");
     }
   }
   expect(!chunks.empty(), "a step has at least one chunk");
@@ -136,29 +192,46 @@ ChunkOutput FakeModelRunner::Compute(const SequenceChunk& chunk) {
   };
   uint64_t attended = 0;
   for (int32_t i = 0; i < chunk.start; ++i) attended = Mix(attended, kv_at(i));
-  uint64_t& tail = tails_[chunk.slot];
+  Slot& slot = slots_[chunk.slot];
+  uint64_t& tail = slot.tail;
   if (chunk.start == 0) tail = kEmptyTail;
+  if (chunk.tails_from_block.has_value()) tail = block_tails_[*chunk.tails_from_block];
 
   ChunkOutput output;
-  uint64_t state = 0;
+  std::vector<uint64_t> states;  // of each position
   for (int32_t i = chunk.start; i < end; ++i) {
     kv_at(i) = KvOf(chunk.tokens[i], i);
     attended = Mix(attended, kv_at(i));
     tail = Mix(tail, chunk.tokens[i]);
-    state = StateOf(attended, tail, chunk.tokens[i]);
+    if ((i + 1) % options_.kv_block_size == 0) {
+      block_tails_[chunk.block_table[i / options_.kv_block_size]] = tail;
+    }
+    states.push_back(StateOf(attended, tail, chunk.tokens[i]));
     if (chunk.hidden == Rows::kAll || (chunk.hidden == Rows::kLast && i + 1 == end)) {
-      const std::vector<float> vector = VectorOf(state);
+      const std::vector<float> vector = VectorOf(states.back(), chunk.readout);
       output.hidden.insert(output.hidden.end(), vector.begin(), vector.end());
     }
   }
-  if (is_not_finite && is_not_finite(chunk)) {
-    return {.status = absl::InternalError("the logits are not finite"),
-            .sampled = {},
-            .hidden = {},
-            .logits = {},
-            .state = {}};
+  slot.end = end;
+  if (chunk.score.has_value()) {
+    for (size_t i = 0; i < chunk.score->targets.size(); ++i) {
+      output.scored.push_back(Scored(states[i], chunk.score->targets[i], chunk.score->logprobs));
+    }
   }
-  if (chunk.sample.has_value()) output.sampled = Draw(state, *chunk.sample);
+  if (chunk.ddl_stats) {
+    for (int32_t sublayer = 0; sublayer < 2; ++sublayer) {
+      for (const uint64_t state : states) {
+        output.beta.push_back(BetaOf(state, sublayer));
+        output.update_ratio.push_back(UpdateRatioOf(state, sublayer));
+      }
+    }
+  }
+  if (is_not_finite && is_not_finite(chunk)) {
+    ChunkOutput failed;
+    failed.status = absl::InternalError("the logits are not finite");
+    return failed;
+  }
+  if (chunk.sample.has_value()) output.sampled = Draw(states.back(), *chunk.sample);
   return output;
 }
 

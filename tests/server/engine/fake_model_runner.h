@@ -16,8 +16,9 @@ namespace ddl {
 // A small deterministic model that keeps its state where a real one does: "K/V" in blocks and
 // positions, "tails" in slots. What comes after a sequence depends on all that was stored for
 // it, read back through the block table and slot given, so that a wrong table, a block owned
-// twice, a wrong start or a stale slot shows up as wrong tokens. The pure functions below say
-// what is right, from the tokens alone.
+// twice, a wrong start or a stale slot shows up as wrong tokens. Tails are also kept with each
+// block, as they were at its last position, for sequences that begin with blocks that others
+// computed. The pure functions below say what is right, from the tokens alone.
 class FakeModelRunner final : public ModelRunner {
  public:
   struct Options {
@@ -36,7 +37,13 @@ class FakeModelRunner final : public ModelRunner {
 
   // The token that follows `tokens`, and the vector of their last position.
   static SampledToken Next(absl::Span<const TokenId> tokens, const SampleRequest& sample);
-  static std::vector<float> Hidden(absl::Span<const TokenId> tokens);
+  static std::vector<float> Hidden(absl::Span<const TokenId> tokens,
+                                   const HiddenReadout& readout = {});
+  // What the model gives `next` after `tokens`.
+  static SampledToken Score(absl::Span<const TokenId> tokens, TokenId next, int32_t logprobs);
+  // Gate and update of one sublayer, of two, at the last position of `tokens`.
+  static float Beta(absl::Span<const TokenId> tokens, int32_t sublayer);
+  static float UpdateRatio(absl::Span<const TokenId> tokens, int32_t sublayer);
 
   // Called at the beginning of every Forward; a status that is not OK is its result, after the
   // caches of the step's sequences have been overwritten.
@@ -55,8 +62,13 @@ class FakeModelRunner final : public ModelRunner {
 
   const Options options_;
   ModelDescription description_;
-  std::vector<uint64_t> kv_;     // [kv_num_blocks, kv_block_size]: a mix of token and position
-  std::vector<uint64_t> tails_;  // [max_sequences]: a mix of all tokens so far
+  std::vector<uint64_t> kv_;  // [kv_num_blocks, kv_block_size]: a mix of token and position
+  struct Slot {
+    uint64_t tail = 0;  // a mix of all tokens so far
+    int32_t end = 0;    // of the chunk that left it there
+  };
+  std::vector<Slot> slots_;            // [max_sequences]
+  std::vector<uint64_t> block_tails_;  // [kv_num_blocks]: tails at the last position
   int num_steps_ = 0;
   int largest_step_sequences_ = 0;
   std::vector<std::string> violations_;

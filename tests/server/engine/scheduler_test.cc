@@ -45,7 +45,7 @@ std::string ToString(const StepPlan& plan) {
 // has none left to compute, and removes what is done.
 void Compute(const StepPlan& plan, const std::vector<Arrival>& arrivals, Scheduler* scheduler) {
   for (const ScheduledChunk& chunk : plan.chunks) {
-    chunk.sequence->MarkComputed(chunk.end);
+    scheduler->MarkComputed(chunk);
     if (chunk.sequence->num_remaining() > 0) continue;
     const Arrival& arrival = arrivals[chunk.sequence->rank().request_id];
     if (arrival.generates > 0) chunk.sequence->Append(0);
@@ -73,7 +73,7 @@ const Row kRows[] = {
      {8, 8},
      16,
      {{20}, {1, 4, kLow}},
-     {"0[0,8)", "0[8,16)", "0[16,20) 1[0,1)", "1[1,2)", "1[2,3)", "1[3,4)", ""}},
+     {"0[0,8)", "1[0,1) 0[8,15)", "1[1,2) 0[15,20)", "1[2,3)", "1[3,4)", ""}},
     {"a long prompt does not stall a stream",
      {4, 4},
      16,
@@ -83,7 +83,7 @@ const Row kRows[] = {
      {8, 8},
      16,
      {{3}, {2, 2}, {4}, {1, 2}},
-     {"0[0,3) 1[0,2) 2[0,3)", "1[2,3) 2[3,4) 3[0,1)", "3[1,2)", ""}},
+     {"0[0,3) 1[0,2) 3[0,1) 2[0,2)", "1[2,3) 3[1,2) 2[2,4)", ""}},
     {"first come first served",
      {4, 4},
      16,
@@ -145,7 +145,7 @@ const Row kRows[] = {
     {"a prompt in its middle is preempted",
      {4, 2},
      9,
-     {{7, 7}, {24}},
+     {{7, 7}, {24, 1}},
      {"0[0,4)", "0[4,7) 1[0,1)", "0[7,8) 1[1,4)", "0[8,9) 1[4,7)", "0[9,10) 1[7,10)",
       "0[10,11) 1[10,13)", "0[11,12) 1[13,16)", "0[12,13) !1", "1[0,4)", "1[4,8)", "1[8,12)",
       "1[12,16)", "1[16,20)", "1[20,24)", ""}},
@@ -163,9 +163,10 @@ TEST(SchedulerTest, Plans) {
         if (arrival.arrives != static_cast<int>(step)) continue;
         scheduler.Add(&sequences.emplace_back(
             SequenceRank{.priority = arrival.priority, .request_id = i, .index = 0},
-            std::vector<TokenId>(arrival.prompt), arrival.generates > 0));
+            std::vector<TokenId>(arrival.prompt),
+            SequenceOptions{.generates = arrival.generates > 0}));
       }
-      const StepPlan plan = scheduler.Schedule();
+      const StepPlan plan = scheduler.Schedule(/*prefill_budget=*/64);
       EXPECT_EQ(ToString(plan), row.steps[step]) << "step " << step;
       EXPECT_EQ(plan.decode_tokens + plan.prefill_tokens,
                 [&] {
@@ -178,6 +179,204 @@ TEST(SchedulerTest, Plans) {
     }
     EXPECT_EQ(scheduler.num_running() + scheduler.num_waiting(), 0);
     EXPECT_EQ(blocks.num_free(), row.blocks);
+  }
+}
+
+Sequence* AddSequence(int id, int32_t prompt, const SequenceOptions& options,
+                      std::deque<Sequence>* sequences, Scheduler* scheduler,
+                      Priority priority = kNormal) {
+  const SequenceRank rank = {
+      .priority = priority, .request_id = static_cast<uint64_t>(id), .index = 0};
+  scheduler->Add(&sequences->emplace_back(rank, std::vector<TokenId>(prompt, id), options));
+  return &sequences->back();
+}
+
+// Computes a plan, draws a token wherever one is due, and says what the plan was.
+std::string Step(Scheduler& scheduler, int32_t prefill_budget = 64) {
+  const StepPlan plan = scheduler.Schedule(prefill_budget);
+  for (const ScheduledChunk& chunk : plan.chunks) {
+    scheduler.MarkComputed(chunk);
+    if (chunk.sequence->num_remaining() == 0 && chunk.sequence->generates()) {
+      chunk.sequence->Append(7);
+    }
+  }
+  return ToString(plan);
+}
+
+TEST(SchedulerTest, RationsWhatRunsBesideDecodes) {
+  struct Row {
+    int32_t budget;
+    const char* step;
+  };
+  // Blocks of 4, steps of 32, one decode.
+  const Row rows[] = {{0, "0[2,3) 1[0,4)"},   {4, "0[2,3) 1[0,4)"},   {5, "0[2,3) 1[0,5)"},
+                      {31, "0[2,3) 1[0,31)"}, {32, "0[2,3) 1[0,31)"}, {1000, "0[2,3) 1[0,31)"}};
+  for (const Row& row : rows) {
+    BlockManager blocks(64, 4);
+    std::deque<Sequence> sequences;
+    Scheduler scheduler({32, 8}, &blocks);
+    AddSequence(0, 2, {.generates = true}, &sequences, &scheduler);
+    EXPECT_EQ(Step(scheduler, row.budget), "0[0,2)") << "without decodes there is no bound";
+    EXPECT_EQ(scheduler.num_decodes(), 1);
+    AddSequence(1, 100, {}, &sequences, &scheduler);
+    EXPECT_EQ(Step(scheduler, row.budget), row.step) << row.budget;
+  }
+}
+
+TEST(SchedulerTest, EachSideHasSlotsThatTheOtherCannotTake) {
+  BlockManager blocks(64, 4);
+  std::deque<Sequence> sequences;
+  Scheduler scheduler({32, 2}, &blocks);  // 3 slots
+  for (int i = 0; i < 4; ++i) AddSequence(i, 1, {.generates = true}, &sequences, &scheduler);
+  EXPECT_EQ(Step(scheduler), "0[0,1) 1[0,1)");
+  AddSequence(9, 1, {}, &sequences, &scheduler);
+  EXPECT_EQ(Step(scheduler), "0[1,2) 1[1,2) 9[0,1)");
+}
+
+TEST(SchedulerTest, SidesTakeTurnsByWhatTheyWereServed) {
+  BlockManager blocks(64, 4);
+  std::deque<Sequence> sequences;
+  Scheduler scheduler({8, 4}, &blocks);
+  AddSequence(0, 24, {}, &sequences, &scheduler);
+  AddSequence(1, 16, {.generates = true}, &sequences, &scheduler);
+  EXPECT_EQ(Step(scheduler), "0[0,8)");
+  EXPECT_EQ(Step(scheduler), "1[0,8)");
+  EXPECT_EQ(Step(scheduler), "0[8,16)") << "as much each, so by arrival";
+  EXPECT_EQ(Step(scheduler), "1[8,16)");
+  EXPECT_EQ(Step(scheduler), "1[16,17) 0[16,23)");
+}
+
+TEST(SchedulerTest, WhileOneSideWaitsForBlocksTheOtherGoesOnOneAtATime) {
+  BlockManager blocks(8, 4);
+  std::deque<Sequence> sequences;
+  Scheduler scheduler({32, 4}, &blocks);
+  Sequence* const stream = AddSequence(0, 17, {.generates = true}, &sequences, &scheduler);
+  EXPECT_EQ(Step(scheduler), "0[0,17)");
+  EXPECT_EQ(Step(scheduler), "0[17,18)") << "a side that wants nothing saves up nothing";
+  AddSequence(1, 14, {.generates = true}, &sequences, &scheduler);
+  for (int i = 2; i < 5; ++i) AddSequence(i, 4, {}, &sequences, &scheduler);
+  // 3 blocks are left: too few for the prompt, and more than the inputs may have meanwhile.
+  for (int i = 2; i < 4; ++i) {
+    EXPECT_EQ(Step(scheduler), absl::StrCat("0[", 16 + i, ",", 17 + i, ") ", i, "[0,4)"));
+    scheduler.Remove(&sequences[i]);
+  }
+  scheduler.Remove(stream);
+  EXPECT_EQ(Step(scheduler), "1[0,14) 4[0,4)");
+}
+
+TEST(SchedulerTest, WhoIsPausedKeepsWhatNobodyNeeds) {
+  BlockManager blocks(6, 4);
+  std::deque<Sequence> sequences;
+  Scheduler scheduler({32, 2}, &blocks);
+  Sequence* const paused = AddSequence(0, 7, {.generates = true}, &sequences, &scheduler);
+  EXPECT_EQ(Step(scheduler), "0[0,7)");
+  scheduler.Pause(paused);
+  EXPECT_EQ(Step(scheduler), "");
+  EXPECT_EQ(scheduler.num_paused(), 1);
+  EXPECT_EQ(blocks.num_used(), 2);
+  Sequence* const other = AddSequence(1, 9, {.generates = true}, &sequences, &scheduler);
+  EXPECT_EQ(Step(scheduler), "1[0,9)") << "there is room for both";
+  scheduler.Resume(paused);
+  EXPECT_EQ(Step(scheduler), "0[7,8) 1[9,10)");
+  scheduler.Pause(paused);
+  AddSequence(2, 8, {}, &sequences, &scheduler);
+  EXPECT_EQ(Step(scheduler), "1[10,11) 2[0,8) !0") << "now its blocks are needed";
+  EXPECT_EQ(paused->num_tokens(), 9) << "it keeps its tokens";
+  EXPECT_EQ(scheduler.num_preempted(), 0) << "it does not wait to run";
+  scheduler.Resume(paused);
+  EXPECT_EQ(scheduler.num_preempted(), 1);
+  scheduler.Remove(other);
+  scheduler.Remove(&sequences[2]);
+  EXPECT_EQ(Step(scheduler), "0[0,9)");
+  EXPECT_EQ(scheduler.num_preempted() + scheduler.num_paused(), 0);
+  scheduler.Pause(paused);
+  scheduler.Remove(paused);
+  EXPECT_EQ(blocks.num_free(), 6);
+  EXPECT_EQ(scheduler.num_paused(), 0);
+}
+
+TEST(SchedulerTest, ASlotIsTakenFromThePausedOfTheSameSide) {
+  BlockManager blocks(64, 4);
+  std::deque<Sequence> sequences;
+  Scheduler scheduler({32, 1}, &blocks);
+  Sequence* const input = AddSequence(0, 40, {}, &sequences, &scheduler);
+  Sequence* const prompt = AddSequence(1, 1, {.generates = true}, &sequences, &scheduler);
+  Step(scheduler);
+  Step(scheduler);
+  scheduler.Pause(input);
+  scheduler.Pause(prompt);
+  AddSequence(2, 1, {.generates = true}, &sequences, &scheduler);
+  EXPECT_EQ(Step(scheduler), "2[0,1) !1");
+}
+
+TEST(SchedulerTest, CompletionsWaitForTheirPromptAndShareIt) {
+  BlockManager blocks(16, 4);
+  std::deque<Sequence> sequences;
+  PromptGroup group;
+  Scheduler scheduler({6, 4}, &blocks);
+  const SequenceOptions options = {.generates = true, .group = &group, .shares_prompt = true};
+  for (int i = 0; i < 3; ++i) AddSequence(i, 10, options, &sequences, &scheduler);
+  AddSequence(9, 2, {.generates = true}, &sequences, &scheduler, kLow);
+  EXPECT_EQ(Step(scheduler), "0[0,6)");
+  EXPECT_EQ(Step(scheduler), "0[6,10) 9[0,2)") << "who waits for a prompt is in nobody's way";
+  EXPECT_EQ(Step(scheduler), "0[10,11) 9[2,3) 1[8,10) 2[8,10)");
+  EXPECT_EQ(blocks.num_used(), 2 + 3 + 1);
+  for (int i = 1; i < 3; ++i) {
+    EXPECT_EQ(sequences[i].block_table().first(2), sequences[0].block_table().first(2));
+    EXPECT_NE(sequences[i].block_table()[2], sequences[0].block_table()[2]);
+  }
+  for (Sequence& sequence : sequences) scheduler.Remove(&sequence);
+  EXPECT_EQ(blocks.num_free(), 16);
+  EXPECT_TRUE(group.running.empty());
+}
+
+TEST(SchedulerTest, WhenNobodyHasThePromptTheNextComputesIt) {
+  BlockManager blocks(16, 4);
+  std::deque<Sequence> sequences;
+  PromptGroup group;
+  Scheduler scheduler({6, 4}, &blocks);
+  const SequenceOptions options = {.generates = true, .group = &group, .shares_prompt = true};
+  for (int i = 0; i < 2; ++i) AddSequence(i, 10, options, &sequences, &scheduler);
+  EXPECT_EQ(Step(scheduler), "0[0,6)");
+  scheduler.Remove(&sequences[0]);
+  EXPECT_EQ(Step(scheduler), "1[0,6)");
+}
+
+TEST(SchedulerTest, WhoWaitsCanRise) {
+  BlockManager blocks(64, 4);
+  std::deque<Sequence> sequences;
+  Scheduler scheduler({4, 4}, &blocks);
+  Sequence* const low = AddSequence(0, 4, {}, &sequences, &scheduler, kLow);
+  AddSequence(1, 4, {}, &sequences, &scheduler);
+  scheduler.Raise(low);
+  scheduler.Raise(low);
+  scheduler.Raise(low);
+  EXPECT_EQ(low->rank().priority, kHigh);
+  EXPECT_EQ(Step(scheduler), "0[0,4)");
+}
+
+TEST(SchedulerTest, FindsWhatIsKnownAndLooksOnlyWhenAllowed) {
+  for (const bool cache : {false, true}) {
+    for (const bool reads : {false, true}) {
+      BlockManager blocks(16, 4);
+      std::deque<Sequence> sequences;
+      Scheduler scheduler(
+          {.max_step_tokens = 32, .max_running_sequences = 4, .prefix_cache = cache}, &blocks);
+      Sequence* const first = AddSequence(0, 9, {}, &sequences, &scheduler);
+      Step(scheduler);
+      scheduler.Remove(first);
+      EXPECT_EQ(blocks.num_cached(), cache ? 2 : 0);
+      const SequenceRank rank = {.priority = kNormal, .request_id = 1, .index = 0};
+      scheduler.Add(&sequences.emplace_back(rank, std::vector<TokenId>(9, 0),
+                                            SequenceOptions{.reads_prefix_cache = reads}));
+      const StepPlan plan = scheduler.Schedule(0);
+      EXPECT_EQ(ToString(plan), cache && reads ? "1[8,9)" : "1[0,9)");
+      EXPECT_EQ(plan.starts.at(0).looked_up, cache && reads);
+      EXPECT_EQ(plan.starts.at(0).newly_found, cache && reads ? 8 : 0);
+      const SequenceChunk chunk = plan.chunks[0].sequence->ChunkUpTo(9);
+      EXPECT_EQ(chunk.tails_from_block.has_value(), cache && reads);
+      if (cache && reads) EXPECT_EQ(*chunk.tails_from_block, chunk.block_table[1]);
+    }
   }
 }
 

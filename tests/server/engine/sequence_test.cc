@@ -21,7 +21,7 @@ TEST(SequenceRankTest, OrdersByPriorityThenArrivalThenInput) {
 
 TEST(SequenceTest, CountsWhatAChunkBrings) {
   BlockManager blocks(8, 4);
-  Sequence sequence({}, {1, 2, 3, 4, 5}, /*generates=*/true);
+  Sequence sequence({}, {1, 2, 3, 4, 5}, {.generates = true});
   const auto mark = [&sequence](int32_t end) {
     const ComputedPositions computed = sequence.MarkComputed(end);
     return std::vector<int32_t>{computed.prompt, computed.generated, computed.again};
@@ -44,7 +44,7 @@ TEST(SequenceTest, CountsWhatAChunkBrings) {
 }
 
 TEST(SequenceTest, APreemptedPromptIsCountedOnce) {
-  Sequence sequence({}, {1, 2, 3, 4, 5}, /*generates=*/false);
+  Sequence sequence({}, {1, 2, 3, 4, 5}, {});
   sequence.MarkComputed(2);
   sequence.Release();
   const ComputedPositions computed = sequence.MarkComputed(5);
@@ -54,9 +54,9 @@ TEST(SequenceTest, APreemptedPromptIsCountedOnce) {
 
 TEST(SequenceTest, GivesTheRunnerEveryTokenUpToTheChunksEnd) {
   BlockManager blocks(8, 2);
-  Sequence sequence({}, {1, 2, 3, 4, 5}, /*generates=*/true);
+  Sequence sequence({}, {1, 2, 3, 4, 5}, {.generates = true});
   ASSERT_TRUE(sequence.ReserveBlocks(blocks));
-  sequence.set_slot(3);
+  sequence.Start(3);
   sequence.MarkComputed(2);
   const SequenceChunk chunk = sequence.ChunkUpTo(4);
   EXPECT_THAT(chunk.tokens, ElementsAre(1, 2, 3, 4));
@@ -65,7 +65,7 @@ TEST(SequenceTest, GivesTheRunnerEveryTokenUpToTheChunksEnd) {
   EXPECT_EQ(chunk.block_table.size(), 3u);
   sequence.Release();
   EXPECT_EQ(blocks.num_free(), 8);
-  EXPECT_FALSE(sequence.running());
+  EXPECT_FALSE(sequence.holds_slot());
 }
 
 }  // namespace

@@ -21,6 +21,10 @@ TEST(StatusDetailsTest, SurviveTheStatus) {
       {"a violation", {.field_violations = {{"sampling.top_p", "must be in (0, 1], found 2"}}}},
       {"separators and empty strings inside",
        {.reason = "3:a:", .field_violations = {{"", "1:"}, {std::string("\0:\n", 3), ""}}}},
+      {"metadata",
+       {.reason = "TOO_LARGE",
+        .field_violations = {{"a", "b"}},
+        .metadata = {{"", "2:"}, {"needed_tokens", "7"}}}},
   };
   for (const Row& row : rows) {
     const absl::Status status = WithDetails(absl::ResourceExhaustedError("busy"), row.details);
@@ -29,6 +33,7 @@ TEST(StatusDetailsTest, SurviveTheStatus) {
     const StatusDetails read = DetailsOf(status);
     EXPECT_EQ(read.reason, row.details.reason) << row.name;
     EXPECT_EQ(read.retry_after, row.details.retry_after) << row.name;
+    EXPECT_EQ(read.metadata, row.details.metadata) << row.name;
     ASSERT_EQ(read.field_violations.size(), row.details.field_violations.size()) << row.name;
     for (size_t i = 0; i < read.field_violations.size(); ++i) {
       EXPECT_EQ(read.field_violations[i].field, row.details.field_violations[i].field) << row.name;

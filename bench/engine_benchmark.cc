@@ -1,0 +1,500 @@
+// Times the model side of the engine in-process: decode steps and prefills of several checkpoints
+// in interleaved rounds, and how they compare. docs/performance.md says how to read it.
+
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <random>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "bench/statistics.h"
+#include "bench/step_bound.h"
+#include "model/checkpoint.h"
+#include "model/model_runner.h"
+#include "server/command_line.h"
+
+ABSL_FLAG(std::string, models, "",
+          "Required. Checkpoints to time, [NAME=]DIR[,[NAME=]DIR...]. The first is what the others "
+          "are compared with. NAME defaults to the folder's name.");
+ABSL_FLAG(std::string, batches, "1,8,16,32",
+          "Sequences in a decode step; each is timed. Empty: no decode.");
+ABSL_FLAG(int32_t, context, 128, "Tokens that each sequence has when decoding begins.");
+ABSL_FLAG(int32_t, steps, 16, "Decode steps of each model in each round.");
+ABSL_FLAG(int32_t, prefill, 512, "Tokens of the prompt whose prefill is timed. 0: none.");
+ABSL_FLAG(int32_t, rounds, 7, "Rounds that count; one more goes before them.");
+ABSL_FLAG(std::string, dtype, "auto",
+          "auto (bfloat16 for checkpoints stored in it, else float32), float32 or bfloat16.");
+ABSL_FLAG(int32_t, threads, 0, "Threads that compute. 0: as many as the process may use.");
+ABSL_FLAG(bool, bound, true,
+          "Also time what bounds a step, its matrix products alone and the reading of K/V.");
+ABSL_FLAG(std::string, json, "", "File to write the results to, as JSON. Empty: none.");
+
+namespace ddl::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kExitDone = 0;
+constexpr int kExitFailed = 1;
+constexpr int kExitBadSetting = 2;
+
+constexpr int32_t kKvBlockSize = 16;  // tokens
+constexpr int32_t kMaxStepTokens = 512;
+
+const std::vector<FlagGroup>& FlagGroups() {
+  static const auto& groups = *new std::vector<FlagGroup>{
+      {"What", {"models", "batches", "context", "steps", "prefill", "bound"}},
+      {"How", {"rounds", "dtype", "threads", "json"}},
+  };
+  return groups;
+}
+
+constexpr char kUsage[] =
+    R"(Times decode steps and prefills of checkpoints, without gRPC, in interleaved rounds (A B A B ...).
+
+  engine_benchmark --models=models/gpt,models/ccec --batches=1,8,32
+
+Exit codes: 0 when measured, 1 when a checkpoint cannot be loaded or a step fails, 2 for a bad flag.
+)";
+
+double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+// One thing that is timed.
+struct Scenario {
+  bool is_prefill = false;
+  int32_t batch = 1;   // sequences
+  int32_t tokens = 0;  // decode: context at the first step; prefill: the prompt's length
+
+  std::string Name() const {
+    return is_prefill ? absl::StrCat("prefill ", tokens)
+                      : absl::StrCat("decode batch ", batch, ", context ", tokens);
+  }
+  // Positions of one step.
+  int64_t Rows() const { return is_prefill ? tokens : batch; }
+};
+
+struct Settings {
+  std::vector<std::pair<std::string, std::filesystem::path>> models;
+  std::vector<Scenario> scenarios;
+  int32_t max_batch = 1;
+  int32_t steps = 0;
+  int32_t rounds = 0;
+  int32_t threads = 0;
+};
+
+absl::Status Invalid(absl::string_view flag, absl::string_view value, absl::string_view why) {
+  return absl::InvalidArgumentError(absl::StrCat("--", flag, "=", value, ": ", why));
+}
+
+absl::StatusOr<Settings> ReadSettings() {
+  Settings settings;
+  const std::string models = absl::GetFlag(FLAGS_models);
+  for (const absl::string_view entry : absl::StrSplit(models, ',', absl::SkipEmpty())) {
+    const std::string text(entry);
+    const size_t equals = text.find('=');
+    const bool named = equals != std::string::npos && text.find('/') > equals;
+    const std::filesystem::path folder = named ? text.substr(equals + 1) : text;
+    const std::filesystem::path plain = folder.has_filename() ? folder : folder.parent_path();
+    settings.models.emplace_back(named ? text.substr(0, equals) : plain.filename().string(),
+                                 folder);
+  }
+  if (settings.models.empty()) {
+    return absl::InvalidArgumentError("--models is required: [NAME=]DIR[,[NAME=]DIR...]");
+  }
+  struct Number {
+    const char* flag;
+    int32_t value, least, most;
+  };
+  for (const Number& number : {Number{"context", absl::GetFlag(FLAGS_context), 1, 1 << 20},
+                               Number{"steps", absl::GetFlag(FLAGS_steps), 1, 1 << 20},
+                               Number{"prefill", absl::GetFlag(FLAGS_prefill), 0, 1 << 20},
+                               Number{"rounds", absl::GetFlag(FLAGS_rounds), 1, 1000},
+                               Number{"threads", absl::GetFlag(FLAGS_threads), 0, 1024}}) {
+    if (number.value < number.least || number.value > number.most) {
+      return Invalid(number.flag, absl::StrCat(number.value),
+                     absl::StrCat("must be ", number.least, "...", number.most));
+    }
+  }
+  const std::string batches = absl::GetFlag(FLAGS_batches);
+  for (const absl::string_view text : absl::StrSplit(batches, ',', absl::SkipEmpty())) {
+    int32_t batch;
+    if (!absl::SimpleAtoi(text, &batch) || batch < 1 || batch > kMaxStepTokens) {
+      return Invalid("batches", batches,
+                     absl::StrCat("must be a list of numbers in 1...", kMaxStepTokens));
+    }
+    settings.scenarios.push_back({false, batch, absl::GetFlag(FLAGS_context)});
+    settings.max_batch = std::max(settings.max_batch, batch);
+  }
+  if (const int32_t prefill = absl::GetFlag(FLAGS_prefill); prefill > 0) {
+    settings.scenarios.push_back({true, 1, prefill});
+  }
+  if (settings.scenarios.empty()) {
+    return absl::InvalidArgumentError("nothing to time: --batches is empty and --prefill is 0");
+  }
+  const std::string dtype = absl::GetFlag(FLAGS_dtype);
+  if (dtype != "auto" && dtype != "float32" && dtype != "bfloat16") {
+    return Invalid("dtype", dtype, "must be auto, float32, bfloat16");
+  }
+  settings.steps = absl::GetFlag(FLAGS_steps);
+  settings.rounds = absl::GetFlag(FLAGS_rounds);
+  settings.threads = absl::GetFlag(FLAGS_threads);
+  if (settings.threads == 0) {
+    settings.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  }
+  return settings;
+}
+
+// A loaded model with sequences whose context is in its cache.
+class Contestant {
+ public:
+  static absl::StatusOr<std::unique_ptr<Contestant>> Load(const std::string& name,
+                                                          const std::filesystem::path& folder,
+                                                          const Settings& settings);
+
+  // Seconds of one step, the mean of a round.
+  absl::StatusOr<double> Time(const Scenario& scenario);
+
+  const std::string& name() const { return name_; }
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  RunnerDType dtype() const { return dtype_; }
+  const ModelDescription& description() const { return runner_->description(); }
+
+ private:
+  struct Sequence {
+    std::vector<TokenId> tokens;
+    std::vector<int32_t> blocks;
+    int32_t slot = 0;
+  };
+
+  Contestant() = default;
+  absl::Status Prefill(const Sequence& sequence, int32_t length, bool sample);
+  SequenceChunk Chunk(const Sequence& sequence, int32_t start, int32_t end, bool sample) const;
+  absl::Status Step(absl::Span<const SequenceChunk> chunks);
+
+  std::string name_;
+  std::shared_ptr<const Checkpoint> checkpoint_;
+  RunnerDType dtype_ = RunnerDType::kFloat32;
+  std::unique_ptr<ModelRunner> runner_;
+  SamplingParams greedy_{.temperature = 0.0f};
+  int32_t steps_ = 0;
+  std::vector<Sequence> decoding_;  // [max_batch]
+  Sequence prefilling_;
+};
+
+absl::StatusOr<std::unique_ptr<Contestant>> Contestant::Load(const std::string& name,
+                                                             const std::filesystem::path& folder,
+                                                             const Settings& settings) {
+  absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(folder);
+  if (!checkpoint.ok()) return checkpoint.status();
+  auto contestant = std::unique_ptr<Contestant>(new Contestant());
+  Contestant& c = *contestant;
+  c.name_ = name;
+  c.steps_ = settings.steps;
+  c.checkpoint_ = std::make_shared<const Checkpoint>(*std::move(checkpoint));
+  const std::string dtype = absl::GetFlag(FLAGS_dtype);
+  c.dtype_ = dtype == "bfloat16" ||
+                     (dtype == "auto" && c.checkpoint_->stored_type() == StoredType::kBFloat16)
+                 ? RunnerDType::kBFloat16
+                 : RunnerDType::kFloat32;
+
+  int32_t decode_length = 0, prefill_length = 0;
+  for (const Scenario& scenario : settings.scenarios) {
+    (scenario.is_prefill ? prefill_length : decode_length) =
+        scenario.tokens + (scenario.is_prefill ? 0 : settings.steps);
+  }
+  const auto blocks = [](int32_t tokens) { return (tokens + kKvBlockSize - 1) / kKvBlockSize; };
+  RunnerOptions options;
+  options.dtype = c.dtype_;
+  options.kv_block_size = kKvBlockSize;
+  options.kv_num_blocks = settings.max_batch * blocks(decode_length) + blocks(prefill_length);
+  options.max_sequences = settings.max_batch + 1;
+  options.max_step_tokens = kMaxStepTokens;
+  options.max_context_length = std::max(decode_length, prefill_length);
+  options.num_threads = settings.threads;
+  absl::StatusOr<std::unique_ptr<ModelRunner>> runner = ModelRunner::Create(c.checkpoint_, options);
+  if (!runner.ok()) return runner.status();
+  c.runner_ = *std::move(runner);
+
+  std::mt19937 random(1);
+  std::uniform_int_distribution<TokenId> token(
+      0, static_cast<TokenId>(c.description().vocab_size - 1));
+  int32_t next_block = 0;
+  const auto make = [&](int32_t length, int32_t slot) {
+    Sequence sequence;
+    sequence.slot = slot;
+    for (int32_t i = 0; i < length; ++i) sequence.tokens.push_back(token(random));
+    for (int32_t i = 0; i < blocks(length); ++i) sequence.blocks.push_back(next_block++);
+    return sequence;
+  };
+  c.prefilling_ = make(prefill_length, settings.max_batch);
+  if (decode_length > 0) {
+    for (int32_t i = 0; i < settings.max_batch; ++i) {
+      c.decoding_.push_back(make(decode_length, i));
+      // Real keys and values: pages that nobody wrote would all be one, and quick to read.
+      if (absl::Status status =
+              c.Prefill(c.decoding_.back(), decode_length - settings.steps, false);
+          !status.ok()) {
+        return status;
+      }
+    }
+  }
+  return contestant;
+}
+
+SequenceChunk Contestant::Chunk(const Sequence& sequence, int32_t start, int32_t end,
+                                bool sample) const {
+  SequenceChunk chunk;
+  chunk.tokens = absl::MakeConstSpan(sequence.tokens).first(end);
+  chunk.start = start;
+  chunk.block_table = sequence.blocks;
+  chunk.slot = sequence.slot;
+  if (sample) {
+    chunk.sample.emplace();
+    chunk.sample->params = &greedy_;
+    chunk.sample->vocab_size = static_cast<TokenId>(runner_->description().vocab_size);
+  }
+  return chunk;
+}
+
+absl::Status Contestant::Step(absl::Span<const SequenceChunk> chunks) {
+  const absl::StatusOr<std::vector<ChunkOutput>> outputs = runner_->Forward(chunks);
+  if (!outputs.ok()) return outputs.status();
+  for (const ChunkOutput& output : *outputs) {
+    if (!output.status.ok()) return output.status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Contestant::Prefill(const Sequence& sequence, int32_t length, bool sample) {
+  for (int32_t start = 0; start < length; start += kMaxStepTokens) {
+    const int32_t end = std::min(length, start + kMaxStepTokens);
+    const SequenceChunk chunk = Chunk(sequence, start, end, sample && end == length);
+    if (absl::Status status = Step({&chunk, 1}); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<double> Contestant::Time(const Scenario& scenario) {
+  const Clock::time_point start = Clock::now();
+  if (scenario.is_prefill) {
+    if (absl::Status status = Prefill(prefilling_, scenario.tokens, true); !status.ok()) {
+      return status;
+    }
+    return Seconds(Clock::now() - start);
+  }
+  for (int32_t step = 0; step < steps_; ++step) {
+    const int32_t position = scenario.tokens + step;
+    std::vector<SequenceChunk> chunks;
+    chunks.reserve(scenario.batch);
+    for (int32_t i = 0; i < scenario.batch; ++i) {
+      chunks.push_back(Chunk(decoding_[i], position, position + 1, true));
+    }
+    if (absl::Status status = Step(chunks); !status.ok()) return status;
+  }
+  return Seconds(Clock::now() - start) / steps_;
+}
+
+// The seconds of every round.
+struct Times {
+  std::vector<std::vector<double>> steps;     // [models]
+  std::vector<std::vector<double>> products;  // [models], with --bound
+};
+
+// The matrix products of each geometry once: variants of one size share them.
+class Bounds {
+ public:
+  void Add(const Contestant& contestant) {
+    auto& products = by_geometry_[Geometry(contestant)];
+    if (!products) {
+      products = std::make_unique<MatrixProducts>(contestant.checkpoint(), contestant.dtype());
+    }
+  }
+  double SecondsOfProducts(const Contestant& contestant, const Scenario& scenario, int steps) {
+    const MatrixProducts& products = *by_geometry_.at(Geometry(contestant));
+    const int repeats = scenario.is_prefill ? 1 : steps;
+    const Clock::time_point start = Clock::now();
+    for (int i = 0; i < repeats; ++i) {
+      for (int64_t done = 0; done < scenario.Rows(); done += kMaxStepTokens) {
+        const int64_t rows = std::min<int64_t>(kMaxStepTokens, scenario.Rows() - done);
+        products.Run(rows, scenario.is_prefill ? 1 : rows);
+      }
+    }
+    return Seconds(Clock::now() - start) / repeats;
+  }
+
+ private:
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, RunnerDType>;
+  static Key Geometry(const Contestant& contestant) {
+    const ModelConfig& config = contestant.checkpoint().config();
+    return {config.num_hidden_layers,
+            config.hidden_size,
+            config.num_attention_heads,
+            config.head_dim,
+            MlpWidth(config, contestant.checkpoint().variant()),
+            config.vocab_size,
+            contestant.dtype()};
+  }
+
+  std::map<Key, std::unique_ptr<MatrixProducts>> by_geometry_;
+};
+
+// Bytes of keys and values that a decode step reads, in the middle of a round.
+double KvBytes(const Contestant& contestant, const Scenario& scenario, int32_t steps) {
+  if (scenario.is_prefill) return 0.0;  // small beside the products, and partly in the cache
+  const ModelConfig& config = contestant.checkpoint().config();
+  const int64_t element_bytes = contestant.dtype() == RunnerDType::kBFloat16 ? 2 : 4;
+  const int64_t bytes_per_token =
+      2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * element_bytes;
+  return static_cast<double>(scenario.batch) * (scenario.tokens + steps / 2.0) *
+         static_cast<double>(bytes_per_token);
+}
+
+nlohmann::json ToJson(const std::vector<double>& values) {
+  const Summary summary = Summarize(values);
+  return {
+      {"median", summary.median}, {"min", summary.min}, {"max", summary.max}, {"by_round", values}};
+}
+
+std::string Spread(const std::vector<double>& ratios) {
+  const Summary summary = Summarize(ratios);
+  char text[64];
+  std::snprintf(text, sizeof(text), "%.3f (%.3f..%.3f)", summary.median, summary.min, summary.max);
+  return text;
+}
+
+int Fail(const absl::Status& status, int exit_code) {
+  std::fprintf(stderr, "engine_benchmark: %s\n", std::string(status.message()).c_str());
+  return exit_code;
+}
+
+int Main(const std::vector<std::string>& arguments) {
+  const absl::StatusOr<CommandLineAction> action = ParseCommandLine(FlagGroups(), arguments, {});
+  if (!action.ok()) return Fail(action.status(), kExitBadSetting);
+  if (*action == CommandLineAction::kHelp) {
+    std::fputs(HelpText(FlagGroups(), kUsage).c_str(), stdout);
+    return kExitDone;
+  }
+  if (*action == CommandLineAction::kVersion) {
+    std::printf("engine_benchmark %s\n", DDL_VERSION);
+    return kExitDone;
+  }
+  const absl::StatusOr<Settings> settings = ReadSettings();
+  if (!settings.ok()) return Fail(settings.status(), kExitBadSetting);
+
+  std::vector<std::unique_ptr<Contestant>> contestants;
+  for (const auto& [name, folder] : settings->models) {
+    std::fprintf(stderr, "loading %s from %s\n", name.c_str(), folder.c_str());
+    auto contestant = Contestant::Load(name, folder, *settings);
+    if (!contestant.ok()) return Fail(contestant.status(), kExitFailed);
+    contestants.push_back(*std::move(contestant));
+  }
+  const bool with_bound = absl::GetFlag(FLAGS_bound);
+  Bounds bounds;
+  double bandwidth = 0.0;
+  if (with_bound) {
+    for (const auto& contestant : contestants) bounds.Add(*contestant);
+    bandwidth = ReadBandwidth();
+  }
+
+  std::vector<Times> times(settings->scenarios.size());
+  for (Times& of_scenario : times) {
+    of_scenario.steps.resize(contestants.size());
+    of_scenario.products.resize(contestants.size());
+  }
+  for (int32_t round = 0; round <= settings->rounds; ++round) {
+    std::fprintf(stderr, round == 0 ? "warm-up round\n" : "round %d of %d\n", round,
+                 settings->rounds);
+    for (size_t s = 0; s < settings->scenarios.size(); ++s) {
+      const Scenario& scenario = settings->scenarios[s];
+      for (size_t i = 0; i < contestants.size(); ++i) {
+        const absl::StatusOr<double> seconds = contestants[i]->Time(scenario);
+        if (!seconds.ok()) return Fail(seconds.status(), kExitFailed);
+        if (round > 0) times[s].steps[i].push_back(*seconds);
+        if (!with_bound) continue;
+        const double products =
+            bounds.SecondsOfProducts(*contestants[i], scenario, settings->steps);
+        if (round > 0) times[s].products[i].push_back(products);
+      }
+    }
+  }
+
+  nlohmann::json results = nlohmann::json::array();
+  for (size_t s = 0; s < settings->scenarios.size(); ++s) {
+    const Scenario& scenario = settings->scenarios[s];
+    std::printf("%s%s\n  %-16s %10s %12s  %-24s%s\n", s == 0 ? "" : "\n", scenario.Name().c_str(),
+                "", "ms a step", "tokens/s",
+                absl::StrCat("speed / ", contestants[0]->name()).c_str(),
+                with_bound ? "speed / bound" : "");
+    nlohmann::json models = nlohmann::json::array();
+    for (size_t i = 0; i < contestants.size(); ++i) {
+      const std::vector<double>& steps = times[s].steps[i];
+      const double median = Summarize(steps).median;
+      const std::vector<double> ratios = RatiosByRound(times[s].steps[0], steps);
+      nlohmann::json entry = {{"name", contestants[i]->name()},
+                              {"variant", VariantName(contestants[i]->checkpoint().variant())},
+                              {"dtype", contestants[i]->description().dtype},
+                              {"step_seconds", ToJson(steps)},
+                              {"tokens_per_second", static_cast<double>(scenario.Rows()) / median},
+                              {"speed_ratio_to_first", ToJson(ratios)}};
+      std::string of_bound;
+      if (with_bound) {
+        std::vector<double> bound = times[s].products[i];
+        const double kv_seconds = KvBytes(*contestants[i], scenario, settings->steps) / bandwidth;
+        for (double& seconds : bound) seconds += kv_seconds;
+        const std::vector<double> share = RatiosByRound(bound, steps);
+        of_bound = Spread(share);
+        entry["bound_seconds"] = ToJson(bound);
+        entry["speed_ratio_to_bound"] = ToJson(share);
+      }
+      models.push_back(std::move(entry));
+      std::printf("  %-16s %10.3f %12.1f  %-24s%s\n", contestants[i]->name().c_str(), median * 1e3,
+                  static_cast<double>(scenario.Rows()) / median,
+                  i == 0 ? "1" : Spread(ratios).c_str(), of_bound.c_str());
+    }
+    results.push_back({{"scenario", scenario.Name()},
+                       {"kind", scenario.is_prefill ? "prefill" : "decode"},
+                       {"batch", scenario.batch},
+                       {"tokens", scenario.tokens},
+                       {"models", std::move(models)}});
+  }
+  std::printf(
+      "\n%d threads; medians of %d interleaved rounds, (smallest..largest) ratio of a round\n",
+      ComputeThreads(), settings->rounds);
+  if (with_bound) std::printf("memory read at %.1f GB/s\n", bandwidth / 1e9);
+
+  if (const std::string path = absl::GetFlag(FLAGS_json); !path.empty()) {
+    std::ofstream file(path, std::ios::trunc);
+    nlohmann::json json = {{"threads", ComputeThreads()},
+                           {"rounds", settings->rounds},
+                           {"steps_per_round", settings->steps},
+                           {"scenarios", std::move(results)}};
+    if (with_bound) json["read_bytes_per_second"] = bandwidth;
+    file << json.dump(1) << "\n";
+    if (!file.flush()) {
+      return Fail(absl::UnavailableError(absl::StrCat("cannot write ", path)), kExitFailed);
+    }
+  }
+  return kExitDone;
+}
+
+}  // namespace
+}  // namespace ddl::bench
+
+int main(int argc, char** argv) {
+  return ddl::bench::Main(std::vector<std::string>(argv + 1, argv + argc));
+}

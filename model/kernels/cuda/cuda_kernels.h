@@ -1,0 +1,105 @@
+#ifndef DDL_MODEL_KERNELS_CUDA_CUDA_KERNELS_H_
+#define DDL_MODEL_KERNELS_CUDA_CUDA_KERNELS_H_
+
+#include <cstdint>
+
+#include "model/kernels/kernels.h"
+
+struct CUstream_st;
+
+// The CUDA twins of kernels.h: the same argument structs, every pointer in them device memory,
+// the `Batch`'s own included. No CUDA header and C++17 only, so that any file can include it.
+//
+// A call enqueues its kernels on `stream` and returns; nothing is allocated and nothing waits, so
+// that a sequence of calls can be captured into a CUDA graph. The buffers must live until the
+// stream has passed. What only the host can decide (grid sizes, which path) depends on sizes in the
+// call, never on values in device memory.
+//
+// As on the CPU a row's result is a function of that row's inputs and its sequence's past: every
+// sum has an order that the other rows in the call do not change, and no sum goes through atomics.
+// docs/cuda.md says how each kernel is laid out and what it moves.
+
+namespace ddl::kernels::cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t
+
+// A cudaError_t: 0 when the launch was accepted. Sizes outside what a kernel is written for are
+// cudaErrorInvalidValue.
+using Error = int;
+constexpr Error kSuccess = 0;
+
+Error ExpandInput(Stream stream, int64_t tokens, const ExpandInputArgs& args);
+
+// dv from 1 to 8, d up to 16384, taps up to 64. TC (Compress::kToken) takes one kernel when every
+// sequence has one row in the batch, three otherwise; the bits are the same.
+Error DeltaStep(Stream stream, const Batch& batch, const DeltaStepArgs& args);
+
+// Shifts take a second kernel, which saves the tails, unless every sequence has one row.
+Error AttentionInput(Stream stream, const Batch& batch, const AttentionInputArgs& args);
+
+// Attention over the paged cache, split over the context in pieces of kPositionsPerSplit.
+// `longest` is the largest number of positions (position + 1) that any row of the call may have;
+// it sizes the grid. A captured graph uses the largest there will be: blocks past a row's own end
+// return at once. `workspace` has PagedAttentionWorkspaceFloats(...) floats; null if that is 0.
+constexpr int64_t kPositionsPerSplit = 256;
+Error PagedAttention(Stream stream, const Batch& batch, const PagedAttentionArgs& args,
+                     int64_t longest, float* workspace);
+int64_t PagedAttentionWorkspaceFloats(int64_t tokens, const PagedAttentionArgs& args,
+                                      int64_t longest);
+
+Error SwiGlu(Stream stream, int64_t tokens, const SwiGluArgs& args);
+
+// The rows that draw a token, made adjacent: y[n] = x[rows[n]].
+struct GatherRowsArgs {
+  Type type = Type::kFloat32;
+  int64_t d = 0;
+  const void* x = nullptr;        // [tokens, d]
+  const int32_t* rows = nullptr;  // [count]
+  void* y = nullptr;              // out [count, d]
+};
+Error GatherRows(Stream stream, int64_t count, const GatherRowsArgs& args);
+
+// ---- Drawing tokens: the same draw as Sample in model/sampler.h, so that only tokens come back
+
+struct SampleBias {
+  int32_t id = 0;
+  float bias = 0.0f;
+};
+
+// One draw; the fields of SamplingParams and SampleRequest. The arrays are device memory. Ids
+// outside [0, vocab_size) in them are ignored.
+struct SampleRow {
+  float temperature = 1.0f;
+  int32_t top_k = -1;
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  float repetition_penalty = 1.0f;
+  float frequency_penalty = 0.0f;
+  float presence_penalty = 0.0f;
+  int32_t vocab_size = 0;  // ids at or past it are never drawn
+  uint64_t seed = 0;
+  uint64_t index = 0;
+  const SampleBias* bias = nullptr;  // an id at most once
+  const int32_t* banned = nullptr;
+  const int32_t* prompt = nullptr;  // what the penalties count
+  const int32_t* generated = nullptr;
+  int32_t bias_count = 0;
+  int32_t banned_count = 0;
+  int32_t prompt_count = 0;
+  int32_t generated_count = 0;
+};
+
+struct SampleTokensArgs {
+  int64_t vocab = 0;                // logits of a row; at least every row's vocab_size
+  const float* logits = nullptr;    // [count, vocab]
+  const SampleRow* rows = nullptr;  // [count]
+  void* workspace = nullptr;        // SampleWorkspaceBytes, aligned to 16 bytes
+  int32_t* id = nullptr;            // out [count]; -1: the row's logits were not all finite
+  float* logprob = nullptr;         // out [count] of the id, as SampledToken has it
+};
+Error SampleTokens(Stream stream, int64_t count, const SampleTokensArgs& args);
+int64_t SampleWorkspaceBytes(int64_t count, int64_t vocab);
+
+}  // namespace ddl::kernels::cuda
+
+#endif  // DDL_MODEL_KERNELS_CUDA_CUDA_KERNELS_H_

@@ -1,0 +1,382 @@
+// Draws tokens as model/sampler.cc does. A block owns a row.
+//
+// What decides a token follows the CPU's order exactly: penalties, bias, exp and, with top_k or
+// top_p, the double sums over tokens from the most likely down. To have that order without sorting
+// the vocabulary, the block ranks chunks of the most likely tokens, as many as the filters need: a
+// radix select over (weight, id) finds a threshold that no more than a chunk's worth pass, and a
+// bitonic sort orders those. Keys are unique, so integer atomics in any order lead to one result.
+// Sums over the whole vocabulary are doubles in an order of their own: they differ from the CPU's
+// in the last bits of a double.
+
+#include "model/kernels/cuda/block.cuh"
+
+namespace ddl::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kChunk = 1024;  // a power of two
+constexpr int kBins = 256;
+constexpr int kKeyBytes = 8;
+constexpr float kMaxFloat = 3.402823466e+38f;
+constexpr int32_t kInPrompt = 1 << 30;  // in a token's count, beside how often it was generated
+
+// What thread 0 decides for all.
+struct Decision {
+  uint64_t bound;      // ranked already: keys from here up
+  uint64_t threshold;  // of the next chunk
+  int found;           // keys in the chunk
+  int refine;          // whether a bin must be looked into
+  int enough;          // whether the filters need no more
+  double mass;         // of all ranked
+};
+
+struct Shared {
+  uint64_t* key;  // [kChunk]
+  double* sum;    // [kThreads]
+  Decision* decision;
+  int* bin;        // [kBins]
+  float* scratch;  // [2, warps]
+};
+constexpr int64_t kSharedBytes =
+    kChunk * 8 + kThreads * 8 + sizeof(Decision) + kBins * 4 + 2 * (kThreads / kWarp) * 4;
+
+__device__ inline Shared SharedOf() {
+  Shared shared;
+  shared.key = reinterpret_cast<uint64_t*>(SharedMemory());
+  shared.sum = reinterpret_cast<double*>(shared.key + kChunk);
+  shared.decision = reinterpret_cast<Decision*>(shared.sum + kThreads);
+  shared.bin = reinterpret_cast<int*>(shared.decision + 1);
+  shared.scratch = reinterpret_cast<float*>(shared.bin + kBins);
+  return shared;
+}
+
+// exp as the CPU's kernels have it, with every multiply and add that can be one made one.
+__device__ inline float Exp(float x) {
+  x = x > 88.0f ? 88.0f : x;
+  x = x < -87.0f ? -87.0f : x;
+  const float shifter = 12582912.0f;
+  const float shifted = MultiplyAdd(x, 1.44269504088896341f, shifter);
+  const float n = Add(shifted, -shifter);
+  float r = MultiplyAdd(-n, 0.693359375f, x);
+  r = MultiplyAdd(n, 2.12194440e-4f, r);
+  float p = 1.9875691500e-4f;
+  p = MultiplyAdd(p, r, 1.3981999507e-3f);
+  p = MultiplyAdd(p, r, 8.3334519073e-3f);
+  p = MultiplyAdd(p, r, 4.1665795894e-2f);
+  p = MultiplyAdd(p, r, 1.6666665459e-1f);
+  p = MultiplyAdd(p, r, 5.0000001201e-1f);
+  p = Add(MultiplyAdd(Multiply(p, r), r, r), 1.0f);
+  return Multiply(p, FloatOfBits((FloatBits(shifted) - 0x4b400000u + 127u) << 23));
+}
+
+__device__ inline float Finite(float logit) { return fminf(fmaxf(logit, -kMaxFloat), kMaxFloat); }
+
+// Ordered as the sampler ranks: larger weights first, ties to the lower id. Never 0.
+__device__ inline uint64_t KeyOf(float weight, int id) {
+  return static_cast<uint64_t>(FloatBits(weight)) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+}
+__device__ inline float WeightOf(uint64_t key) {
+  return FloatOfBits(static_cast<uint32_t>(key >> 32));
+}
+__device__ inline int IdOf(uint64_t key) {
+  return static_cast<int>(0xffffffffu - static_cast<uint32_t>(key));
+}
+
+// Penalties, bias and bans, on a copy of the logits in `value` [n]. `count` [n] is scratch.
+__device__ inline void Adjust(const SampleRow& row, const float* logits, int n, float* value,
+                              int* count) {
+  const bool penalises = row.repetition_penalty != 1.0f || row.frequency_penalty != 0.0f ||
+                         row.presence_penalty != 0.0f;
+  const auto is_drawable = [&](int id) { return id >= 0 && id < n; };
+  if (penalises) {
+    for (int i = threadIdx.x; i < n; i += kThreads) count[i] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < row.prompt_count; i += kThreads) {
+      if (is_drawable(row.prompt[i])) count[row.prompt[i]] = kInPrompt;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < row.generated_count; i += kThreads) {
+      if (is_drawable(row.generated[i])) atomicAdd(&count[row.generated[i]], 1);
+    }
+    __syncthreads();
+  }
+  for (int i = threadIdx.x; i < n; i += kThreads) {
+    float logit = logits[i];
+    if (penalises && count[i] != 0) {
+      const auto generated = static_cast<float>(count[i] & (kInPrompt - 1));
+      logit =
+          logit > 0.0f ? logit / row.repetition_penalty : Multiply(logit, row.repetition_penalty);
+      logit = Add(logit, -Multiply(row.frequency_penalty, generated));
+      if (generated > 0.0f) logit = Add(logit, -row.presence_penalty);
+      logit = Finite(logit);
+    }
+    value[i] = logit;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < row.bias_count; i += kThreads) {
+    const SampleBias& bias = row.bias[i];
+    if (is_drawable(bias.id)) value[bias.id] = Finite(Add(value[bias.id], bias.bias));
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < row.banned_count; i += kThreads) {
+    if (is_drawable(row.banned[i])) value[row.banned[i]] = -INFINITY;
+  }
+  __syncthreads();
+}
+
+// Finds a threshold that at least one and at most kChunk of the keys below decision.bound reach,
+// and the most that whole bins allow. decision.found is their number, 0 if no key is left.
+__device__ inline void FindThreshold(const float* weight, int n, const Shared& shared) {
+  Decision& decision = *shared.decision;
+  uint64_t prefix = 0;
+  for (int level = kKeyBytes - 1; level >= 0; --level) {
+    const int shift = 8 * level;
+    for (int b = threadIdx.x; b < kBins; b += kThreads) shared.bin[b] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < n; i += kThreads) {
+      const uint64_t key = KeyOf(weight[i], i);
+      const bool inside = level == kKeyBytes - 1 || key >> (shift + 8) == prefix >> (shift + 8);
+      if (inside && key < decision.bound) {
+        atomicAdd(&shared.bin[key >> shift & (kBins - 1)], 1);
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      decision.found = 0;
+      decision.refine = 0;
+#pragma unroll 1
+      for (int b = kBins - 1; b >= 0; --b) {
+        if (shared.bin[b] == 0) continue;
+        if (decision.found + shared.bin[b] > kChunk) {
+          decision.refine = decision.found == 0;
+          // No key left is above this bin, so what is found in it comes first.
+          if (decision.refine) decision.threshold = prefix | static_cast<uint64_t>(b) << shift;
+          break;
+        }
+        decision.found += shared.bin[b];
+        decision.threshold = prefix | static_cast<uint64_t>(b) << shift;
+      }
+    }
+    __syncthreads();
+    prefix = decision.threshold;
+    const bool refine = decision.refine != 0;
+    __syncthreads();  // all have read it
+    if (!refine) return;
+  }
+}
+
+// Descending, in place; size is a power of two.
+__device__ inline void Sort(uint64_t* key, int size) {
+  for (int run = 2; run <= size; run *= 2) {
+    for (int distance = run / 2; distance > 0; distance /= 2) {
+      for (int i = threadIdx.x; i < size; i += kThreads) {
+        const int other = i ^ distance;
+        if (other <= i) continue;
+        const bool descending = (i & run) == 0;
+        const uint64_t a = key[i], b = key[other];
+        if (descending ? a < b : a > b) {
+          key[i] = b;
+          key[other] = a;
+        }
+      }
+      __syncthreads();
+    }
+  }
+}
+
+// The next most likely tokens, into shared.key in order; decision.found of them.
+__device__ inline void RankChunk(const float* weight, int n, const Shared& shared) {
+  Decision& decision = *shared.decision;
+  FindThreshold(weight, n, shared);
+  const uint64_t bound = decision.bound, threshold = decision.threshold;
+  const int found = decision.found;
+  int size = 2;
+  while (size < found) size *= 2;
+  for (int i = threadIdx.x; i < size; i += kThreads) shared.key[i] = 0;
+  if (threadIdx.x == 0) shared.bin[0] = 0;
+  __syncthreads();
+  if (found == 0) return;
+  for (int i = threadIdx.x; i < n; i += kThreads) {
+    const uint64_t key = KeyOf(weight[i], i);
+    if (key >= threshold && key < bound) shared.key[atomicAdd(&shared.bin[0], 1)] = key;
+  }
+  __syncthreads();
+  Sort(shared.key, size);
+  if (threadIdx.x == 0) decision.bound = threshold;
+}
+
+// The token at which the running sum of ranked weights passes the draw, among those that the
+// filters keep. By one thread, in the CPU's order.
+__device__ inline int WalkRanked(const SampleRow& row, const uint64_t* key, int count, double total,
+                                 double u) {
+  double all = total;
+  if (row.top_k > 0) {
+    if (count > row.top_k) count = row.top_k;
+    all = 0.0;
+    for (int i = 0; i < count; ++i) all += WeightOf(key[i]);
+  }
+  int size = 0;
+  double mass = 0.0;
+  while (size < count && (size == 0 || mass < row.top_p * all)) mass += WeightOf(key[size++]);
+  while (size > 1 && WeightOf(key[size - 1]) < row.min_p) mass -= WeightOf(key[--size]);
+  const double target = u * mass;
+  double sum = 0.0;
+  int last = 0;
+  for (int i = 0; i < size; ++i) {
+    if (WeightOf(key[i]) <= 0.0f) continue;
+    sum += WeightOf(key[i]);
+    last = i;
+    if (sum > target) break;
+  }
+  return IdOf(key[last]);
+}
+
+// The same without ranks: over all ids in order, of which a thread sums a run.
+__device__ inline int WalkAll(const float* weight, int n, double u, const Shared& shared) {
+  const int length = (n + kThreads - 1) / kThreads;
+  const auto sum_of = [&](int run) {
+    double sum = 0.0;
+    for (int i = run * length; i < n && i < (run + 1) * length; ++i) sum += weight[i];
+    return sum;
+  };
+  shared.sum[threadIdx.x] = sum_of(threadIdx.x);
+  __syncthreads();
+  if (threadIdx.x != 0) return 0;
+  double total = 0.0;
+#pragma unroll 1
+  for (int run = 0; run < kThreads; ++run) total += shared.sum[run];
+  const double target = u * total;
+  double sum = 0.0;
+  int last = 0;  // the last run with any weight, should rounding let none pass
+  double before_last = 0.0;
+#pragma unroll 1
+  for (int run = 0; run < kThreads; ++run) {
+    if (shared.sum[run] <= 0.0) continue;
+    last = run;
+    before_last = sum;
+    sum += shared.sum[run];
+    if (sum > target) break;
+  }
+  sum = before_last;
+  int id = 0;
+  for (int i = last * length; i < n && i < (last + 1) * length; ++i) {
+    if (weight[i] <= 0.0f) continue;
+    sum += weight[i];
+    id = i;
+    if (sum > target) break;
+  }
+  return id;
+}
+
+__global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args) {
+  const int64_t r = blockIdx.x;
+  const SampleRow& row = args.rows[r];
+  const float* logits = args.logits + r * args.vocab;
+  const int n = row.vocab_size < args.vocab ? row.vocab_size : static_cast<int>(args.vocab);
+  // Of a row of the workspace: keys (before them: counts), then weights (before them: logits).
+  auto* key = static_cast<uint64_t*>(args.workspace) + r * args.vocab;
+  auto* count = reinterpret_cast<int*>(key);
+  float* weight =
+      reinterpret_cast<float*>(static_cast<uint64_t*>(args.workspace) + gridDim.x * args.vocab) +
+      r * args.vocab;
+  const Shared shared = SharedOf();
+  Decision& decision = *shared.decision;
+
+  float max = -INFINITY;
+  float bad = 0.0f;
+  for (int i = threadIdx.x; i < n; i += kThreads) {
+    max = fmaxf(max, logits[i]);
+    if (!(fabsf(logits[i]) <= kMaxFloat)) bad = 1.0f;
+  }
+  max = BlockMax(max, shared.scratch);
+  bad = BlockMax(bad, shared.scratch);
+  if (bad > 0.0f || n < 1) {
+    if (threadIdx.x == 0) {
+      args.id[r] = -1;
+      args.logprob[r] = -INFINITY;
+    }
+    return;
+  }
+  float sum[1] = {};
+  for (int i = threadIdx.x; i < n; i += kThreads) sum[0] += Exp(Add(logits[i], -max));
+  BlockSum(sum, shared.scratch);
+  const float log_sum = max + logf(sum[0]);
+
+  Adjust(row, logits, n, weight, count);
+  max = -INFINITY;  // of what may be drawn: it sets the scale
+  for (int i = threadIdx.x; i < n; i += kThreads) max = fmaxf(max, weight[i]);
+  max = BlockMax(max, shared.scratch);
+
+  int id = 0;
+  if (row.temperature == 0.0f) {
+    // The first of the largest. Ids are below 2^24, so floats hold them.
+    int first = n;
+    for (int i = threadIdx.x; i < n && first == n; i += kThreads) {
+      if (weight[i] == max) first = i;
+    }
+    id = -static_cast<int>(BlockMax(-static_cast<float>(first), shared.scratch));
+  } else {
+    const float inverse = fminf(1.0f / row.temperature, kMaxFloat);
+    const bool ranks = row.top_k > 0 || row.top_p < 1.0f;
+    double total[1] = {};
+    for (int i = threadIdx.x; i < n; i += kThreads) {
+      float w = weight[i] == -INFINITY ? 0.0f : Exp(Multiply(Add(weight[i], -max), inverse));
+      if (!ranks && w < row.min_p) w = 0.0f;
+      weight[i] = w;
+      total[0] += w;
+    }
+    __syncthreads();
+    const double u = PhiloxUniform(row.seed, row.index);
+    if (!ranks) {
+      id = WalkAll(weight, n, u, shared);
+    } else {
+      BlockSum(total, shared.sum);
+      if (threadIdx.x == 0) {
+        decision.bound = ~uint64_t{0};
+        decision.mass = 0.0;
+        decision.enough = 0;
+      }
+      __syncthreads();
+      int ranked = 0;
+      const uint64_t* all_keys = shared.key;
+      for (bool enough = false; !enough;) {
+        if (ranked > 0) all_keys = key;
+        RankChunk(weight, n, shared);
+        const int found = decision.found;
+        for (int i = threadIdx.x; i < found; i += kThreads) key[ranked + i] = shared.key[i];
+        ranked += found;
+        if (threadIdx.x == 0) {
+          if (row.top_k <= 0) {
+            for (int i = 0; i < found && decision.mass < row.top_p * total[0]; ++i) {
+              decision.mass += WeightOf(shared.key[i]);
+            }
+          }
+          decision.enough = ranked >= n || (row.top_k > 0 ? ranked >= row.top_k
+                                                          : decision.mass >= row.top_p * total[0]);
+        }
+        __syncthreads();
+        enough = decision.enough != 0;
+        __syncthreads();
+      }
+      if (threadIdx.x == 0) id = WalkRanked(row, all_keys, ranked, total[0], u);
+    }
+  }
+  if (threadIdx.x == 0) {
+    args.id[r] = id;
+    args.logprob[r] = logits[id] - log_sum;
+  }
+}
+
+}  // namespace
+
+int64_t SampleWorkspaceBytes(int64_t count, int64_t vocab) {
+  return count * vocab * static_cast<int64_t>(sizeof(uint64_t) + sizeof(float));
+}
+
+Error SampleTokens(Stream stream, int64_t count, const SampleTokensArgs& args) {
+  if (count == 0) return kSuccess;
+  if (args.vocab < 1 || args.vocab > (1 << 24)) return kInvalidArgument;
+  return Launch(SampleRows, Grid{count}, kThreads, kSharedBytes, stream, args);
+}
+
+}  // namespace ddl::kernels::cuda

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Compiles each CUDA kernel file alone for each architecture and reports what ptxas made of it; fails on a spill.
+#   scripts/check_cuda.sh            a line for each file and architecture
+#   scripts/check_cuda.sh --write    the same, and puts every kernel's line into the table of docs/cuda.md
+# Needs nvcc, no GPU. Without nvcc it says so and passes.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+nvcc=${NVCC:-$(command -v nvcc || true)}
+if [ -z "$nvcc" ]; then
+  echo "check_cuda: no nvcc in PATH (nor in NVCC): the CUDA kernels were not compiled"
+  exit 0
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+for source in model/kernels/cuda/*.cu; do
+  for architecture in sm_80 sm_89 sm_90; do
+    log=$work/$(basename "$source" .cu).$architecture
+    "$nvcc" -std=c++17 -O3 -arch="$architecture" -I. -Xptxas -v -c "$source" -o "$work/object" >"$log" 2>&1 ||
+      { cat "$log" >&2; exit 1; }
+  done
+done
+
+python3 scripts/check_cuda.py "$@" "$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')" "$work"/*.sm_*

@@ -1,0 +1,83 @@
+#include "server/compute_thread.h"
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "model/check.h"
+
+namespace ddl {
+namespace {
+
+class ElsewhereRunner final : public ModelRunner {
+ public:
+  ElsewhereRunner(ComputeThread* thread, std::unique_ptr<ModelRunner> runner)
+      : thread_(*thread), runner_(std::move(runner)) {}
+
+  const ModelDescription& description() const override { return runner_->description(); }
+
+  absl::StatusOr<std::vector<ChunkOutput>> Forward(
+      absl::Span<const SequenceChunk> chunks) override {
+    std::optional<absl::StatusOr<std::vector<ChunkOutput>>> outputs;
+    thread_.Run([&] { outputs = runner_->Forward(chunks); });
+    return *std::move(outputs);
+  }
+
+ private:
+  ComputeThread& thread_;
+  const std::unique_ptr<ModelRunner> runner_;
+};
+
+}  // namespace
+
+ComputeThread::ComputeThread() : thread_([this] { Loop(); }) {}
+
+ComputeThread::~ComputeThread() {
+  {
+    const MutexLock lock(mu_);
+    DDL_CHECK(tasks_.empty(), "a compute thread ends while it is used");
+    stopping_ = true;
+  }
+  asked_.NotifyOne();
+  thread_.join();
+}
+
+void ComputeThread::Run(const std::function<void()>& function) {
+  Task task = {.function = &function};
+  const MutexLock lock(mu_);
+  tasks_.push_back(&task);
+  asked_.NotifyOne();
+  while (!task.done) done_.Wait(mu_);
+}
+
+int ComputeThread::num_waiting() const {
+  const MutexLock lock(mu_);
+  return static_cast<int>(tasks_.size()) - (running_ ? 1 : 0);
+}
+
+void ComputeThread::Loop() {
+  while (true) {
+    Task* task = nullptr;
+    {
+      const MutexLock lock(mu_);
+      while (tasks_.empty() && !stopping_) asked_.Wait(mu_);
+      if (tasks_.empty()) return;
+      task = tasks_.front();
+      running_ = true;
+    }
+    (*task->function)();
+    const MutexLock lock(mu_);
+    tasks_.pop_front();
+    running_ = false;
+    task->done = true;
+    done_.NotifyAll();
+  }
+}
+
+std::unique_ptr<ModelRunner> RunOn(ComputeThread* thread, std::unique_ptr<ModelRunner> runner) {
+  return std::make_unique<ElsewhereRunner>(thread, std::move(runner));
+}
+
+}  // namespace ddl

@@ -1,0 +1,144 @@
+"""Every query of the dashboard, and every rule, on a real Prometheus that scrapes a real server."""
+
+import concurrent.futures
+import json
+import math
+import re
+
+import grpc
+import pytest
+import yaml
+
+from ddl_client import RpcError
+from manifests import KUBERNETES, ROOT
+from prometheus_server import Prometheus
+from server_process import Server
+
+DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "ddl-server.json").read_text())
+RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
+MODEL = ROOT / "models" / "ddl-demo"
+VARIABLES = {"$job": "ddl-server", "$model": ".*", "$instance": ".*", "$__rate_interval": "1m"}
+
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+QUERIES = {f'{panel["title"]} {target["refId"]}': target["expr"]
+           for panel in PANELS for target in panel["targets"]}
+each_query = pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
+
+
+def documented_metrics():
+    """The names in the first column of docs/metrics.md's tables."""
+    cells = re.findall(r"^\| (`(?:ddl|process)_.*?) \|", (ROOT / "docs" / "metrics.md").read_text(),
+                       re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+def metrics_in(expression):
+    """The metrics that an expression reads, without recorded ones; histograms by their own name."""
+    names = re.findall(r"(?<![\w:])(?:ddl|process)_\w+(?![\w:])", expression)
+    return {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
+
+
+def finite(series):
+    return [value for _, value in series if math.isfinite(value)]
+
+
+def calls_of_all_kinds(client):
+    client.embed(["She was very happy.", "They drove to town."])
+    client.tokenize(["some text"])
+    client.generate("She was", max_tokens=12, temperature=0)
+    list(client.stream("It was a fine morning, and", max_tokens=12, seed=1))
+    with pytest.raises(RpcError):
+        client.generate("She was", temperature=-1)
+    with pytest.raises(RpcError) as error:
+        client.generate("She was", max_tokens=900, ignore_eos=True, timeout=0.3)
+    assert error.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    stream = client.stream("She was", max_tokens=900, ignore_eos=True, temperature=1)
+    next(iter(stream))
+    stream.cancel()
+
+
+@pytest.fixture(scope="module")
+def flags_of_the_deployment():
+    lines = (KUBERNETES / "base" / "flags.env").read_text().splitlines()
+    flags = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    # Not waited for here.
+    return flags | {"DDL_DRAIN_DELAY": "0"}
+
+
+@pytest.fixture(scope="module")
+def scraped(tmp_path_factory, flags_of_the_deployment):
+    """(Prometheus, server) after some load, and with two more scrapes behind it."""
+    with (Server(MODEL, **flags_of_the_deployment) as server,
+          Prometheus(tmp_path_factory.mktemp("prometheus"), server.metrics_address) as prometheus):
+        prometheus.wait_for_samples(1)  # the counters at zero
+        for _ in range(2):
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                for call in [pool.submit(calls_of_all_kinds, server.client) for _ in range(4)]:
+                    call.result()
+            prometheus.wait_for_samples(2)
+        yield prometheus, server
+
+
+def test_names_are_documented():
+    documented = documented_metrics()
+    rules = RULES.read_text()
+    assert metrics_in(rules) <= documented
+    for query in QUERIES.values():
+        assert metrics_in(query) <= documented, query
+
+
+def test_every_metric_is_on_the_dashboard():
+    shown = set().union(*map(metrics_in, QUERIES.values()))
+    # Nothing to look at beside the resident memory.
+    assert documented_metrics() - shown == {"process_virtual_memory_bytes"}
+
+
+def test_metrics_are_served(scraped):
+    _, server = scraped
+    served = {name + "_total" if kind == "counter" else name
+              for name, kind in server.scrape().types.items()}
+    assert documented_metrics() <= served
+    assert {name for name in served if name.startswith("ddl_")} <= documented_metrics()
+
+
+@each_query
+def test_query(scraped, query):
+    prometheus, _ = scraped
+    for variable, value in VARIABLES.items():
+        query = query.replace(variable, value)
+    assert "$" not in query
+    found = prometheus.query(query)
+    assert finite(found), f"{query}: {found}"
+
+
+def test_rules(scraped):
+    prometheus, _ = scraped
+    rules = {rule["name"]: rule for rule in prometheus.rules()}
+    written = [rule for group in yaml.safe_load(RULES.read_text())["groups"]
+               for rule in group["rules"]]
+    assert rules.keys() == {rule.get("alert") or rule["record"] for rule in written}
+    for rule in rules.values():
+        assert rule["health"] == "ok", rule
+    recorded = {labels["slo"]: value for labels, value in prometheus.query(
+        'job_model_slo:ddl_error_budget_burn:rate5m{model="ddl-demo"}')}
+    assert recorded.keys() == {"availability", "first_token", "inter_token"}
+    # The calls that ran out of time count.
+    assert recorded["availability"] > 14.4
+
+
+def test_the_dashboard_is_well_formed():
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"])
+                 for y in range(place["y"], place["y"] + place["h"])}
+        assert not cells & taken and place["x"] + place["w"] <= 24, panel["title"]
+        taken |= cells
+    variables = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    for panel in PANELS:
+        assert panel["datasource"]["uid"] == "${datasource}"
+        for target in panel["targets"]:
+            used = set(re.findall(r"\$(\w+)", target["expr"])) - {"__rate_interval"}
+            assert used <= variables, panel["title"]

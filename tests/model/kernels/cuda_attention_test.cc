@@ -1,0 +1,500 @@
+// AttentionInput and PagedAttention: the CPU's twin and the CUDA source against naive loops in
+// double precision, and against themselves in other batches and chunks.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "model/kernels/cuda/cuda_kernels.h"
+#include "tests/model/kernels/cuda_engine.h"
+
+namespace ddl::kernels {
+namespace {
+
+double Sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
+
+class CudaAttentionTest : public testing::TestWithParam<std::tuple<Engine, Type>> {
+ protected:
+  const Engine& engine() const { return std::get<0>(GetParam()); }
+  Type type() const { return std::get<1>(GetParam()); }
+
+  Random random_;
+};
+
+struct Layer {
+  std::string name;
+  int64_t heads, head_dim, rotary_dims, block_size;
+  bool norms, gate, k_shift, v_shift;
+  Activation activation;
+};
+
+std::vector<Layer> Layers() {
+  return {
+      {"plain", 1, 1, 0, 1, false, false, false, false, Activation::kIdentity},
+      {"rope", 2, 8, 8, 4, false, false, false, false, Activation::kIdentity},
+      {"half rope, norm", 3, 10, 4, 5, true, false, false, false, Activation::kIdentity},
+      {"odd head, gate", 2, 7, 6, 16, true, true, false, false, Activation::kSilu},
+      {"shifts", 2, 16, 16, 16, true, false, true, true, Activation::kIdentity},
+      {"k shift, relu", 2, 17, 16, 17, true, false, true, false, Activation::kRelu},
+      {"v shift, elu+1", 1, 33, 32, 32, false, true, false, true, Activation::kElu1},
+      {"wide", 2, 64, 64, 16, true, true, false, false, Activation::kIdentity},
+      {"the models'", 1, 128, 128, 16, true, false, false, false, Activation::kIdentity},
+      {"wider than a block", 1, 136, 72, 8, true, true, true, true, Activation::kSilu},
+  };
+}
+
+TEST_P(CudaAttentionTest, InputThenAttentionEqualsNaiveLoops) {
+  // Positions 0...length-1 are filled by a first call, the rest by a second, where for one
+  // layer in two every sequence has one row.
+  const std::vector<std::pair<int, int>> first = {{0, 1}, {0, 17}, {0, 4}};
+  const std::vector<std::pair<int, int>> chunks = {{1, 3}, {17, 1}, {4, 29}};
+  const std::vector<std::pair<int, int>> decode = {{1, 1}, {17, 1}, {4, 1}};
+  constexpr int64_t kPositions = 64;
+  for (const Layer& layer : Layers()) {
+    for (const auto& second : {chunks, decode}) {
+      const int64_t heads = layer.heads, hd = layer.head_dim, d = 45;
+      const std::vector<float> q_norm = random_.Values(hd, 1.0f), k_norm = random_.Values(hd, 1.0f);
+      const std::vector<float> y_norm = random_.Values(hd, 1.0f);
+      const std::vector<float> k_alpha = random_.Values(heads * d, 0.3f);
+      const std::vector<float> v_alpha = random_.Values(heads * d, 0.3f);
+      std::vector<float> rope_cos, rope_sin;
+      for (int64_t p = 0; p < kPositions; ++p) {
+        for (int64_t n = 0; n < layer.rotary_dims / 2; ++n) {
+          const float angle = 0.3f * static_cast<float>(p) / static_cast<float>(1 + n);
+          rope_cos.push_back(std::cos(angle));
+          rope_sin.push_back(std::sin(angle));
+        }
+      }
+      const RaggedBatch shape(first, layer.block_size, kPositions);
+      const int64_t cache_size = shape.blocks() * heads * hd * layer.block_size;
+      Buffer k_cache(type(), cache_size), v_cache(type(), cache_size);
+      std::vector<float> tails = random_.Values(shape.slots() * 2 * heads * hd, 1.0f);
+
+      // Per sequence, what naive attention remembers.
+      std::vector<std::vector<std::vector<double>>> keys(first.size()), values(first.size());
+      std::vector<std::vector<float>> last_k(first.size()), last_v(first.size());
+      for (const auto& part : {first, second}) {
+        const RaggedBatch ragged(part, layer.block_size, kPositions);
+        const int64_t tokens = ragged.batch.tokens;
+        const std::vector<float> qkv = random_.Values(tokens * 3 * heads * hd, 1.0f, type());
+        const std::vector<float> c = random_.Values(tokens * d, 1.0f, type());
+        const std::vector<float> gate = random_.Values(tokens * heads * hd, 1.0f, type());
+        Buffer qkv_buffer(type(), qkv), c_buffer(type(), c), gate_buffer(type(), gate);
+        Buffer y(type(), tokens * heads * hd);
+
+        AttentionInputArgs input;
+        input.type = type();
+        input.d = d;
+        input.heads = heads;
+        input.head_dim = hd;
+        input.c = c_buffer.data();
+        input.qkv = qkv_buffer.data();
+        input.q_activation = input.k_activation = input.v_activation = layer.activation;
+        const int64_t tail_stride = 2 * heads * hd;
+        if (layer.k_shift) input.k_shift = {k_alpha.data(), tails.data(), tail_stride};
+        if (layer.v_shift) {
+          input.v_shift = {v_alpha.data(), tails.data() + heads * hd, tail_stride};
+        }
+        input.rotary_dims = layer.rotary_dims;
+        input.rope_cos = rope_cos.data();
+        input.rope_sin = rope_sin.data();
+        input.q_norm = layer.norms ? q_norm.data() : nullptr;
+        input.k_norm = layer.norms ? k_norm.data() : nullptr;
+        input.norm_eps = 0.05f;
+        input.cache = {k_cache.data(), v_cache.data(), layer.block_size};
+        RunKernel(engine(), ragged, kPositions, input);
+        const std::vector<float> q_found = qkv_buffer.Floats();
+        const std::vector<float> k_found = k_cache.Floats(), v_found = v_cache.Floats();
+
+        PagedAttentionArgs attention;
+        attention.type = type();
+        attention.heads = heads;
+        attention.head_dim = hd;
+        attention.q = qkv_buffer.data();
+        attention.q_stride = 3 * heads * hd;
+        attention.cache = input.cache;
+        attention.norm_weight = layer.norms ? y_norm.data() : nullptr;
+        attention.norm_eps = 0.05f;
+        attention.gate = layer.gate ? gate_buffer.data() : nullptr;
+        attention.y = y.data();
+        RunKernel(engine(), ragged, attention);
+
+        const auto activate = [&](double z) {
+          switch (layer.activation) {
+            case Activation::kSilu:
+              return z * Sigmoid(z);
+            case Activation::kRelu:
+              return std::max(z, 0.0);
+            case Activation::kElu1:
+              return z > 0 ? z + 1.0 : std::exp(z);
+            case Activation::kIdentity:
+              break;
+          }
+          return z;
+        };
+        const auto rotate = [&](std::vector<double>& z, int64_t position) {
+          const int64_t half = layer.rotary_dims / 2;
+          for (int64_t n = 0; n < half; ++n) {
+            const double cosine = rope_cos[position * half + n];
+            const double sine = rope_sin[position * half + n];
+            const double a = z[n], b = z[half + n];
+            z[n] = a * cosine - b * sine;
+            z[half + n] = b * cosine + a * sine;
+          }
+        };
+        const auto normalise = [&](std::vector<double>& z, const std::vector<float>& weight) {
+          double mean_square = 0.05;
+          for (const double value : z) mean_square += value * value / static_cast<double>(hd);
+          for (int64_t n = 0; n < hd; ++n) z[n] *= weight[n] / std::sqrt(mean_square);
+        };
+        const auto as_stored = [&](std::vector<double>& z) {
+          for (double& value : z) value = Round(static_cast<float>(value), type());
+        };
+        std::vector<double> want;
+        for (int64_t t = 0; t < tokens; ++t) {
+          const int64_t s = ragged.row_sequence[t], position = ragged.position[t];
+          const auto raw = [&](int64_t which) {
+            const auto begin = qkv.begin() + (t * 3 + which) * heads * hd;
+            return std::vector<float>(begin, begin + heads * hd);
+          };
+          const std::vector<float> k_now = raw(1), v_now = raw(2);
+          keys[s].resize(position * heads + heads);
+          values[s].resize(position * heads + heads);
+          for (int64_t head = 0; head < heads; ++head) {
+            std::vector<double> q(qkv.begin() + t * 3 * heads * hd + head * hd,
+                                  qkv.begin() + t * 3 * heads * hd + (head + 1) * hd);
+            std::vector<double> k(hd), v(hd);
+            const auto shift = [&](std::vector<double>& z, const std::vector<float>& now,
+                                   const std::vector<float>& before, bool on,
+                                   const std::vector<float>& weight) {
+              double alpha = 0.0;
+              for (int64_t i = 0; i < d; ++i) alpha += weight[head * d + i] * c[t * d + i];
+              alpha = on ? Sigmoid(alpha) : 0.0;
+              for (int64_t n = 0; n < hd; ++n) {
+                const double previous = before.empty() ? 0.0 : before[head * hd + n];
+                z[n] = alpha * previous + (1.0 - alpha) * now[head * hd + n];
+              }
+            };
+            shift(k, k_now, last_k[s], layer.k_shift, k_alpha);
+            shift(v, v_now, last_v[s], layer.v_shift, v_alpha);
+            for (int64_t n = 0; n < hd; ++n) {
+              q[n] = activate(q[n]);
+              k[n] = activate(k[n]);
+              v[n] = activate(v[n]);
+            }
+            rotate(q, position);
+            rotate(k, position);
+            if (layer.norms) {
+              normalise(q, q_norm);
+              normalise(k, k_norm);
+            }
+            const int64_t bs = layer.block_size;
+            const int64_t block =
+                ragged.block_table[s * ragged.batch.block_table_stride + position / bs];
+            const int64_t cache_base = (block * heads + head) * bs * hd;
+            std::vector<float> stored;
+            for (int64_t n = 0; n < hd; ++n) {
+              stored.push_back(q_found[(t * 3 * heads + head) * hd + n]);
+              stored.push_back(k_found[cache_base + n * bs + position % bs]);
+              stored.push_back(v_found[cache_base + position % bs * hd + n]);
+            }
+            std::vector<double> want_stored;
+            for (int64_t n = 0; n < hd; ++n) {
+              want_stored.insert(want_stored.end(), {q[n], k[n], v[n]});
+            }
+            ExpectClose(stored, want_stored, type(), layer.name + ": q, k, v");
+            as_stored(q);
+            as_stored(k);
+            as_stored(v);
+            keys[s][position * heads + head] = k;
+            values[s][position * heads + head] = v;
+
+            std::vector<double> scores(position + 1), out(hd, 0.0);
+            double total = 0.0, largest = -INFINITY;
+            for (int64_t p = 0; p <= position; ++p) {
+              for (int64_t n = 0; n < hd; ++n) scores[p] += q[n] * keys[s][p * heads + head][n];
+              scores[p] /= std::sqrt(static_cast<double>(hd));
+              largest = std::max(largest, scores[p]);
+            }
+            for (double& score : scores) total += score = std::exp(score - largest);
+            for (int64_t p = 0; p <= position; ++p) {
+              for (int64_t n = 0; n < hd; ++n) {
+                out[n] += scores[p] / total * values[s][p * heads + head][n];
+              }
+            }
+            if (layer.norms) normalise(out, y_norm);
+            for (int64_t n = 0; n < hd; ++n) {
+              const double g = gate[(t * heads + head) * hd + n];
+              want.push_back(layer.gate ? out[n] * g * Sigmoid(g) : out[n]);
+            }
+          }
+          last_k[s] = k_now;
+          last_v[s] = v_now;
+        }
+        // K, V and q are rounded before attention: a last-bit tie there moves y by a little more.
+        const std::vector<float> found = y.Floats();
+        ASSERT_EQ(found.size(), want.size());
+        const double tolerance = type() == Type::kFloat32 ? 3e-5 : 3e-2;
+        for (size_t i = 0; i < found.size(); ++i) {
+          ASSERT_NEAR(found[i], want[i], tolerance * (1.0 + std::abs(want[i])))
+              << layer.name << ", element " << i;
+        }
+      }
+    }
+  }
+}
+
+// A cache that is full of keys and values, and a q whose scores are far from equal.
+struct Context {
+  int64_t heads, head_dim, block_size, positions;
+  std::vector<float> k, v, q;  // [positions, H, hd], [positions, H, hd], [positions, H, hd]
+};
+
+// y of rows at `rows` (positions) of one sequence, beside `others` rows at position 2.
+std::vector<float> Attend(const Engine& engine, Type type, const Context& context,
+                          const std::vector<int>& rows, int others) {
+  const int64_t heads = context.heads, hd = context.head_dim, bs = context.block_size;
+  const int64_t width = heads * hd;
+  std::vector<std::pair<int, int>> sequences(others, {2, 1});
+  for (const int row : rows) sequences.push_back({row, 1});
+  RaggedBatch ragged(sequences, bs, context.positions);
+  const int64_t stride = ragged.batch.block_table_stride;
+  // All rows of ours share one sequence's blocks, the last first, so that order shows.
+  std::vector<float> k(ragged.blocks() * bs * width, NAN), v(k);
+  for (int64_t p = 0; p < context.positions; ++p) {
+    const int64_t block = stride - 1 - p / bs;
+    for (int64_t head = 0; head < heads; ++head) {
+      for (int64_t n = 0; n < hd; ++n) {
+        const float k_value = context.k[(p * heads + head) * hd + n];
+        const float v_value = context.v[(p * heads + head) * hd + n];
+        k[((block * heads + head) * hd + n) * bs + p % bs] = k_value;
+        v[((block * heads + head) * bs + p % bs) * hd + n] = v_value;
+      }
+    }
+  }
+  for (int64_t s = 0; s < ragged.batch.sequences; ++s) {
+    for (int64_t b = 0; b < stride; ++b) {
+      ragged.block_table[s * stride + b] = static_cast<int32_t>(stride - 1 - b);
+    }
+  }
+  const int64_t tokens = ragged.batch.tokens;
+  std::vector<float> q(tokens * width, 0.5f);
+  for (size_t n = 0; n < rows.size(); ++n) {
+    std::copy(context.q.begin() + rows[n] * width, context.q.begin() + (rows[n] + 1) * width,
+              q.begin() + (others + n) * width);
+  }
+  Buffer k_cache(type, k), v_cache(type, v), q_buffer(type, q), y(type, tokens * width);
+  PagedAttentionArgs args;
+  args.type = type;
+  args.heads = heads;
+  args.head_dim = hd;
+  args.q = q_buffer.data();
+  args.q_stride = width;
+  args.cache = {k_cache.data(), v_cache.data(), bs};
+  args.y = y.data();
+  RunKernel(engine, ragged, args);
+  const std::vector<float> all = y.Floats();
+  return std::vector<float>(all.begin() + others * width, all.end());
+}
+
+Context MakeContext(Random& random, Type type, int64_t heads, int64_t head_dim, int64_t block_size,
+                    int64_t positions) {
+  const int64_t size = positions * heads * head_dim;
+  return {heads,
+          head_dim,
+          block_size,
+          positions,
+          random.Values(size, 1.0f, type),
+          random.Values(size, 1.0f, type),
+          random.Values(size, 3.0f / std::sqrt(std::sqrt(static_cast<float>(head_dim))), type)};
+}
+
+// Contexts around tiles and splits.
+TEST_P(CudaAttentionTest, LongContextsEqualNaiveLoops) {
+  constexpr auto kSplit = static_cast<int>(cuda::kPositionsPerSplit);
+  const std::vector<int> lengths = {1,
+                                    2,
+                                    127,
+                                    128,
+                                    129,
+                                    kSplit - 1,
+                                    kSplit,
+                                    kSplit + 1,
+                                    kSplit + 129,
+                                    2 * kSplit,
+                                    2 * kSplit + 1,
+                                    3 * kSplit - 3};
+  std::vector<int> rows;
+  for (const int length : lengths) rows.push_back(length - 1);
+  for (const auto& [hd, block_size] :
+       std::vector<std::pair<int64_t, int64_t>>{{128, 16}, {64, 8}, {33, 16}, {40, 5}, {7, 33}}) {
+    const Context context = MakeContext(random_, type(), 2, hd, block_size, 3 * kSplit);
+    const std::vector<float> found = Attend(engine(), type(), context, rows, 1);
+    std::vector<double> want;
+    for (const int row : rows) {
+      for (int64_t head = 0; head < context.heads; ++head) {
+        const auto at = [&](int64_t p) { return (p * context.heads + head) * hd; };
+        std::vector<double> weight(row + 1), out(hd, 0.0);
+        double largest = -INFINITY, total = 0.0;
+        for (int p = 0; p <= row; ++p) {
+          for (int64_t n = 0; n < hd; ++n) {
+            weight[p] += double(context.q[at(row) + n]) * context.k[at(p) + n];
+          }
+          weight[p] /= std::sqrt(static_cast<double>(hd));
+          largest = std::max(largest, weight[p]);
+        }
+        for (double& w : weight) total += w = std::exp(w - largest);
+        for (int p = 0; p <= row; ++p) {
+          for (int64_t n = 0; n < hd; ++n) out[n] += weight[p] / total * context.v[at(p) + n];
+        }
+        want.insert(want.end(), out.begin(), out.end());
+      }
+    }
+    ExpectClose(found, want, type(),
+                "hd " + std::to_string(hd) + " block_size " + std::to_string(block_size));
+    if (HasFatalFailure()) return;
+  }
+}
+
+TEST_P(CudaAttentionTest, BitsDependOnTheRowAlone) {
+  constexpr auto kSplit = static_cast<int>(cuda::kPositionsPerSplit);
+  const std::vector<int> rows = {0, 30, kSplit - 1, kSplit, 2 * kSplit - 1, 2 * kSplit + 5};
+  const Context context = MakeContext(random_, type(), 1, 32, 16, 2 * kSplit + 16);
+  const std::vector<float> together = Attend(engine(), type(), context, rows, 3);
+  for (size_t n = 0; n < rows.size(); ++n) {
+    // Alone, a short row takes one kernel; beside a long one, the second kernel passes it by.
+    const std::vector<float> alone = Attend(engine(), type(), context, {rows[n]}, 0);
+    EXPECT_EQ(std::memcmp(alone.data(), together.data() + n * 32, 32 * sizeof(float)), 0)
+        << "position " << rows[n];
+  }
+}
+
+// Shifts that go on from another slot and leave their tails by row.
+TEST_P(CudaAttentionTest, ShiftTailsByRow) {
+  constexpr int64_t kHeads = 2, kHeadDim = 24, kWidth = kHeads * kHeadDim, kD = 5;
+  for (const auto& sequences :
+       std::vector<std::vector<std::pair<int, int>>>{{{0, 3}, {4, 1}, {7, 4}}, {{2, 1}, {0, 1}}}) {
+    RaggedBatch ragged(sequences, 8, 16);
+    ragged.SaveTailsByRow();
+    const int64_t tokens = ragged.batch.tokens;
+    const std::vector<float> qkv = random_.Values(tokens * 3 * kWidth, 1.0f, type());
+    Buffer qkv_buffer(type(), qkv);
+    Buffer c(type(), std::vector<float>(tokens * kD, 0.0f));  // so alpha is a half
+    const std::vector<float> weight(kHeads * kD, 1.0f);
+    std::vector<float> tails = random_.Values(ragged.slots() * 2 * kWidth, 1.0f);
+    const std::vector<float> before = tails;
+    const std::vector<float> empty(ragged.blocks() * kWidth * 8, 0.0f);
+    Buffer k_cache(type(), empty), v_cache(type(), empty);
+    AttentionInputArgs args;
+    args.type = type();
+    args.d = kD;
+    args.heads = kHeads;
+    args.head_dim = kHeadDim;
+    args.c = c.data();
+    args.qkv = qkv_buffer.data();
+    args.k_shift = {weight.data(), tails.data(), 2 * kWidth};
+    args.v_shift = {weight.data(), tails.data() + kWidth, 2 * kWidth};
+    args.cache = {k_cache.data(), v_cache.data(), 8};
+    RunKernel(engine(), ragged, 16, args);
+
+    std::vector<float> want_tails = before;
+    const std::vector<float> v_found = v_cache.Floats();
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t s = ragged.row_sequence[t];
+      const auto o = [&](int64_t row, int64_t n) { return qkv[row * 3 * kWidth + kWidth + n]; };
+      const auto leave = [&](int64_t slot) {
+        for (int64_t n = 0; n < 2 * kWidth; ++n) want_tails[slot * 2 * kWidth + n] = o(t, n);
+      };
+      if (t + 1 == ragged.row_begin[s + 1]) leave(ragged.slot[s]);
+      if (ragged.row_save[t] >= 0) leave(ragged.row_save[t]);
+      const int64_t position = ragged.position[t];
+      const int64_t block = ragged.block_table[s * ragged.batch.block_table_stride + position / 8];
+      for (int64_t n = 0; n < kWidth; ++n) {
+        double previous = 0.0;
+        if (position > 0) {
+          previous = t > ragged.row_begin[s]
+                         ? o(t - 1, kWidth + n)
+                         : before[ragged.tail_source[s] * 2 * kWidth + kWidth + n];
+        }
+        const double want = 0.5 * previous + 0.5 * o(t, kWidth + n);
+        const int64_t at =
+            (block * kWidth + n / kHeadDim * kHeadDim) * 8 + position % 8 * kHeadDim + n % kHeadDim;
+        ASSERT_NEAR(v_found[at], want, 1e-5 + std::abs(want) / 256) << "row " << t << " " << n;
+      }
+    }
+    EXPECT_EQ(tails, want_tails);
+  }
+}
+
+// k, v and tails of a sequence of 9 rows: whole, one at a time, in chunks.
+TEST_P(CudaAttentionTest, InputBitsDependOnNeitherBatchNorChunks) {
+  constexpr int64_t kTokens = 9, kHeads = 2, kHeadDim = 24, kWidth = kHeads * kHeadDim, kD = 33;
+  const std::vector<float> qkv = random_.Values(kTokens * 3 * kWidth, 1.0f, type());
+  const std::vector<float> c = random_.Values(kTokens * kD, 1.0f, type());
+  const std::vector<float> weight = random_.Values(kHeads * kD, 0.3f);
+  const std::vector<float> norm = random_.Values(kHeadDim, 1.0f);
+  const std::vector<float> rope = random_.Values(16 * kHeadDim / 2, 1.0f);
+  const auto run = [&](int64_t chunk) {
+    const RaggedBatch shape({{0, static_cast<int>(kTokens)}}, 8, 16);
+    const std::vector<float> empty(shape.blocks() * kWidth * 8, 0.0f);
+    Buffer k_cache(type(), empty), v_cache(type(), empty);
+    std::vector<float> tails(shape.slots() * 2 * kWidth, NAN), result;
+    for (int64_t begin = 0; begin < kTokens; begin += chunk) {
+      const int64_t rows = std::min(chunk, kTokens - begin);
+      const RaggedBatch ragged({{static_cast<int>(begin), static_cast<int>(rows)}}, 8, 16);
+      const auto part = [&](const std::vector<float>& values, int64_t width) {
+        return std::vector<float>(values.begin() + begin * width,
+                                  values.begin() + (begin + rows) * width);
+      };
+      Buffer qkv_part(type(), part(qkv, 3 * kWidth)), c_part(type(), part(c, kD));
+      AttentionInputArgs args;
+      args.type = type();
+      args.d = kD;
+      args.heads = kHeads;
+      args.head_dim = kHeadDim;
+      args.c = c_part.data();
+      args.qkv = qkv_part.data();
+      args.k_shift = {weight.data(), tails.data(), 2 * kWidth};
+      args.v_shift = {weight.data(), tails.data() + kWidth, 2 * kWidth};
+      args.rotary_dims = kHeadDim;
+      args.rope_cos = args.rope_sin = rope.data();
+      args.q_norm = args.k_norm = norm.data();
+      args.norm_eps = 1e-5f;
+      args.cache = {k_cache.data(), v_cache.data(), 8};
+      RunKernel(engine(), ragged, 16, args);
+      const std::vector<float> out = qkv_part.Floats();
+      result.insert(result.end(), out.begin(), out.end());
+    }
+    for (const Buffer* cache : {&k_cache, &v_cache}) {
+      const std::vector<float> values = cache->Floats();
+      result.insert(result.end(), values.begin(), values.end());
+    }
+    result.insert(result.end(), tails.begin() + 2 * kWidth, tails.begin() + 4 * kWidth);
+    return result;
+  };
+  const std::vector<float> whole = run(kTokens);
+  for (const int64_t chunk : {1, 2, 4}) {
+    const std::vector<float> found = run(chunk);
+    ASSERT_EQ(found.size(), whole.size());
+    EXPECT_EQ(std::memcmp(found.data(), whole.data(), whole.size() * sizeof(float)), 0)
+        << "chunks of " << chunk;
+  }
+}
+
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaAttentionTest);  // without a GPU
+INSTANTIATE_TEST_SUITE_P(All, CudaAttentionTest,
+                         testing::Combine(testing::ValuesIn(Engines()),
+                                          testing::Values(Type::kFloat32, Type::kBFloat16)),
+                         [](const auto& info) {
+                           return std::get<0>(info.param).name +
+                                  (std::get<1>(info.param) == Type::kFloat32 ? "_float32"
+                                                                             : "_bfloat16");
+                         });
+
+}  // namespace
+}  // namespace ddl::kernels

@@ -1,0 +1,43 @@
+#ifndef DDL_TESTS_MODEL_KERNELS_CUDA_BLOCK_H_
+#define DDL_TESTS_MODEL_KERNELS_CUDA_BLOCK_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+// Runs CUDA kernels on the CPU: every CUDA thread is a fiber, and the fibers of a block take turns
+// at barriers and warp shuffles. One block runs after the other, all on the calling thread.
+//
+// Stricter than the device: it ends the process when threads of a warp or block wait for each other
+// forever, when a thread leaves while others wait for it, and (with the device.cuh of the tests) at
+// an access that is not aligned. Shared memory has exactly the bytes of the launch and is full of
+// NaNs at the start of each block. What runs between two barriers runs in the order of the
+// schedule: a missing barrier shows as a result that differs between schedules.
+
+namespace ddl::kernels::cuda_host {
+
+struct Index {
+  unsigned x = 0;
+  unsigned y = 0;
+  unsigned z = 0;
+};
+
+// As CUDA names them, of the thread that runs now.
+extern Index thread_index, block_index, block_size, grid_size;
+
+// In which order blocks, and threads of a block between barriers, run: 0 ascending, 1 descending,
+// from 2 on shuffled, each number its own way.
+void SetSchedule(uint32_t schedule);
+
+void RunGrid(Index blocks, unsigned threads, size_t shared_bytes,
+             const std::function<void()>& kernel);
+
+// Called by kernels.
+void BlockBarrier();
+void WarpBarrier();
+uint64_t WarpExchange(uint64_t value, unsigned source_lane);  // the value of that lane
+unsigned char* SharedMemory();
+
+}  // namespace ddl::kernels::cuda_host
+
+#endif  // DDL_TESTS_MODEL_KERNELS_CUDA_BLOCK_H_

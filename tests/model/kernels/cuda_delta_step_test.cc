@@ -1,0 +1,401 @@
+// DeltaStep: the CPU's twin and the CUDA source against naive loops in double precision.
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/model/kernels/cuda_engine.h"
+
+namespace ddl::kernels {
+namespace {
+
+double Sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
+
+enum class Gates { kNone, kLinear, kHidden, kConstant, kNoSigmoid };
+
+struct Row {
+  std::string name;
+  int64_t d, dv;
+  Rewrite rewrite;
+  Compress compress;
+  int64_t taps;
+  Gates gates;
+  int64_t offset = 0;   // elements that X starts past a multiple of 16 bytes
+  bool decode = false;  // one row per sequence
+  bool x_in = true;
+  bool saves = false;  // tails by row, from another slot
+
+  std::string Describe() const {
+    return name + " d " + std::to_string(d) + " dv " + std::to_string(dv) + " taps " +
+           std::to_string(taps);
+  }
+};
+
+std::vector<Row> Rows() {
+  using enum Rewrite;
+  using enum Compress;
+  std::vector<Row> rows = {
+      {"baseline", 48, 1, kAdd, kIdentity, 0, Gates::kNone},
+      {"baseline, first", 48, 1, kNone, kIdentity, 0, Gates::kNone},
+      {"vdim1", 33, 1, kDelta, kIdentity, 0, Gates::kLinear},
+      {"vdim1, whole packs", 1056, 1, kDelta, kIdentity, 0, Gates::kLinear},
+      {"first boundary", 32, 4, kNone, kChannel, 0, Gates::kLinear},
+      {"before the head", 32, 4, kDelta, kChannel, 0, Gates::kNone},
+      {"two-layer beta", 40, 4, kDelta, kChannel, 0, Gates::kHidden},
+      {"two-layer beta over several warps", 200, 2, kDelta, kToken, 3, Gates::kHidden},
+      {"constant v", 40, 4, kDelta, kChannel, 0, Gates::kConstant},
+      {"linear v", 40, 4, kDelta, kChannel, 0, Gates::kNoSigmoid},
+      {"x_in not wanted", 40, 4, kDelta, kChannel, 0, Gates::kLinear, 0, false, false},
+      // Slices: no 16-byte access is aligned, then some are.
+      {"sliced by 1", 64, 4, kDelta, kChannel, 0, Gates::kLinear, 1},
+      {"sliced by 2", 64, 2, kDelta, kChannel, 0, Gates::kLinear, 2},
+      {"sliced by 4", 64, 4, kDelta, kToken, 4, Gates::kLinear, 4},
+      {"small model", 768, 4, kDelta, kChannel, 0, Gates::kLinear},
+      // The row of X does not fit into shared memory in float32.
+      {"large row", 3100, 8, kDelta, kChannel, 0, Gates::kLinear, 0, true},
+      {"tc, first boundary", 36, 4, kNone, kToken, 4, Gates::kLinear},
+      {"tc, first boundary, decode", 36, 4, kNone, kToken, 4, Gates::kLinear, 0, true},
+      {"tc, one tap", 36, 4, kDelta, kToken, 1, Gates::kLinear},
+      {"tc, readout", 36, 4, kDelta, kToken, 4, Gates::kNone},
+      {"tc, tails by row", 36, 4, kDelta, kToken, 4, Gates::kLinear, 0, false, true, true},
+      {"tc, tails by row, odd", 33, 3, kDelta, kToken, 3, Gates::kLinear, 0, false, true, true},
+      {"tc, tails by row, decode", 36, 4, kDelta, kToken, 4, Gates::kLinear, 0, true, true, true},
+      {"tc, tails by row, dv 1", 64, 1, kDelta, kToken, 5, Gates::kLinear, 0, true, true, true},
+  };
+  for (int64_t dv = 1; dv <= 8; ++dv) {
+    for (const int64_t d : {1, 8, 31, 32, 33, 129, 136}) {
+      rows.push_back({"cc", d, dv, kDelta, kChannel, 0, Gates::kLinear});
+      rows.push_back({"tc", d, dv, kDelta, kToken, 1 + (d + dv) % 5, Gates::kLinear});
+      rows.push_back(
+          {"tc decode", d, dv, kDelta, kToken, 1 + (d + dv) % 5, Gates::kLinear, 0, true});
+    }
+  }
+  return rows;
+}
+
+// A tensor that starts `offset` elements past where vectors are aligned.
+class Sliced {
+ public:
+  Sliced(Type type, const std::vector<float>& values, int64_t offset)
+      : offset_(offset), element_(type == Type::kFloat32 ? 4 : 2), buffer_(type, Padded(values)) {}
+  void* data() { return static_cast<unsigned char*>(buffer_.data()) + offset_ * element_; }
+  std::vector<float> Floats() const {
+    std::vector<float> values = buffer_.Floats();
+    return std::vector<float>(values.begin() + offset_, values.end());
+  }
+
+ private:
+  std::vector<float> Padded(const std::vector<float>& values) const {
+    std::vector<float> padded(offset_, 0.0f);
+    padded.insert(padded.end(), values.begin(), values.end());
+    return padded;
+  }
+  int64_t offset_;
+  int64_t element_;
+  Buffer buffer_;
+};
+
+class CudaDeltaStepTest : public testing::TestWithParam<std::tuple<Engine, Type>> {
+ protected:
+  const Engine& engine() const { return std::get<0>(GetParam()); }
+  Type type() const { return std::get<1>(GetParam()); }
+  void Check(const Row& row);
+
+  Random random_;
+};
+
+void CudaDeltaStepTest::Check(const Row& row) {
+  RaggedBatch ragged(row.decode
+                         ? std::vector<std::pair<int, int>>{{0, 1}, {3, 1}, {1, 1}}
+                         : std::vector<std::pair<int, int>>{{0, 1}, {0, 5}, {9, 1}, {2, 3}, {7, 2}},
+                     4);
+  if (row.saves) ragged.SaveTailsByRow();
+  const auto source_slot = [&](int64_t s) {
+    return row.saves ? ragged.tail_source[s] : ragged.slot[s];
+  };
+  const int64_t tokens = ragged.batch.tokens;
+  const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
+  const std::string what = row.Describe();
+  const std::vector<float> x_before = random_.Values(tokens * d * dv, 1.0f, type());
+  const float scale = 3.0f / std::sqrt(static_cast<float>(d) + 60.0f);
+  const std::vector<float> h = random_.Values(tokens * d, scale, type());
+  const std::vector<float> compress = random_.Values(taps * d * dv, 0.5f);
+  const std::vector<float> norm = random_.Values(d, 1.0f);
+  const std::vector<float> w_beta = random_.Values(std::max<int64_t>(d, 6), 0.5f * scale);
+  const std::vector<float> w_in = random_.Values(6 * d, 0.5f * scale);
+  const std::vector<float> w_v = random_.Values(dv * d, 0.5f * scale);
+  const std::vector<float> b_v = random_.Values(dv, 0.5f);
+  const std::vector<float> v_before = random_.Values(tokens * dv, 1.0f);
+  std::vector<float> v = v_before, beta(tokens);
+  for (int64_t t = 0; t < tokens; ++t) beta[t] = 0.3f + 0.1f * static_cast<float>(t);
+  const std::vector<float> beta_before = beta;
+  std::vector<float> tail = random_.Values(ragged.slots() * taps * d, 1.0f);
+  const std::vector<float> tail_before = tail;
+
+  Sliced x(type(), x_before, row.offset);
+  Buffer h_buffer(type(), h), x_in(type(), tokens * d), c(type(), tokens * d);
+  DeltaStepArgs args;
+  args.type = type();
+  args.d = d;
+  args.dv = dv;
+  args.x = x.data();
+  args.rewrite = row.rewrite;
+  args.h = h_buffer.data();
+  args.k_eps = 0.5f;  // large, so that leaving it out shows
+  args.compress = row.compress;
+  args.compress_weight = compress.data();
+  args.taps = row.taps;
+  args.tail = tail.data();
+  args.tail_stride = taps * d;
+  args.norm_weight = norm.data();
+  args.norm_eps = 0.1f;
+  args.gates = row.gates != Gates::kNone;
+  args.gate.beta_weight = w_beta.data();
+  args.gate.beta_in = row.gates == Gates::kHidden ? w_in.data() : nullptr;
+  args.gate.beta_hidden = 6;
+  args.gate.beta_bias = 0.25f;
+  args.gate.v_weight = row.gates == Gates::kConstant ? nullptr : w_v.data();
+  args.gate.v_bias = b_v.data();
+  args.gate.v_sigmoid = row.gates != Gates::kNoSigmoid;
+  args.gate.v_scale = 3.0f;
+  args.gate.v_constant = 1.75f;
+  args.x_in = row.x_in ? x_in.data() : nullptr;
+  args.c = c.data();
+  args.v = v.data();
+  args.beta = beta.data();
+  RunKernel(engine(), ragged, args);
+
+  // The rewrite, as stored.
+  std::vector<double> want_x(x_before.begin(), x_before.end());
+  for (int64_t t = 0; t < tokens && row.rewrite != Rewrite::kNone; ++t) {
+    double norm_squared = 0.25;
+    for (int64_t i = 0; i < d; ++i) norm_squared += double(h[t * d + i]) * h[t * d + i];
+    for (int64_t j = 0; j < dv; ++j) {
+      double projection = 0.0;
+      for (int64_t i = 0; i < d; ++i) {
+        projection += h[t * d + i] / std::sqrt(norm_squared) * x_before[(t * d + i) * dv + j];
+      }
+      for (int64_t i = 0; i < d; ++i) {
+        const double k = h[t * d + i] / std::sqrt(norm_squared);
+        want_x[(t * d + i) * dv + j] +=
+            row.rewrite == Rewrite::kAdd ? h[t * d + i]
+                                         : beta_before[t] * k * (v_before[t * dv + j] - projection);
+      }
+    }
+  }
+  ExpectClose(x.Floats(), want_x, type(), what + ": X");
+  // From here on, from the X that was stored: its rounding is not the read's error.
+  const std::vector<float> stored = x.Floats();
+
+  std::vector<double> want_x_in(tokens * d), want_c(tokens * d), want_v(tokens * dv);
+  std::vector<double> want_beta(tokens);
+  const auto tap = [&](int64_t r, int64_t source, int64_t i) {
+    double sum = 0.0;
+    for (int64_t j = 0; j < dv; ++j) {
+      sum += double(compress[(r * d + i) * dv + j]) * stored[(source * d + i) * dv + j];
+    }
+    return sum;
+  };
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int64_t s = ragged.row_sequence[t], first = ragged.row_begin[s];
+    double mean_square = 0.0;
+    for (int64_t i = 0; i < d; ++i) {
+      double sum = 0.0;
+      if (row.compress == Compress::kIdentity) sum = stored[t * d + i];
+      if (row.compress == Compress::kChannel) sum = tap(0, t, i);
+      for (int64_t r = 0; r < taps && row.compress == Compress::kToken; ++r) {
+        const int64_t source = t - (taps - 1) + r;  // rows of this chunk only
+        if (source >= first) sum += tap(r, source, i);
+      }
+      // Rows before the chunk reach this output through the tail they left.
+      if (row.compress == Compress::kToken && t - first < taps - 1 && ragged.position[first] > 0) {
+        sum += tail_before[source_slot(s) * taps * d + (t - first) * d + i];
+      }
+      want_x_in[t * d + i] = sum;
+      mean_square += sum * sum / static_cast<double>(d);
+    }
+    for (int64_t i = 0; i < d; ++i) {
+      want_c[t * d + i] = norm[i] * want_x_in[t * d + i] / std::sqrt(mean_square + 0.1);
+    }
+    double logit = 0.25;
+    if (row.gates == Gates::kHidden) {
+      for (int64_t n = 0; n < 6; ++n) {
+        double hidden = 0.0;
+        for (int64_t i = 0; i < d; ++i) hidden += w_in[n * d + i] * want_c[t * d + i];
+        logit += w_beta[n] * std::tanh(hidden);
+      }
+    } else {
+      for (int64_t i = 0; i < d; ++i) logit += w_beta[i] * want_c[t * d + i];
+    }
+    want_beta[t] = 2.0 * Sigmoid(logit);
+    for (int64_t j = 0; j < dv; ++j) {
+      double value = b_v[j];
+      for (int64_t i = 0; i < d; ++i) value += w_v[j * d + i] * want_x_in[t * d + i];
+      want_v[t * dv + j] = row.gates == Gates::kConstant    ? 1.75
+                           : row.gates == Gates::kNoSigmoid ? value
+                                                            : 3.0 * Sigmoid(value);
+    }
+  }
+  if (row.x_in) ExpectClose(x_in.Floats(), want_x_in, type(), what + ": x_in");
+  ExpectClose(c.Floats(), want_c, type(), what + ": c");
+  if (row.gates != Gates::kNone) {
+    ExpectClose(v, want_v, Type::kFloat32, what + ": v");
+    ExpectClose(beta, want_beta, Type::kFloat32, what + ": beta");
+  } else {
+    EXPECT_EQ(v, v_before) << what;
+    EXPECT_EQ(beta, beta_before) << what;
+  }
+
+  // The tails: in the batch's slots what its rows leave, all others as they were.
+  std::vector<double> want_tail(tail_before.begin(), tail_before.end());
+  const auto leave = [&](int64_t s, int64_t end, int64_t slot) {
+    const int64_t first = ragged.row_begin[s];
+    for (int64_t n = 0; n + 1 < taps; ++n) {
+      for (int64_t i = 0; i < d; ++i) {
+        const int64_t carried = n + end - first;
+        double sum = 0.0;
+        if (ragged.position[first] > 0 && carried + 1 < taps) {
+          sum = tail_before[(source_slot(s) * taps + carried) * d + i];
+        }
+        for (int64_t source = first; source < end; ++source) {
+          const int64_t r = taps - 1 - (end + n - source);
+          if (r >= 0) sum += tap(r, source, i);
+        }
+        want_tail[(slot * taps + n) * d + i] = sum;
+      }
+    }
+  };
+  for (int64_t s = 0; s < ragged.batch.sequences && row.compress == Compress::kToken; ++s) {
+    leave(s, ragged.row_begin[s + 1], ragged.slot[s]);
+    for (int64_t t = ragged.row_begin[s]; row.saves && t < ragged.row_begin[s + 1]; ++t) {
+      if (ragged.row_save[t] >= 0) leave(s, t + 1, ragged.row_save[t]);
+    }
+  }
+  ExpectClose(tail, want_tail, Type::kFloat32, what + ": tail");
+}
+
+TEST_P(CudaDeltaStepTest, EqualsNaiveLoops) {
+  for (const Row& row : Rows()) {
+    Check(row);
+    if (HasFatalFailure()) return;
+  }
+}
+
+// One sequence of 11 rows: whole, in chunks, one at a time, and beside others, where every chunk
+// is a call. All give the same bits of X, x_in, c, v, beta and the tail.
+TEST_P(CudaDeltaStepTest, BitsDependOnNeitherBatchNorChunks) {
+  constexpr int64_t kTokens = 11, kTaps = 4;
+  struct Layer {
+    std::string name;
+    int64_t d, dv;
+    Compress compress;
+  };
+  const std::vector<Layer> layers = {
+      {"cc", 96, 4, Compress::kChannel},      {"tc", 96, 4, Compress::kToken},
+      {"tc, odd d", 33, 3, Compress::kToken}, {"tc, dv 8", 40, 8, Compress::kToken},
+      {"tc, dv 1", 64, 1, Compress::kToken},  {"vdim1", 40, 1, Compress::kIdentity},
+  };
+  for (const Layer& layer : layers) {
+    const int64_t d = layer.d, dv = layer.dv;
+    const std::vector<float> x = random_.Values(kTokens * d * dv, 1.0f, type());
+    const std::vector<float> h = random_.Values(kTokens * d, 0.3f, type());
+    const std::vector<float> compress = random_.Values(kTaps * d * dv, 0.5f);
+    const std::vector<float> norm = random_.Values(d, 1.0f), w_beta = random_.Values(d, 0.2f);
+    const std::vector<float> w_v = random_.Values(dv * d, 0.2f), b_v = random_.Values(dv, 0.5f);
+    const std::vector<float> v = random_.Values(kTokens * dv, 1.0f);
+    const std::vector<float> beta = random_.Values(kTokens, 0.5f);
+
+    // Runs the sequence in chunks of `chunk`, each call beside `others` unrelated rows.
+    const auto run = [&](int64_t chunk, int64_t others) {
+      std::vector<float> result, tail(3 * kTaps * d, NAN);
+      for (int64_t begin = 0; begin < kTokens; begin += chunk) {
+        const int64_t rows = std::min(chunk, kTokens - begin), tokens = rows + others;
+        std::vector<std::pair<int, int>> sequences;
+        if (others > 0) sequences.push_back({0, static_cast<int>(others)});
+        sequences.push_back({static_cast<int>(begin), static_cast<int>(rows)});
+        RaggedBatch ragged(sequences, 4);
+        ragged.slot.back() = 1;
+        if (others > 0) ragged.slot.front() = 2;
+        std::vector<float> all_tails(ragged.slots() * kTaps * d, 0.0f);
+        std::copy(tail.begin(), tail.end(), all_tails.begin());
+        const auto rows_of = [&](const std::vector<float>& values, int64_t width) {
+          std::vector<float> part(others * width, 0.25f);
+          part.insert(part.end(), values.begin() + begin * width,
+                      values.begin() + (begin + rows) * width);
+          return part;
+        };
+        Buffer x_part(type(), rows_of(x, d * dv)), h_part(type(), rows_of(h, d));
+        Buffer x_in(type(), tokens * d), c(type(), tokens * d);
+        std::vector<float> v_part = rows_of(v, dv), beta_part = rows_of(beta, 1);
+        DeltaStepArgs args;
+        args.type = type();
+        args.d = d;
+        args.dv = dv;
+        args.x = x_part.data();
+        args.rewrite = Rewrite::kDelta;
+        args.h = h_part.data();
+        args.k_eps = 1e-5f;
+        args.compress = layer.compress;
+        args.compress_weight = compress.data();
+        args.taps = kTaps;
+        args.tail = all_tails.data();
+        args.tail_stride = kTaps * d;
+        args.norm_weight = norm.data();
+        args.norm_eps = 1e-5f;
+        args.gates = true;
+        args.gate.beta_weight = w_beta.data();
+        args.gate.v_weight = w_v.data();
+        args.gate.v_bias = b_v.data();
+        args.x_in = x_in.data();
+        args.c = c.data();
+        args.v = v_part.data();
+        args.beta = beta_part.data();
+        RunKernel(engine(), ragged, args);
+        std::copy(all_tails.begin() + kTaps * d, all_tails.begin() + 2 * kTaps * d,
+                  tail.begin() + kTaps * d);
+        // One row after the other, so that results of different chunks line up.
+        const std::vector<float> x_out = x_part.Floats(), c_out = c.Floats();
+        const std::vector<float> x_in_out = x_in.Floats();
+        for (int64_t t = others; t < tokens; ++t) {
+          const auto append = [&](const std::vector<float>& values, int64_t width) {
+            result.insert(result.end(), values.begin() + t * width,
+                          values.begin() + (t + 1) * width);
+          };
+          append(x_out, d * dv);
+          append(x_in_out, d);
+          append(c_out, d);
+          append(v_part, dv);
+          append(beta_part, 1);
+        }
+      }
+      if (layer.compress == Compress::kToken) {
+        result.insert(result.end(), tail.begin() + kTaps * d, tail.begin() + (2 * kTaps - 1) * d);
+      }
+      return result;
+    };
+    const std::vector<float> whole = run(kTokens, 0);
+    for (const auto& [chunk, others] : std::vector<std::pair<int64_t, int64_t>>{
+             {1, 0}, {2, 0}, {3, 0}, {kTokens, 2}, {1, 1}, {5, 3}}) {
+      const std::vector<float> found = run(chunk, others);
+      ASSERT_EQ(found.size(), whole.size());
+      EXPECT_EQ(std::memcmp(found.data(), whole.data(), whole.size() * sizeof(float)), 0)
+          << layer.name << ", chunks of " << chunk << " beside " << others;
+    }
+  }
+}
+
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaDeltaStepTest);  // without a GPU
+INSTANTIATE_TEST_SUITE_P(All, CudaDeltaStepTest,
+                         testing::Combine(testing::ValuesIn(Engines()),
+                                          testing::Values(Type::kFloat32, Type::kBFloat16)),
+                         [](const auto& info) {
+                           return std::get<0>(info.param).name +
+                                  (std::get<1>(info.param) == Type::kFloat32 ? "_float32"
+                                                                             : "_bfloat16");
+                         });
+
+}  // namespace
+}  // namespace ddl::kernels

@@ -1,0 +1,126 @@
+#ifndef DDL_MODEL_KERNELS_CUDA_DEVICE_CUH_
+#define DDL_MODEL_KERNELS_CUDA_DEVICE_CUH_
+
+// The host's twin of model/kernels/cuda/device.cuh: with this folder before the project's root on
+// the include path, .cu files are C++, and a launch runs the kernel through cuda_block.h.
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "model/check.h"
+#include "model/kernels/cuda/cuda_kernels.h"
+#include "model/kernels/philox.h"
+#include "tests/model/kernels/cuda_block.h"
+
+#define __host__
+#define __device__
+#define __global__
+#define __launch_bounds__(...)
+
+#define threadIdx ::ddl::kernels::cuda_host::thread_index
+#define blockIdx ::ddl::kernels::cuda_host::block_index
+#define blockDim ::ddl::kernels::cuda_host::block_size
+#define gridDim ::ddl::kernels::cuda_host::grid_size
+
+inline void __syncthreads() { ddl::kernels::cuda_host::BlockBarrier(); }
+inline void __syncwarp() { ddl::kernels::cuda_host::WarpBarrier(); }
+
+template <typename Value>
+Value __shfl_xor_sync(unsigned mask, Value value, int lane_mask) {
+  DDL_CHECK(mask == 0xffffffffu, "only whole warps shuffle here");
+  uint64_t bits = 0;
+  static_assert(sizeof(value) <= sizeof(bits));
+  memcpy(&bits, &value, sizeof(value));
+  bits = ddl::kernels::cuda_host::WarpExchange(bits,
+                                               threadIdx.x % 32 ^ static_cast<unsigned>(lane_mask));
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// Fibers take turns only at barriers, so a plain addition is atomic among them.
+inline int atomicAdd(int* p, int value) {
+  const int before = *p;
+  *p += value;
+  return before;
+}
+
+namespace ddl::kernels::cuda {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float FloatOfBits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline uint32_t FloatBits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+inline float ToFloat(float value) { return value; }
+inline float ToFloat(BFloat16 value) {
+  return FloatOfBits(static_cast<uint32_t>(value.bits) << 16);
+}
+
+template <typename T>
+T FromFloat(float value);
+template <>
+inline float FromFloat<float>(float value) {
+  return value;
+}
+template <>
+inline BFloat16 FromFloat<BFloat16>(float value) {
+  const uint32_t bits = FloatBits(value);
+  if (value != value) return {0x7fff};  // the device's NaN
+  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+// Built without contraction, so that plain operators round once each.
+inline float MultiplyAdd(float a, float b, float c) { return fmaf(a, b, c); }
+inline float Add(float a, float b) { return a + b; }
+inline float Multiply(float a, float b) { return a * b; }
+inline double Add(double a, double b) { return a + b; }
+
+template <typename Word>
+Word LoadWord(const void* p) {
+  DDL_CHECK(reinterpret_cast<uintptr_t>(p) % sizeof(Word) == 0, "a load that is not aligned");
+  Word word;
+  memcpy(&word, p, sizeof(word));
+  return word;
+}
+template <typename Word>
+void StoreWord(void* p, Word word) {
+  DDL_CHECK(reinterpret_cast<uintptr_t>(p) % sizeof(Word) == 0, "a store that is not aligned");
+  memcpy(p, &word, sizeof(word));
+}
+
+inline unsigned char* SharedMemory() { return cuda_host::SharedMemory(); }
+
+struct Grid {
+  int64_t x = 1;
+  int64_t y = 1;
+  int64_t z = 1;
+};
+
+constexpr Error kInvalidArgument = 1;  // cudaErrorInvalidValue
+
+// As on the device, the kernel gets copies of its arguments.
+template <typename... Parameters, typename... Arguments>
+Error Launch(void (*kernel)(Parameters...), Grid grid, int threads, int64_t shared_bytes, Stream,
+             const Arguments&... arguments) {
+  cuda_host::RunGrid(
+      {static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)},
+      static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes),
+      [&] { kernel(arguments...); });
+  return kSuccess;
+}
+
+}  // namespace ddl::kernels::cuda
+
+#endif  // DDL_MODEL_KERNELS_CUDA_DEVICE_CUH_

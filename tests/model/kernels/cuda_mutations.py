@@ -1,0 +1,212 @@
+"""Breaks the CUDA kernels on purpose, one sign, index or barrier at a time, and requires that a named test notices.
+
+Each mutation of a shipped source is compiled for the host (see cuda_block.h) and linked in place of the original; the test that
+must fail is run on its own. A mutation that survives is a hole in the tests.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+BUILD = pathlib.Path(os.environ["DDL_BUILD_DIR"])
+SOURCES = ROOT / "model" / "kernels" / "cuda"
+
+Mutation = collections.namedtuple("Mutation", "file old new test")
+
+DELTA = "CudaDeltaStepTest.EqualsNaiveLoops"
+CHUNKS = "CudaDeltaStepTest.BitsDependOnNeitherBatchNorChunks"
+ATTENTION = "CudaAttentionTest.InputThenAttentionEqualsNaiveLoops"
+LONG = "CudaAttentionTest.LongContextsEqualNaiveLoops"
+ROW_ALONE = "CudaAttentionTest.BitsDependOnTheRowAlone"
+SHIFT_TAILS = "CudaAttentionTest.ShiftTailsByRow"
+EXPAND = "CudaRowsTest.ExpandInput"
+SWIGLU = "CudaRowsTest.SwiGlu"
+GATHER = "CudaRowsTest.GatherRows"
+DRAW = "CudaSamplingTest.DrawsWhatTheCpuDraws"
+NOT_FINITE = "CudaSamplingTest.LogitsThatAreNotFiniteFailTheirRowAlone"
+
+MUTATIONS = [
+    # block.cuh
+    Mutation("block.cuh", "distance = kWarp / 2; distance > 0; distance /= 2) {\n    value += ",
+             "distance = kWarp / 4; distance > 0; distance /= 2) {\n    value += ", DELTA),
+    Mutation("block.cuh", "for (int w = 1; w < warps; ++w) sum[n]", "for (int w = 2; w < warps; ++w) sum[n]", DELTA),
+    Mutation("block.cuh", "    if (lane == 0) scratch[warp * N + n] = sum[n];\n  }\n  __syncthreads();",
+             "    if (lane == 0) scratch[warp * N + n] = sum[n];\n  }", DELTA),
+    Mutation("block.cuh", "batch.tail_source != nullptr ? batch.tail_source[sequence]",
+             "batch.tail_source != nullptr ? batch.slot[sequence]", DELTA),
+    Mutation("block.cuh", "1.0f / (1.0f + expf(-x))", "1.0f / (1.0f + expf(x))", SWIGLU),
+    Mutation("block.cuh", "value = fmaxf(value, scratch[w]);", "value = scratch[w];", LONG),
+    # delta_step.cu
+    Mutation("delta_step.cu", "(old_v[j] - inverse_norm * sum[1 + j])", "(old_v[j] + inverse_norm * sum[1 + j])", DELTA),
+    Mutation("delta_step.cu", "sum[0] + args.k_eps * args.k_eps", "sum[0] - args.k_eps * args.k_eps", DELTA),
+    Mutation("delta_step.cu", "sum[1 + j] += value * ToFloat(x_pack.element[i * kChannels + j]);",
+             "sum[1 + j] += value * ToFloat(x_pack.element[i * kChannels]);", DELTA),
+    Mutation("delta_step.cu", "if (phases.keep) StoreFeatures<kDv, kGroup>(row + g * kGroup * dv, x_pack, dv);",
+             "if (phases.keep) StoreFeatures<kDv, kGroup>(row, x_pack, dv);", DELTA),
+    Mutation("delta_step.cu", "from_tail ? source[(t - first) * d", "from_tail ? source[(t - first + 1) * d", DELTA),
+    Mutation("delta_step.cu", "((taps - 1 - (t - s)) * d + feature)", "((taps - 2 - (t - s)) * d + feature)", DELTA),
+    Mutation("delta_step.cu", "const bool carry = source != nullptr && n + 2 < taps;",
+             "const bool carry = source != nullptr && n + 3 < taps;", DELTA),
+    Mutation("delta_step.cu", "carried < taps - 1 ? source[carried * d + i] : 0.0f",
+             "carried < taps - 2 ? source[carried * d + i] : 0.0f", DELTA),
+    Mutation("delta_step.cu", "const int64_t output = end + n;", "const int64_t output = end + n + 1;", DELTA),
+    Mutation("delta_step.cu", "LeaveTail<T, kDv>(args, first, t + 1, i, source", "LeaveTail<T, kDv>(args, first, t, i, source",
+             DELTA),
+    Mutation("delta_step.cu", "sum[1] += weight.element[i] * (norm.element[i] * in.element[i]);",
+             "sum[1] += weight.element[i] * in.element[i];", DELTA),
+    Mutation("delta_step.cu", "gate.v_weight + static_cast<int64_t>(j) * d + feature",
+             "gate.v_weight + feature", DELTA),
+    Mutation("delta_step.cu", "args.beta[t] = 2.0f * Sigmoid(logit + gate.beta_bias);",
+             "args.beta[t] = 2.0f * Sigmoid(logit - gate.beta_bias);", DELTA),
+    Mutation("delta_step.cu", "    __syncthreads();\n    logit = HiddenLogit", "    logit = HiddenLogit", DELTA),
+    Mutation("delta_step.cu", "if (lane == 0) hidden[n] = args.gate.beta_weight[n] * tanhf(dot);\n  }\n  __syncthreads();",
+             "if (lane == 0) hidden[n] = args.gate.beta_weight[n] * tanhf(dot);\n  }", DELTA),
+    Mutation("delta_step.cu", "const int64_t oldest = t - taps + 1 > first ? t - taps + 1 : first;\n      for (int64_t s = oldest; s < t; ++s) {",
+             "const int64_t oldest = t - taps + 1 > first ? t - taps + 1 : first;\n"
+             "      for (int64_t s = t - 1; s >= oldest; --s) {", CHUNKS),
+    Mutation("delta_step.cu", "aligned(args.x, d * dv, group * dv, element_bytes)",
+             "aligned(nullptr, d * dv, group * dv, element_bytes)", DELTA),
+    # expand_input.cu
+    Mutation("expand_input.cu", "out.element[n] = e[(channel + n) / dv]", "out.element[n] = e[channel / dv]", EXPAND),
+    Mutation("expand_input.cu", "if (ids[r] < 0) continue;", "if (ids[r] <= 0) continue;", EXPAND),
+    Mutation("expand_input.cu", "* taps + r]", "* taps + taps - 1 - r]", EXPAND),
+    Mutation("expand_input.cu", "ToFloat(e[(channel + n) / dv])", "ToFloat(e[channel / dv])", EXPAND),
+    # swiglu.cu
+    Mutation("swiglu.cu", "const T* b = a + args.m;", "const T* b = a;", SWIGLU),
+    Mutation("swiglu.cu", "args.ab) + t * 2 * args.m", "args.ab) + t * args.m", SWIGLU),
+    Mutation("swiglu.cu", "static_cast<int64_t>(blockIdx.y) * kThreads", "static_cast<int64_t>(0) * kThreads", SWIGLU),
+    Mutation("swiglu.cu", "if (!IsAligned(args.ab, row, kBytes) ||", "if (false ||", SWIGLU),
+    # gather_rows.cu
+    Mutation("gather_rows.cu", "static_cast<int64_t>(args.rows[n]) * row_bytes", "n * row_bytes", GATHER),
+    Mutation("gather_rows.cu", "at < row_bytes", "at + kBytes < row_bytes", GATHER),
+    Mutation("gather_rows.cu", "if (fits(16))", "if (true)", GATHER),
+    # attention_input.cu
+    Mutation("attention_input.cu", "z[n] = a * cosine[n] - b * sine[n];", "z[n] = a * cosine[n] + b * sine[n];", ATTENTION),
+    Mutation("attention_input.cu", "a = z[n], b = z[half + n];", "a = z[n], b = z[n + 1];", ATTENTION),
+    Mutation("attention_input.cu", "alpha * previous + (1.0f - alpha) * value", "alpha * value + (1.0f - alpha) * previous",
+             ATTENTION),
+    Mutation("attention_input.cu", "previous_row = row - 3 * heads * hd;", "previous_row = row - heads * hd;", ATTENTION),
+    Mutation("attention_input.cu", "k[n * block_size] = FromFloat<T>(z[n]);", "k[n] = FromFloat<T>(z[n]);", ATTENTION),
+    Mutation("attention_input.cu", "args.cache.v) + cache_base + offset * hd;", "args.cache.v) + cache_base + offset;",
+             ATTENTION),
+    Mutation("attention_input.cu", "which == 0 ? args.q_norm : args.k_norm", "which == 1 ? args.q_norm : args.k_norm",
+             ATTENTION),
+    Mutation("attention_input.cu", "      z[n + i] = Activate(activation, value);\n    }\n  }\n  __syncwarp();",
+             "      z[n + i] = Activate(activation, value);\n    }\n  }", ATTENTION),
+    Mutation("attention_input.cu", "const bool last = t == batch.row_begin[sequence + 1] - 1;",
+             "const bool last = t == batch.row_begin[sequence];", ATTENTION),
+    Mutation("attention_input.cu", "if (save >= 0) shift.tail[save", "if (save > 0 && last) shift.tail[save", SHIFT_TAILS),
+    Mutation("attention_input.cu", "if (saved != nullptr) saved[n + i] = value;",
+             "if (saved != nullptr) saved[n + i] = -value;", SHIFT_TAILS),
+    # paged_attention.cu
+    Mutation("paged_attention.cu", "batch.position[t] + 1;", "batch.position[t] + 2;", ATTENTION),
+    Mutation("paged_attention.cu", "total = total * rescale + weight[0];", "total = total + weight[0];", LONG),
+    Mutation("paged_attention.cu", "value[i] = sum[i] * rescale;", "value[i] = sum[i];", LONG),
+    Mutation("paged_attention.cu", "expf(largest_before - largest)", "expf(largest - largest_before)", LONG),
+    Mutation("paged_attention.cu", "static_cast<int64_t>(n) * block_size);", "static_cast<int64_t>(n));", ATTENTION),
+    Mutation("paged_attention.cu", "static_cast<int64_t>(position - block * block_size) * hd;",
+             "static_cast<int64_t>(position - block * block_size);", ATTENTION),
+    Mutation("paged_attention.cu", "total += *part.total * expf(*part.largest - largest);", "total += *part.total;", LONG),
+    Mutation("paged_attention.cu", "value += part.sum[n] * expf(*part.largest - largest);", "value += part.sum[n];", LONG),
+    Mutation("paged_attention.cu", "if (length <= kPositionsPerSplit) return;", "if (length < kPositionsPerSplit) return;",
+             ROW_ALONE),
+    Mutation("paged_attention.cu", "const bool only = length <= kPositionsPerSplit;",
+             "const bool only = length <= kPositionsPerSplit + 1;", LONG),
+    Mutation("paged_attention.cu", "score[i];\n      }\n    }\n    __syncthreads();", "score[i];\n      }\n    }", ATTENTION),
+    Mutation("paged_attention.cu", "value *= Silu(", "value *= Sigmoid(", ATTENTION),
+    # sample_tokens.cu
+    Mutation("sample_tokens.cu", "0xffffffffu - static_cast<uint32_t>(id))", "static_cast<uint32_t>(id) + 1u)", DRAW),
+    Mutation("sample_tokens.cu", "Add(logit, -Multiply(row.frequency_penalty, generated))",
+             "Add(logit, Multiply(row.frequency_penalty, generated))", DRAW),
+    Mutation("sample_tokens.cu", "logit > 0.0f ? logit / row.repetition_penalty",
+             "logit < 0.0f ? logit / row.repetition_penalty", DRAW),
+    Mutation("sample_tokens.cu", "if (generated > 0.0f) logit = Add", "if (generated > 1.0f) logit = Add", DRAW),
+    Mutation("sample_tokens.cu", "(i & run) == 0", "(i & run) != 0", DRAW),
+    Mutation("sample_tokens.cu", "key >= threshold && key < bound", "key > threshold && key < bound", DRAW),
+    Mutation("sample_tokens.cu", "if (threadIdx.x == 0) decision.bound = threshold;",
+             "if (threadIdx.x == 0) decision.bound = threshold + 1;", DRAW),
+    Mutation("sample_tokens.cu", "while (size > 1 && WeightOf(key[size - 1]) < row.min_p)",
+             "while (size > 1 && WeightOf(key[size - 1]) <= row.min_p)", DRAW),
+    Mutation("sample_tokens.cu", "if (!ranks && w < row.min_p) w = 0.0f;", "if (!ranks && w > row.min_p) w = 0.0f;", DRAW),
+    Mutation("sample_tokens.cu", "size == 0 || mass < row.top_p * all", "size == 0 || mass <= row.top_k * all", DRAW),
+    Mutation("sample_tokens.cu", "PhiloxUniform(row.seed, row.index)", "PhiloxUniform(row.index, row.seed)", DRAW),
+    Mutation("sample_tokens.cu", "if (sum > target) break;\n  }\n  sum = before_last;",
+             "if (sum > target) break;\n  }\n  sum = 0.0;", DRAW),
+    Mutation("sample_tokens.cu", "if (!(fabsf(logits[i]) <= kMaxFloat)) bad = 1.0f;", "if (false) bad = 1.0f;", NOT_FINITE),
+    Mutation("sample_tokens.cu", "ranked >= row.top_k", "ranked > 0", DRAW),
+]
+
+
+def compile_command(source):
+    """How the build compiles a kernel file for the host, as a list, without its output and input."""
+    entries = json.loads((BUILD / "compile_commands.json").read_text())
+    (entry,) = [e for e in entries if pathlib.Path(e["file"]) == source and "cuda_kernels_on_host" in e["command"]]
+    words = shlex.split(entry["command"])
+    while "-o" in words:
+        del words[words.index("-o") : words.index("-o") + 2]
+    del words[words.index("-c") : words.index("-c") + 2]
+    # Dependencies would be written beside the build's own.
+    for option in ("-MT", "-MF"):
+        if option in words:
+            del words[words.index(option) : words.index(option) + 2]
+    return [word for word in words if word != "-MD"], entry["directory"]
+
+
+def link_command():
+    """How the build links the test program, as a shell command."""
+    listed = subprocess.run(["ninja", "-C", BUILD, "-t", "commands", "cuda_kernels_test"], capture_output=True, text=True,
+                            check=True).stdout
+    return [line for line in listed.splitlines() if "-o tests/cuda_kernels_test " in line][-1]
+
+
+def build(mutation, folder):
+    """A test program with one mutated file in place of the original."""
+    original = (SOURCES / mutation.file).read_text()
+    assert original.count(mutation.old) == 1, f"{mutation.file} has {original.count(mutation.old)} of: {mutation.old}"
+    mutated = folder / "model" / "kernels" / "cuda" / mutation.file
+    mutated.parent.mkdir(parents=True)
+    mutated.write_text(original.replace(mutation.old, mutation.new))
+    # Of a header, the file whose test is named is compiled with it.
+    kernel_file = {DELTA: "delta_step.cu", SWIGLU: "swiglu.cu", LONG: "paged_attention.cu"}.get(mutation.test)
+    if not mutation.file.endswith(".cuh"):
+        kernel_file = mutation.file
+    command, directory = compile_command(SOURCES / kernel_file)
+    source = mutated if mutated.suffix == ".cu" else SOURCES / kernel_file
+    first_include = next(i for i, word in enumerate(command) if word.startswith("-I"))
+    command.insert(first_include, f"-I{folder}")
+    mutated_object = folder / "mutated.o"
+    # Not optimised: compiling takes longer than running until a test fails.
+    subprocess.run([*command, "-O0", "-c", source, "-o", mutated_object], cwd=directory, check=True)
+    # Linked before the library, the mutated object keeps the original out.
+    program = folder / "mutated_test"
+    link = link_command().replace("-o tests/cuda_kernels_test ", f"{mutated_object} -o {program} ")
+    subprocess.run(link, shell=True, cwd=BUILD, check=True)
+    return program
+
+
+def run(program, test):
+    """The output of the CUDA source's instances of a test, and whether it passed."""
+    done = subprocess.run([program, f"--gtest_filter=*{test}/cuda*", "--gtest_fail_fast"], cwd=ROOT, capture_output=True,
+                          text=True, timeout=600)
+    return done.stdout + done.stderr, done.returncode == 0
+
+
+@pytest.mark.parametrize("test", sorted({mutation.test for mutation in MUTATIONS}))
+def test_passes_unbroken(test):
+    output, passed = run(BUILD / "tests" / "cuda_kernels_test", test)
+    assert passed, output
+    assert "[ RUN      ]" in output, f"no test {test}"
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=[f"{m.file}-{n}" for n, m in enumerate(MUTATIONS)])
+def test_notices(mutation, tmp_path):
+    output, passed = run(build(mutation, tmp_path), mutation.test)
+    assert not passed, f"{mutation.test} passes although {mutation.file} has\n{mutation.new}\nfor\n{mutation.old}"
+    # By an expectation, or by the host's own checks of a block.
+    assert "[  FAILED  ]" in output or "is stuck" in output or "check failed" in output, output
