@@ -1,11 +1,15 @@
 #include "server/http_server.h"
 
 #include <CivetServer.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <exception>
-#include <string_view>
+#include <thread>
 #include <utility>
-#include <vector>
 
 #include "absl/status/status.h"
 
@@ -30,6 +34,25 @@ const char* Reason(int code) {
   }
 }
 
+// Connects to "HOST:PORT" and hangs up. Civetweb's thread that listens, when told to end, notices
+// at the next connection or after two seconds.
+void Knock(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  std::string host = address.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (getaddrinfo(host.c_str(), address.c_str() + colon + 1, &hints, &found) != 0) return;
+  const int fd = socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd >= 0) {
+    // That it goes wrong is no harm: then it takes the two seconds.
+    (void)connect(fd, found->ai_addr, found->ai_addrlen);
+    close(fd);
+  }
+  freeaddrinfo(found);
+}
+
 void Send(mg_connection* connection, const HttpServer::Page& page, bool with_body) {
   mg_printf(connection,
             "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nConnection: close\r\n"
@@ -43,11 +66,27 @@ void Send(mg_connection* connection, const HttpServer::Page& page, bool with_bod
 class HttpServer::Impl {
  public:
   Impl(const std::string& address, std::map<std::string, Handler> pages)
-      : pages_(std::move(pages)),
+      : address_(address),
+        pages_(std::move(pages)),
         everything_(*this),
         server_({"listening_ports", address, "num_threads", kThreads, "request_timeout_ms",
                  kRequestTimeoutMilliseconds}) {
     server_.addHandler("/", everything_);
+  }
+
+  ~Impl() {
+    const std::string address =
+        address_.substr(0, address_.rfind(':') + 1) + std::to_string(port());
+    std::atomic<bool> closed = false;
+    std::thread closing([&] {
+      server_.close();
+      closed = true;
+    });
+    while (!closed) {
+      Knock(address);
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    closing.join();
   }
 
   int port() { return server_.getListeningPorts().front(); }
@@ -97,6 +136,7 @@ class HttpServer::Impl {
     return {.code = 404, .body = std::move(body)};
   }
 
+  const std::string address_;
   const std::map<std::string, Handler> pages_;
   Everything everything_;
   CivetServer server_;  // last: its threads use the others

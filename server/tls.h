@@ -4,22 +4,12 @@
 #include <grpcpp/security/server_credentials.h>
 
 #include <memory>
-#include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "server/tls_files.h"
 
 namespace ddl {
-
-// PEM files. Their content may be replaced at any time (by renaming, as Kubernetes does): new
-// connections then use the new one, those that stand go on.
-struct TlsFiles {
-  std::string certificate;  // the server's chain, its own first
-  std::string private_key;  // of the first certificate, without a passphrase
-  std::string client_ca;    // authorities of client certificates; empty: clients need none
-
-  bool empty() const { return certificate.empty() && private_key.empty() && client_ca.empty(); }
-};
 
 // What the server listens with: no TLS for empty `files`, otherwise TLS 1.2 or later, and with
 // client_ca mutual TLS. The files are looked at again every `reload_interval`, at least a second.
