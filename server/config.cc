@@ -122,9 +122,22 @@ ABSL_FLAG(bool, obey_dv_shortconv_causal, false,
 
 ABSL_FLAG(std::string, grpc_address, "0.0.0.0:8500",
           "HOST:PORT that gRPC listens on. Port 0 picks a free one and logs it.");
-ABSL_FLAG(std::string, metrics_address, "0.0.0.0:9464",
-          "HOST:PORT of the HTTP page /metrics for Prometheus. Port 0 picks a free one and logs "
-          "it.");
+ABSL_FLAG(
+    std::string, metrics_address, "0.0.0.0:9464",
+    "HOST:PORT of the HTTP pages: /metrics for Prometheus, /livez and /readyz for probes. Port "
+    "0 picks a free one and logs it. They have no TLS and want no key.");
+ABSL_FLAG(std::string, tls_certificate, "",
+          "PEM file with the server's certificate chain: gRPC then speaks TLS only. Replace the "
+          "file, and new connections use the new certificate.");
+ABSL_FLAG(std::string, tls_private_key, "", "PEM file with the key of --tls_certificate.");
+ABSL_FLAG(std::string, tls_client_ca, "",
+          "PEM file with the authorities of client certificates: clients then need one (mutual "
+          "TLS).");
+ABSL_FLAG(absl::Duration, tls_reload_interval, absl::Seconds(10),
+          "How often the files of TLS are looked at for a change.");
+ABSL_FLAG(absl::Duration, max_connection_age, absl::InfiniteDuration(),
+          "Connections older than this are asked to go, once their calls have ended; clients come "
+          "back through the load balancer, and reach new replicas. inf: never.");
 
 ABSL_FLAG(int32_t, max_context_length, 0,
           "Longest sequence, prompt and completion together, in tokens. 0: block_size of the "
@@ -276,6 +289,11 @@ ServerConfig ConfigFromFlags() {
   ServerConfig config;
   config.grpc_address = absl::GetFlag(FLAGS_grpc_address);
   config.metrics_address = absl::GetFlag(FLAGS_metrics_address);
+  config.tls = {.certificate = absl::GetFlag(FLAGS_tls_certificate),
+                .private_key = absl::GetFlag(FLAGS_tls_private_key),
+                .client_ca = absl::GetFlag(FLAGS_tls_client_ca)};
+  config.tls_reload_interval = absl::GetFlag(FLAGS_tls_reload_interval);
+  config.max_connection_age = absl::GetFlag(FLAGS_max_connection_age);
   switch (absl::GetFlag(FLAGS_dtype)) {
     case flags::DType::kAuto:
       break;
@@ -315,7 +333,9 @@ ServerConfig ConfigFromFlags() {
 absl::Span<const FlagGroup> ServerFlagGroups() {
   static const auto* const groups = new std::vector<FlagGroup>{
       {"Model", {"model", "device", "dtype", "threads", "obey_dv_shortconv_causal"}},
-      {"Addresses", {"grpc_address", "metrics_address"}},
+      {"Addresses",
+       {"grpc_address", "metrics_address", "tls_certificate", "tls_private_key", "tls_client_ca",
+        "tls_reload_interval", "max_connection_age"}},
       {"Requests", {"max_context_length", "max_client_batch_size", "default_max_tokens"}},
       {"Engine",
        {"max_running_sequences", "max_waiting_requests", "max_waiting_tokens", "max_step_tokens",
@@ -349,6 +369,9 @@ absl::StatusOr<CommandLine> ReadCommandLine(absl::Span<const std::string> argume
                       absl::InfiniteDuration()),
         CheckDuration("slow_reader_timeout", config.slow_reader_timeout, absl::Milliseconds(1)),
         CheckDuration("gate_sample_interval", config.gate_sample_interval, absl::ZeroDuration(),
+                      absl::InfiniteDuration()),
+        CheckDuration("tls_reload_interval", config.tls_reload_interval, absl::Seconds(1)),
+        CheckDuration("max_connection_age", config.max_connection_age, absl::Seconds(1),
                       absl::InfiniteDuration()),
         CheckDuration("drain_timeout", config.drain_timeout),
         CheckDuration("drain_delay", config.drain_delay)}) {

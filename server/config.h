@@ -13,6 +13,7 @@
 #include "model/model_runner.h"
 #include "server/command_line.h"
 #include "server/logging.h"
+#include "server/tls_files.h"
 
 namespace ddl {
 
@@ -27,6 +28,9 @@ struct ServerConfig {
   std::vector<ModelSource> models;  // at least one; the first is the default
   std::string grpc_address = "0.0.0.0:8500";
   std::string metrics_address = "0.0.0.0:9464";
+  TlsFiles tls;
+  absl::Duration tls_reload_interval = absl::Seconds(10);
+  absl::Duration max_connection_age = absl::InfiniteDuration();
 
   std::optional<RunnerDType> dtype;  // unset: as stored in the checkpoint
   int num_threads = 0;               // 0: by the model's size

@@ -40,7 +40,9 @@ int Run(const ddl::ServerConfig& config) {
   ddl::BlockStopSignals();
   ddl::Server server(config, ddl::LoadModel);
   const ddl::SignalWatcher signals([&server](int /*count*/) { server.RequestStop(); });
-  if (absl::Status status = server.Listen(); !status.ok()) return Fail(status, kExitCannotRun);
+  if (absl::Status status = server.Listen(); !status.ok()) {
+    return Fail(status, absl::IsInvalidArgument(status) ? kExitBadSetting : kExitCannotRun);
+  }
   if (absl::Status status = server.Serve(); !status.ok()) return Fail(status, kExitBadSetting);
   spdlog::info("stopped");
   // Nobody is being served any more, and a loader that cannot be interrupted holds nothing but

@@ -1,25 +1,17 @@
 #include "server/metrics.h"
 
-#include <netdb.h>
 #include <prometheus/collectable.h>
 #include <prometheus/counter.h>
-#include <prometheus/exposer.h>
 #include <prometheus/family.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <array>
-#include <atomic>
-#include <chrono>
-#include <exception>
 #include <iterator>
 #include <map>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "model/check.h"
@@ -120,25 +112,6 @@ Family<Gauge>& GaugeFamily(prometheus::Registry& registry, const char* name, con
 Family<Histogram>& HistogramFamily(prometheus::Registry& registry, const char* name,
                                    const char* help) {
   return BuildHistogram().Name(name).Help(help).Register(registry);
-}
-
-// Connects to "HOST:PORT" and hangs up. The page's thread, when told to end, notices at its next
-// connection or after two seconds.
-void Knock(const std::string& address) {
-  const size_t colon = address.rfind(':');
-  std::string host = address.substr(0, colon);
-  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
-  addrinfo hints = {};
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  if (getaddrinfo(host.c_str(), address.c_str() + colon + 1, &hints, &found) != 0) return;
-  const int fd = socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  if (fd >= 0) {
-    // That it goes wrong is no harm: then it takes the two seconds.
-    (void)connect(fd, found->ai_addr, found->ai_addrlen);
-    close(fd);
-  }
-  freeaddrinfo(found);
 }
 
 double Seconds(absl::Duration duration) { return absl::ToDoubleSeconds(duration); }
@@ -539,8 +512,6 @@ struct Metrics::Impl {
       GaugeFamily(*registry, "ddl_server_draining", "1 after the signal to stop.").Add({});
   std::map<std::string, RpcMetrics, std::less<>> rpc;  // by model; constant after construction
   std::vector<std::unique_ptr<ModelMetrics>> models;
-  std::string address;                           // "HOST:PORT" of the page, with its real port
-  std::unique_ptr<prometheus::Exposer> exposer;  // last: it reads the others
 
   RpcMetrics& Rpc(std::string_view model) {
     const auto found = rpc.find(model);
@@ -565,36 +536,7 @@ Metrics::Metrics(const BuildInfo& build, const std::vector<std::string>& models)
                          std::string(kUnknownModel), /*served=*/false);
 }
 
-Metrics::~Metrics() {
-  if (impl_->exposer == nullptr) return;
-  std::atomic<bool> closed = false;
-  std::thread closing([&] {
-    impl_->exposer.reset();
-    closed = true;
-  });
-  while (!closed) {
-    Knock(impl_->address);
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  closing.join();
-}
-
-absl::StatusOr<int> Metrics::Listen(const std::string& address) {
-  try {
-    impl_->exposer = std::make_unique<prometheus::Exposer>(address);
-    impl_->exposer->RegisterCollectable(impl_->registry);
-    impl_->exposer->RegisterCollectable(impl_->process);
-  } catch (const std::exception&) {
-    impl_->exposer = nullptr;
-  }
-  if (impl_->exposer == nullptr || impl_->exposer->GetListeningPorts().empty()) {
-    return absl::UnavailableError("cannot listen on --metrics_address=" + address +
-                                  ": it is in use, not allowed or not an address of this machine");
-  }
-  const int port = impl_->exposer->GetListeningPorts().front();
-  impl_->address = address.substr(0, address.rfind(':') + 1) + std::to_string(port);
-  return port;
-}
+Metrics::~Metrics() = default;
 
 std::string Metrics::Text() const {
   std::vector<prometheus::MetricFamily> families = impl_->registry->Collect();

@@ -59,10 +59,7 @@ class Metrics {
   Metrics(const Metrics&) = delete;
   Metrics& operator=(const Metrics&) = delete;
 
-  // Serves /metrics over HTTP on "HOST:PORT", for as long as this lives, and returns the port:
-  // a free one for port 0. UNAVAILABLE when the address cannot be listened on.
-  absl::StatusOr<int> Listen(const std::string& address);
-  // What the page shows now.
+  // The page /metrics: Prometheus's text format.
   std::string Text() const;
 
   // A call has arrived. `model` is a served name or kUnknownModel.

@@ -107,7 +107,8 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   options.max_context_length = loaded.max_context_length;
   options.num_threads = config.num_threads;
   options.obey_dv_shortconv_causal = config.obey_dv_shortconv_causal;
-  const int64_t bytes_per_token = KvBytesPerToken(*checkpoint, options.dtype, options.kv_block_size);
+  const int64_t bytes_per_token =
+      KvBytesPerToken(*checkpoint, options.dtype, options.kv_block_size);
   absl::StatusOr<int32_t> blocks =
       ChooseKvBlocks(bytes_per_token, loaded.max_context_length, AvailableMemoryBytes(), config);
   if (!blocks.ok()) return blocks.status();

@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "server/build_info.h"
 #include "server/process_stats.h"
+#include "server/tls.h"
 
 namespace ddl {
 namespace {
@@ -31,6 +32,12 @@ std::vector<std::string> Names(const std::vector<ModelSource>& sources) {
 // "HOST:PORT" with the port that is really listened on.
 std::string WithPort(const std::string& address, int port) {
   return absl::StrCat(address.substr(0, address.rfind(':')), ":", port);
+}
+
+absl::Status CannotListen(absl::string_view flag, const std::string& address) {
+  return absl::UnavailableError(
+      absl::StrCat("cannot listen on --", flag, "=", address,
+                   ": it is in use, not allowed or not an address of this machine"));
 }
 
 std::string Fingerprint(const std::string& version, const ModelDescription& description) {
@@ -66,30 +73,55 @@ Server::~Server() {
 }
 
 absl::Status Server::Listen() {
-  absl::StatusOr<int> metrics_port = metrics_.Listen(config_.metrics_address);
-  if (!metrics_port.ok()) return metrics_port.status();
-  metrics_port_ = *metrics_port;
+  absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> credentials =
+      MakeServerCredentials(config_.tls, config_.tls_reload_interval);
+  if (!credentials.ok()) return credentials.status();
+  absl::StatusOr<std::unique_ptr<HttpServer>> http_server =
+      HttpServer::Start(config_.metrics_address, Pages());
+  if (!http_server.ok()) {
+    return CannotListen("metrics_address", config_.metrics_address);
+  }
+  http_server_ = *std::move(http_server);
+  metrics_port_ = http_server_->port();
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   // Without this a second server could share the port of the first, and its clients.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.AddListeningPort(config_.grpc_address, grpc::InsecureServerCredentials(), &grpc_port_);
+  if (config_.max_connection_age < absl::InfiniteDuration()) {
+    builder.AddChannelArgument(
+        GRPC_ARG_MAX_CONNECTION_AGE_MS,
+        static_cast<int>(absl::ToInt64Milliseconds(config_.max_connection_age)));
+  }
+  builder.AddListeningPort(config_.grpc_address, *credentials, &grpc_port_);
   builder.RegisterService(&inference_service_);
   builder.RegisterService(&model_service_);
   grpc_server_ = builder.BuildAndStart();
   if (grpc_server_ == nullptr || grpc_port_ == 0) {
     grpc_server_ = nullptr;
-    return absl::UnavailableError(
-        absl::StrCat("cannot listen on --grpc_address=", config_.grpc_address,
-                     ": it is in use, not allowed or not an address of this machine"));
+    return CannotListen("grpc_address", config_.grpc_address);
   }
   SetServing(false);
   spdlog::info("listening grpc_address={} metrics_address={}",
                WithPort(config_.grpc_address, grpc_port_),
                WithPort(config_.metrics_address, metrics_port_));
   return absl::OkStatus();
+}
+
+std::map<std::string, HttpServer::Handler> Server::Pages() {
+  // Kubelet's gRPC probes speak no TLS: these say the same to its HTTP probes.
+  return {{"/metrics",
+           [this] {
+             return HttpServer::Page{.content_type = "text/plain; version=0.0.4; charset=utf-8",
+                                     .body = metrics_.Text()};
+           }},
+          {"/livez", [] { return HttpServer::Page{.body = "alive\n"}; }},
+          {"/readyz", [this] {
+             if (state_.ready) return HttpServer::Page{.body = "ready\n"};
+             return HttpServer::Page{.code = 503,
+                                     .body = state_.draining ? "draining\n" : "loading\n"};
+           }}};
 }
 
 absl::Status Server::Serve() {

@@ -15,6 +15,7 @@
 #include "server/compute_thread.h"
 #include "server/config.h"
 #include "server/engine/mutex.h"
+#include "server/http_server.h"
 #include "server/inference_service.h"
 #include "server/metrics.h"
 #include "server/model_loader.h"
@@ -36,7 +37,8 @@ class Server {
   Server& operator=(const Server&) = delete;
 
   // Listens on both addresses. Health says NOT_SERVING; calls are answered, most of them with
-  // UNAVAILABLE. UNAVAILABLE, in one line, when an address cannot be listened on.
+  // UNAVAILABLE. UNAVAILABLE, in one line, when an address cannot be listened on; INVALID_ARGUMENT
+  // when the files for TLS cannot serve.
   absl::Status Listen();
   int grpc_port() const { return grpc_port_; }        // after Listen
   int metrics_port() const { return metrics_port_; }  // after Listen
@@ -58,6 +60,8 @@ class Server {
     bool done = false;
     absl::Status status;
   };
+
+  std::map<std::string, HttpServer::Handler> Pages();
 
   // On the loading thread.
   void LoadModels();
@@ -87,6 +91,7 @@ class Server {
   int grpc_port_ = 0;
   int metrics_port_ = 0;
   std::unique_ptr<grpc::Server> grpc_server_;
+  std::unique_ptr<HttpServer> http_server_;  // shows metrics_ and state_
 
   std::thread load_thread_;
   std::atomic<bool> loading_ = false;

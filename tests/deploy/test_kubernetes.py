@@ -149,6 +149,9 @@ def test_flags(flags, manifests, pod, labels):
     assert ours <= flags
 
 
+PROBED_PAGES = {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"}
+
+
 @each_pod
 def test_addresses(manifests, pod, labels):
     """The server listens where the ports and probes say; where nothing is set, by default."""
@@ -159,8 +162,12 @@ def test_addresses(manifests, pod, labels):
     assert grpc == f'0.0.0.0:{ports.get("grpc", ports.get("h2c"))}'
     if "metrics" in ports:
         assert environment.get("DDL_METRICS_ADDRESS") == f'0.0.0.0:{ports["metrics"]}'
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert f'0.0.0.0:{container[probe]["grpc"]["port"]}' == grpc, probe
+    for probe, page in PROBED_PAGES.items():
+        if "grpc" in container[probe]:
+            assert f'0.0.0.0:{container[probe]["grpc"]["port"]}' == grpc, probe
+        else:
+            assert container[probe]["httpGet"] == {"path": page, "port": "metrics"}, probe
+            assert "metrics" in ports
 
 
 @each_pod
