@@ -95,8 +95,8 @@ DeltaResidual DeltaResidual::BeforeSublayer(const Checkpoint& checkpoint,
   }
   const bool dim1 = checkpoint.variant() == Variant::kVdim1;
   if (dim1 ? config.ddl_v_dim1_constant : config.ddl_v_constant) {
-    result.v_constant_ = static_cast<float>(dim1 ? config.ddl_v_dim1_constant_value
-                                                 : config.ddl_v_constant_value);
+    result.v_constant_ =
+        static_cast<float>(dim1 ? config.ddl_v_dim1_constant_value : config.ddl_v_constant_value);
     return result;
   }
   result.v_weight_ = WeightFloats(checkpoint.Get(prefix + "v_proj.weight"));

@@ -1,5 +1,6 @@
-// The main function of every test program: GoogleTest's own, with one more exit status. A program that ran only tests
-// that skipped themselves ends with kSkipped, which ctest shows as "Skipped" and not as "Passed".
+// The main function of every test program: GoogleTest's own, with one more exit status. A program
+// that ran only tests that skipped themselves ends with kSkipped, which ctest shows as "Skipped"
+// and not as "Passed".
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

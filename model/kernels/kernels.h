@@ -50,11 +50,11 @@ struct ExpandInputArgs {
   Type type = Type::kFloat32;
   int64_t d = 0;
   int64_t dv = 1;
-  int64_t taps = 1;               // ke; 1 with a null conv: repeat
+  int64_t taps = 1;                 // ke; 1 with a null conv: repeat
   const void* embedding = nullptr;  // [vocab, d] transformer.wte.weight
-  const float* conv = nullptr;    // [d, dv, taps] input_embed.conv.weight, or null
-  const int32_t* ids = nullptr;   // [tokens, taps] oldest first, -1 before the sequence's start
-  void* x = nullptr;              // out [tokens, d, dv]
+  const float* conv = nullptr;      // [d, dv, taps] input_embed.conv.weight, or null
+  const int32_t* ids = nullptr;     // [tokens, taps] oldest first, -1 before the sequence's start
+  void* x = nullptr;                // out [tokens, d, dv]
 };
 void ExpandInput(const Executor& executor, int64_t tokens, const ExpandInputArgs& args);
 

@@ -22,8 +22,7 @@ inline PhiloxBlock Philox(uint64_t key, uint64_t counter) {
     const uint64_t product0 = kMultiplier0 * c.word[0];
     const uint64_t product1 = kMultiplier1 * c.word[2];
     c = {{static_cast<uint32_t>(product1 >> 32) ^ c.word[1] ^ k0, static_cast<uint32_t>(product1),
-          static_cast<uint32_t>(product0 >> 32) ^ c.word[3] ^ k1,
-          static_cast<uint32_t>(product0)}};
+          static_cast<uint32_t>(product0 >> 32) ^ c.word[3] ^ k1, static_cast<uint32_t>(product0)}};
     k0 += kWeyl0;
     k1 += kWeyl1;
   }
