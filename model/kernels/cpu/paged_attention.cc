@@ -23,16 +23,14 @@ struct Constant {
   static constexpr int kValue = kCount;
 };
 
-// How products of a type's elements are summed, kStep terms of a sum at a time.
+// How products of queries and keys are summed, kStep terms of a sum at a time.
 template <typename T>
 struct Products {
   static constexpr int64_t kStep = 1;
-  using Weight = float;   // a softmax weight in memory
   using Operand = float;  // kStep factors, the same for every lane
   using Vector = Floats;  // kStep times sixteen factors
 
   static Operand Query(const T* q, int64_t /*left*/) { return Load(q); }
-  static DDL_INLINE Operand Weights(const float* weights) { return *weights; }
   static DDL_INLINE Vector Interleave(const T* first, const T* /*second*/) {
     return LoadVector(first);
   }
@@ -42,22 +40,16 @@ struct Products {
 };
 
 #if defined(__AVX512BF16__)
-// Two terms at a time, with products and sums in float32; weights are rounded to bfloat16 before
-// they are summed up, so that they still add to one.
+// Two terms at a time, with products and sums in float32. Softmax weights are not of the type, and
+// rounding them would be a second rounding of the result: values are summed in float32 throughout.
 template <>
 struct Products<BFloat16> {
   static constexpr int64_t kStep = 2;
-  using Weight = BFloat16;
   using Operand = uint32_t;
   using Vector = __m512bh;
 
   static Operand Query(const BFloat16* q, int64_t left) {
     return q[0].bits | (left > 1 ? static_cast<uint32_t>(q[1].bits) << 16 : 0u);
-  }
-  static DDL_INLINE Operand Weights(const BFloat16* weights) {
-    Operand pair;
-    memcpy(&pair, weights, sizeof(pair));
-    return pair;
   }
   static DDL_INLINE Vector Interleave(const BFloat16* first, const BFloat16* second) {
     const __m512i order =
@@ -118,34 +110,25 @@ void ScoreGroups(const typename Products<T>::Operand* query, const Past<T>& past
   }
 }
 
-// y[r, n] += sum over positions [begin, end) of weights[r, p] v_p[n], for 16 * kVectors values of
-// n. Of an odd number of positions the last is paired with zeros.
+// y[r, n] += sum over positions [begin, end) of weights[r, p] v_p[n], for 16 * kVectors values n.
 template <typename T, int kRows, int kVectors>
-void AddValues(const typename Products<T>::Weight* weights, int64_t weight_stride,
-               const Past<T>& past, int64_t begin, int64_t end, int64_t n, float* y,
-               int64_t y_stride) {
-  using P = Products<T>;
+void AddValues(const float* weights, int64_t weight_stride, const Past<T>& past, int64_t begin,
+               int64_t end, int64_t n, float* y, int64_t y_stride) {
   Floats sums[kRows][kVectors];
   DDL_UNROLL for (int r = 0; r < kRows; ++r) {
     DDL_UNROLL for (int j = 0; j < kVectors; ++j) {
       sums[r][j] = LoadVector(y + r * y_stride + n + j * kLanes);
     }
   }
-  const auto step = [&](int64_t p, const T* first, const T* second) __attribute__((always_inline)) {
-    typename P::Vector value[kVectors];
-    DDL_UNROLL for (int j = 0; j < kVectors; ++j) {
-      value[j] = P::Interleave(first + n + j * kLanes, second + n + j * kLanes);
-    }
+  for (int64_t p = begin; p < end; ++p) {
+    const T* v = past.value_rows[p];
+    Floats value[kVectors];
+    DDL_UNROLL for (int j = 0; j < kVectors; ++j) { value[j] = LoadVector(v + n + j * kLanes); }
     DDL_UNROLL for (int r = 0; r < kRows; ++r) {
-      const typename P::Operand w = P::Weights(weights + r * weight_stride + p);
-      DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = P::Add(sums[r][j], value[j], w);
+      const float w = weights[r * weight_stride + p];
+      DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = sums[r][j] + value[j] * w;
     }
-  };
-  int64_t p = begin;
-  for (; p + P::kStep <= end; p += P::kStep) {
-    step(p, past.value_rows[p], past.value_rows[p + P::kStep - 1]);
   }
-  if (p < end) step(p, past.value_rows[p], past.zeros);
   DDL_UNROLL for (int r = 0; r < kRows; ++r) {
     DDL_UNROLL for (int j = 0; j < kVectors; ++j) {
       StoreVector(y + r * y_stride + n + j * kLanes, sums[r][j]);
@@ -154,9 +137,8 @@ void AddValues(const typename Products<T>::Weight* weights, int64_t weight_strid
 }
 
 template <typename T, int kRows>
-void AddAllValues(const typename Products<T>::Weight* weights, int64_t weight_stride,
-                  const Past<T>& past, int64_t begin, int64_t end, int64_t head_dim, float* y,
-                  int64_t y_stride) {
+void AddAllValues(const float* weights, int64_t weight_stride, const Past<T>& past, int64_t begin,
+                  int64_t end, int64_t head_dim, float* y, int64_t y_stride) {
   if (begin >= end) return;
   constexpr int kMost = AtMost(kSums / kRows, 8);
   int64_t n = 0;
@@ -183,8 +165,7 @@ void AddAllValues(const typename Products<T>::Weight* weights, int64_t weight_st
 
 // Scores of one row -> weights, without the division by their sum, which is returned. `scores` is
 // overwritten; weights past `length`, up to a whole vector, are 0.
-template <typename Weight>
-__attribute__((noinline)) float Softmax(float* scores, int64_t length, Weight* weights) {
+__attribute__((noinline)) float Softmax(float* scores, int64_t length, float* weights) {
   const int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
   for (int64_t p = length; p < padded; ++p) scores[p] = scores[0];
   float lanes[kLanes];
@@ -286,14 +267,14 @@ class Attention {
           scratch(Scratch::Bytes<typename P::Operand>(kMaxTileRows * (args.head_dim + 1)) +
                   Scratch::Bytes<float>(kMaxTileRows * y_stride) +
                   Scratch::Bytes<float>(kMaxTileRows * score_stride) +
-                  Scratch::Bytes<typename P::Weight>(kMaxTileRows * score_stride) +
+                  Scratch::Bytes<float>(kMaxTileRows * score_stride) +
                   Scratch::Bytes<const T*>(groups) + Scratch::Bytes<const T*>(longest) +
                   Scratch::Bytes<T>(y_stride) +
                   Scratch::Bytes<T>(gathers ? groups * args.head_dim * kLanes : 0)),
           query(scratch.Take<typename P::Operand>(kMaxTileRows * (args.head_dim + 1))),
           y(scratch.Take<float>(kMaxTileRows * y_stride)),
           scores(scratch.Take<float>(kMaxTileRows * score_stride)),
-          weights(scratch.Take<typename P::Weight>(kMaxTileRows * score_stride)) {
+          weights(scratch.Take<float>(kMaxTileRows * score_stride)) {
       past.key_groups = scratch.Take<const T*>(groups);
       past.value_rows = scratch.Take<const T*>(longest);
       T* zeros = scratch.Take<T>(y_stride);
@@ -306,11 +287,11 @@ class Attention {
     const int64_t groups, score_stride, y_stride;
     const bool gathers;  // blocks do not hold whole groups
     Scratch scratch;
-    typename P::Operand* query;   // [ceil(hd / kStep), rows of the tile]
-    float* y;                     // [rows, y_stride]
-    float* scores;                // [rows, score_stride]
-    typename P::Weight* weights;  // [rows, score_stride]
-    T* gathered;                  // [groups, hd, 16]
+    typename P::Operand* query;  // [ceil(hd / kStep), rows of the tile]
+    float* y;                    // [rows, y_stride]
+    float* scores;               // [rows, score_stride]
+    float* weights;              // [rows, score_stride]
+    T* gathered;                 // [groups, hd, 16]
     Past<T> past;
   };
 
@@ -374,14 +355,13 @@ class Attention {
                                         work.weights + r * work.score_stride);
     }
     // What all rows see, then what only the later ones do.
-    const int64_t shared = kRows == 1 ? shortest : shortest / P::kStep * P::kStep;
     memset(work.y, 0, kRows * work.y_stride * sizeof(float));
-    AddAllValues<T, kRows>(work.weights, work.score_stride, work.past, 0, shared, hd, work.y,
+    AddAllValues<T, kRows>(work.weights, work.score_stride, work.past, 0, shortest, hd, work.y,
                            work.y_stride);
     for (int64_t r = 0; r < kRows; ++r) {
       float* y = work.y + r * work.y_stride;
-      AddAllValues<T, 1>(work.weights + r * work.score_stride, work.score_stride, work.past, shared,
-                         shortest + r, hd, y, work.y_stride);
+      AddAllValues<T, 1>(work.weights + r * work.score_stride, work.score_stride, work.past,
+                         shortest, shortest + r, hd, y, work.y_stride);
       for (int64_t n = 0; n < hd; ++n) y[n] *= inverse_total[r];
       Finish(row + r, head, y);
     }
