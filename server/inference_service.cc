@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <deque>
 #include <iterator>
 #include <memory>
 #include <optional>
@@ -17,18 +16,12 @@
 #include "absl/time/clock.h"
 #include "server/engine/mutex.h"
 #include "server/engine/status_details.h"
+#include "server/engine_call.h"
+#include "server/stream_call.h"
 
 namespace ddl {
 namespace {
 
-// A client's own deadline ends a call with a cancellation that reaches us a little before the
-// deadline that it told us: that one is rounded up (to 10 ms for timeouts of seconds) and counts
-// from the call's arrival. This close to the deadline, a cancellation is left to the deadline.
-constexpr absl::Duration kDeadlineSlack = absl::Milliseconds(20);
-
-// Events of a stream, for each of its completions, that the engine has brought and gRPC has not
-// taken yet: at so many the request is paused. At half of it it goes on.
-constexpr int kFullOutbox = 64;
 // At least this long, and at least slow_reader_timeout, an ended stream waits for a client that
 // takes nothing.
 constexpr absl::Duration kLeastEndGrace = absl::Seconds(1);
@@ -67,59 +60,6 @@ absl::StatusOr<Prepared<Call>> Prepare(const RpcSurroundings& surroundings,
   return Prepared<Call>{*model, *std::move(call)};
 }
 
-// A call that the engine works on. The reactor is shared with the engine, as its sink, and holds
-// itself until gRPC is done with it.
-class EngineCall : public RequestSink, public std::enable_shared_from_this<EngineCall> {
- protected:
-  EngineCall(const RpcSurroundings& surroundings, Method method, const std::string& model)
-      : surroundings_(surroundings), record_(std::in_place, surroundings, method, model) {}
-
-  // Until Release. Before anything else.
-  void Hold() { self_ = shared_from_this(); }
-  // gRPC's last word; `this` may be gone afterwards.
-  void Release() {
-    record_.reset();
-    const std::shared_ptr<EngineCall> self = std::move(self_);
-  }
-
-  absl::Status Submit(const ReadyModel& model, const Request& request) {
-    engine_ = model.engine.get();
-    deadline_ = request.deadline;
-    const absl::StatusOr<RequestHandle> handle = engine_->Submit(request, shared_from_this());
-    if (handle.ok()) handle_ = *handle;
-    return handle.status();
-  }
-
-  // gRPC calls back only after the handler, and with it Submit, has returned.
-  void CancelInEngine() {
-    if (handle_.has_value() && deadline_ - absl::Now() > kDeadlineSlack) engine_->Cancel(*handle_);
-  }
-
-  // From where CancelInEngine may be called.
-  void ResumeInEngine() {
-    if (handle_.has_value()) engine_->Resume(*handle_);
-  }
-
-  // Runs `function` on the reply thread, with this call alive.
-  template <typename Function>
-  void Reply(Function function) {
-    surroundings_.replies.Post(
-        [self = shared_from_this(), function = std::move(function)]() mutable { function(); });
-  }
-
-  grpc::Status Answer(const absl::Status& status) { return record_->Answer(status); }
-
-  const RpcSurroundings& surroundings_;
-
- private:
-  std::optional<RpcRecord> record_;
-  std::shared_ptr<EngineCall> self_;
-  // Constant after the handler.
-  Engine* engine_ = nullptr;
-  std::optional<RequestHandle> handle_;
-  absl::Time deadline_ = absl::InfiniteFuture();
-};
-
 template <typename Request>
 std::string ModelAskedFor(const Request& request, const absl::Status& parsed) {
   return parsed.ok() ? request.model() : std::string(kUnknownModel);
@@ -145,9 +85,9 @@ class UnaryCall : public grpc::ServerUnaryReactor, public EngineCall {
       call->model_ = prepared->model;
       call->call_ = std::move(prepared->call);
       call->BeforeSubmit();
-      status = call->Submit(*call->model_, call->call_.request);
+      status = call->Submit(*call->model_->engine, call->call_.request);
     }
-    if (!status.ok()) call->Finish(call->Answer(status));
+    if (!status.ok()) call->Finish(call->record_->Answer(status));
     return call.get();
   }
 
@@ -159,22 +99,30 @@ class UnaryCall : public grpc::ServerUnaryReactor, public EngineCall {
   void OnEnd(RequestEnd end) override {
     Reply([this, end = std::move(end)] {
       if (end.status.ok()) *response_bytes_ = ToBytes(static_cast<Derived*>(this)->Respond(end));
-      Finish(Answer(end.status));
+      Finish(record_->Answer(end.status));
     });
   }
 
   // gRPC's threads.
   void OnCancel() override { CancelInEngine(); }
-  void OnDone() override { Release(); }
+  void OnDone() override {
+    record_.reset();
+    Release();
+  }
 
  protected:
-  using EngineCall::EngineCall;
+  UnaryCall(const RpcSurroundings& surroundings, Method method, const std::string& model)
+      : EngineCall(surroundings.replies),
+        surroundings_(surroundings),
+        record_(std::in_place, surroundings, method, model) {}
 
+  const RpcSurroundings& surroundings_;
   // Constant after the handler.
   const ReadyModel* model_ = nullptr;
   Call call_;
 
  private:
+  std::optional<RpcRecord> record_;  // until gRPC is done with the call
   grpc::ByteBuffer* response_bytes_ = nullptr;
 };
 
@@ -258,12 +206,9 @@ CallReference Reference(grpc_call* call) {
   return CallReference(call);
 }
 
-// Events wait in an outbox until gRPC, whose buffers hold some as well, has taken the one before.
-// Of a client that reads slower than the model writes the outbox fills: then the engine pauses
-// the request until it has drained, and after slow_reader_timeout ends it. Whatever ended the
-// stream, a client that goes on taking nothing loses the call.
+// The stream over gRPC, whose buffers hold some events as well.
 class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
-                               public EngineCall {
+                               public StreamCall<grpc::ByteBuffer> {
  public:
   static grpc::ServerWriteReactor<grpc::ByteBuffer>* Start(const RpcSurroundings& surroundings,
                                                            grpc::CallbackServerContext* context,
@@ -278,69 +223,24 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
     if (status.ok()) {
       call->model_ = prepared->model;
       call->call_ = std::move(prepared->call);
-      call->BeforeSubmit();
-      status = call->Submit(*call->model_, call->call_.request);
+      Engine& engine = *call->model_->engine;
+      call->Begin({.num_completions = call->call_.params().n,
+                   .stream_interval = call->call_.stream_interval,
+                   .echo = call->call_.echo,
+                   .end_grace = std::max(engine.options().slow_reader_timeout, kLeastEndGrace)});
+      status = call->Submit(engine, call->call_.request);
     }
-    if (!status.ok()) call->Finish(call->Answer(status));
+    if (!status.ok()) call->FinishStream(status);
     return call.get();
   }
 
   StreamedGenerate(const RpcSurroundings& surroundings, const std::string& model, grpc_call* call)
-      : EngineCall(surroundings, Method::kGenerateStream, model), grpc_call_(Reference(call)) {}
-
-  // The step thread.
-  void OnStart(RequestStart start) override {
-    CountUnsent(1);
-    Reply([this, start = std::move(start)] {
-      Enqueue(ToBytes(ToStreamStart(call_, model_->identity, model_->tokenizer.get(), start)));
-    });
-    if (!call_.echo.has_value()) return;
-    for (int32_t i = 0; i < call_.params().n; ++i) {
-      Send({.index = i, .text = *call_.echo, .tokens = {}});
-    }
-  }
-  SinkState OnDelta(CompletionDelta delta) override {
-    CompletionDelta& gathered = gathered_[delta.index];
-    gathered.text += delta.text;
-    std::move(delta.tokens.begin(), delta.tokens.end(), std::back_inserter(gathered.tokens));
-    if (static_cast<int64_t>(gathered.tokens.size()) >= call_.stream_interval) {
-      SendGathered(delta.index);
-    }
-    const MutexLock lock(mu_);
-    return full_ ? SinkState::kFull : SinkState::kReady;
-  }
-  void OnEmbedding(InputEmbedding /*embedding*/) override {}
-  void OnScore(InputScore /*score*/) override {}
-  void OnEnd(RequestEnd end) override {
-    if (end.status.ok()) {
-      for (const CompletionDelta& gathered : gathered_) {
-        if (!(gathered.text.empty() && gathered.tokens.empty())) SendGathered(gathered.index);
-      }
-      CountUnsent(1);
-    }
-    Reply([this, end = std::move(end)] {
-      if (end.status.ok()) Enqueue(ToBytes(ToStreamEnd(call_, end)));
-      Close(end.status);
-    });
-  }
+      : StreamCall(surroundings.replies),
+        record_(std::in_place, surroundings, Method::kGenerateStream, model),
+        grpc_call_(Reference(call)) {}
 
   // gRPC's threads.
-  void OnWriteDone(bool ok) override {
-    bool resume = false;
-    {
-      const MutexLock lock(mu_);
-      writing_ = false;
-      broken_ = broken_ || !ok;
-      ++num_taken_;
-      --num_unsent_;
-      if (full_ && num_unsent_ <= full_outbox_ / 2) {
-        full_ = false;
-        resume = true;
-      }
-    }
-    if (resume) ResumeInEngine();
-    Advance();
-  }
+  void OnWriteDone(bool ok) override { OnTaken(ok); }
   void OnCancel() override { CancelInEngine(); }
   void OnDone() override {
     CallReference call;
@@ -348,143 +248,57 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
     {
       const MutexLock lock(mu_);
       call = std::move(grpc_call_);
-      alarm = std::move(end_alarm_);
+      alarm = std::move(alarm_);
     }
     call.reset();
     alarm.reset();
+    record_.reset();
     Release();
   }
 
  private:
-  void BeforeSubmit() {
-    full_outbox_ = kFullOutbox * call_.params().n;
-    for (int32_t i = 0; i < call_.params().n; ++i) {
-      gathered_.push_back({.index = i, .text = "", .tokens = {}});
-    }
+  grpc::ByteBuffer MakeStart(const RequestStart& start) override {
+    return ToBytes(ToStreamStart(call_, model_->identity, model_->tokenizer.get(), start));
+  }
+  grpc::ByteBuffer MakeDelta(const CompletionDelta& delta) override {
+    return ToBytes(ToStreamDelta(call_, model_->tokenizer.get(), delta));
+  }
+  grpc::ByteBuffer MakeEnd(const RequestEnd& end) override {
+    return ToBytes(ToStreamEnd(call_, end));
   }
 
-  void SendGathered(int32_t index) {
-    Send(std::exchange(gathered_[index], {.index = index, .text = "", .tokens = {}}));
-  }
-
-  void Send(CompletionDelta delta) {
-    CountUnsent(1);
-    Reply([this, delta = std::move(delta)] {
-      Enqueue(ToBytes(ToStreamDelta(call_, model_->tokenizer.get(), delta)));
-    });
-  }
-
-  // On the step thread, and not where events are made of what it brings: the reply thread may be
-  // behind.
-  void CountUnsent(int events) {
-    const MutexLock lock(mu_);
-    num_unsent_ += events;
-    full_ = full_ || num_unsent_ >= full_outbox_;
-  }
-
-  void Enqueue(grpc::ByteBuffer event) {
-    {
-      const MutexLock lock(mu_);
-      outbox_.push_back(std::move(event));
-    }
-    Advance();
-  }
-
-  // No event follows; the call ends with `status` once the outbox is empty. After a failure
-  // nothing more is sent.
-  void Close(const absl::Status& status) {
-    {
-      const MutexLock lock(mu_);
-      end_ = status;
-      if (!status.ok()) outbox_.clear();
-    }
-    AwaitClient();
-    Advance();
-  }
-
-  // Hands gRPC the next event, or the end, when it has taken the last one.
-  void Advance() {
-    std::optional<absl::Status> end;
-    {
-      const MutexLock lock(mu_);
-      if (writing_ || finished_) return;
-      if (broken_) outbox_.clear();
-      if (outbox_.empty()) {
-        if (!end_.has_value()) return;
-        finished_ = true;
-        // A client that did not get all of it has given up, whatever the engine did.
-        end = broken_ && end_->ok() ? absl::CancelledError("the client went away") : *end_;
-      } else {
-        writing_ = true;
-        event_ = std::move(outbox_.front());
-        outbox_.pop_front();
-      }
-    }
-    // Nobody else gets here before gRPC has taken the event, or after the end.
-    if (end.has_value()) {
-      Finish(Answer(*end));
-    } else {
-      StartWrite(&event_);
-    }
-  }
-
-  // Gives the client of an ended stream time to take the rest, and again when it has taken
-  // something by then.
-  void AwaitClient() {
-    const absl::Time deadline =
-        absl::Now() + std::max(model_->engine->options().slow_reader_timeout, kLeastEndGrace);
+  void WriteEvent(const grpc::ByteBuffer& event) override { StartWrite(&event); }
+  void FinishStream(const absl::Status& status) override { Finish(record_->Answer(status)); }
+  void CallOnGraceOver(absl::Duration delay) override {
     auto alarm = std::make_unique<grpc::Alarm>();
-    {
-      const MutexLock lock(mu_);
-      num_taken_before_ = num_taken_;
-    }
-    alarm->Set(absl::ToChronoTime(deadline), [self = weak_from_this()](bool expired) {
+    alarm->Set(absl::ToChronoTime(absl::Now() + delay), [self = weak_from_this()](bool expired) {
       const std::shared_ptr<EngineCall> call = self.lock();
       if (expired && call != nullptr) static_cast<StreamedGenerate*>(call.get())->OnGraceOver();
     });
     // An alarm is destroyed where no lock is held: gRPC may run its function there.
     {
       const MutexLock lock(mu_);
-      if (grpc_call_ != nullptr) end_alarm_.swap(alarm);
+      if (grpc_call_ != nullptr) alarm_.swap(alarm);
     }
   }
-
-  void OnGraceOver() {
+  void Drop() override {
     CallReference call;
     {
       const MutexLock lock(mu_);
       if (grpc_call_ == nullptr) return;  // done in the meantime
-      if (num_taken_ == num_taken_before_) call = Reference(grpc_call_.get());
+      call = Reference(grpc_call_.get());
     }
-    if (call == nullptr) {
-      AwaitClient();
-    } else {
-      grpc_call_cancel(call.get(), nullptr);
-    }
+    grpc_call_cancel(call.get(), nullptr);
   }
 
   // Constant after the handler.
   const ReadyModel* model_ = nullptr;
   GenerateCall call_;
-  int full_outbox_ = 0;  // events
-
-  // The step thread: by index, until stream_interval tokens are there.
-  std::vector<CompletionDelta> gathered_;
-  grpc::ByteBuffer event_;  // the one that gRPC is taking
+  std::optional<RpcRecord> record_;  // until gRPC is done with the call
 
   Mutex mu_;
-  std::deque<grpc::ByteBuffer> outbox_ ABSL_GUARDED_BY(mu_);
-  // Brought by the step thread, not taken by gRPC: on their way to the outbox, in it, or event_.
-  int num_unsent_ ABSL_GUARDED_BY(mu_) = 0;
-  bool full_ ABSL_GUARDED_BY(mu_) = false;  // and not drained since
-  int64_t num_taken_ ABSL_GUARDED_BY(mu_) = 0;
-  int64_t num_taken_before_ ABSL_GUARDED_BY(mu_) = 0;  // when end_alarm_ was set
-  bool writing_ ABSL_GUARDED_BY(mu_) = false;
-  bool broken_ ABSL_GUARDED_BY(mu_) = false;  // the client takes no more
-  bool finished_ ABSL_GUARDED_BY(mu_) = false;
-  std::optional<absl::Status> end_ ABSL_GUARDED_BY(mu_);
   CallReference grpc_call_ ABSL_GUARDED_BY(mu_);  // null once gRPC is done with it
-  std::unique_ptr<grpc::Alarm> end_alarm_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<grpc::Alarm> alarm_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace
