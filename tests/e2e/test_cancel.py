@@ -16,8 +16,9 @@ LONG = 500  # tokens
 
 @pytest.fixture(scope="module")
 def server():
-    """The paper's small model: a step takes longer than a client's cancel needs to arrive."""
-    with Server(checkpoints.paper_small()) as running:
+    """The paper's small model in float32 on one thread: a step takes 50 ms, in which a client's cancel
+    arrives also on a machine that is busy with other tests."""
+    with Server(checkpoints.paper_small(), "--dtype=float32") as running:
         yield running
 
 
