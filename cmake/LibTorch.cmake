@@ -33,5 +33,9 @@ target_compile_options(ddl_libtorch INTERFACE
   "SHELL:-idirafter ${DDL_LIBTORCH_ROOT}/torch/include/torch/csrc/api/include")
 # Lets ccache look through precompiled headers.
 target_compile_options(ddl_libtorch INTERFACE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
-target_link_libraries(ddl_libtorch INTERFACE ${DDL_LIBTORCH_LIB_DIR}/libtorch_cpu.so ${DDL_LIBTORCH_LIB_DIR}/libc10.so)
+# at::parallel_for is a template whose threads come from OpenMP, in whoever instantiates it: without -fopenmp it runs on one. The
+# library is LibTorch's own copy, so that there is one team of threads.
+target_compile_options(ddl_libtorch INTERFACE -fopenmp)
+target_link_libraries(ddl_libtorch INTERFACE
+  ${DDL_LIBTORCH_LIB_DIR}/libtorch_cpu.so ${DDL_LIBTORCH_LIB_DIR}/libc10.so ${DDL_LIBTORCH_LIB_DIR}/libgomp.so.1)
 target_link_options(ddl_libtorch INTERFACE "LINKER:-rpath-link,${DDL_LIBTORCH_LIB_DIR}:${DDL_CUDA_LIB_DIR}")
