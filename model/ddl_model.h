@@ -14,6 +14,7 @@
 #include "model/attention.h"
 #include "model/checkpoint.h"
 #include "model/delta_residual.h"
+#include "model/device.h"
 #include "model/kernels/kernels.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"
@@ -32,7 +33,9 @@ namespace ddl {
 // ModelRunner turns that into a Status.
 class DdlModel {
  public:
-  DdlModel(std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options);
+  // `device` must outlive the model.
+  DdlModel(std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options,
+           const Device* device);
 
   // Called with the layer and X [tokens, d, dv] once the layer's block has written it.
   using StateObserver = std::function<void(int64_t layer, const at::Tensor& x)>;
@@ -44,7 +47,8 @@ class DdlModel {
   };
 
   // `ids` [tokens, input_taps()]: each position's token last, before it the ones that the input
-  // expansion sees, -1 before the start. `batch` and `ids` need only live during the call.
+  // expansion sees, -1 before the start. `batch` and `ids` are in host memory, and need only live
+  // during the call.
   // Returns hidden [tokens, d], the final norm's output, overwritten by the next call. `stats`
   // null: not wanted; left empty by the baseline, which has no delta rule.
   at::Tensor Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
@@ -78,17 +82,23 @@ class DdlModel {
     Linear mlp_output;
   };
 
-  void ExpandInput(const kernels::Batch& batch, const std::vector<int32_t>& ids);
+  // What the kernels take of a step's statistics, on the device: as Stats has them.
+  struct StatsTensors {
+    at::Tensor beta, update_ratio;  // [2 * layers, tokens] float32; undefined: not wanted
+  };
+
+  void ExpandInput(const StepInput& input);
   // One boundary: X takes in `h` (undefined before the first), c_, v_ and beta_ are what the next
   // sublayer reads. `index` numbers the boundaries from 0 to 2 * layers.
   void Boundary(const kernels::Batch& batch, const DeltaResidual& residual, const at::Tensor& h,
-                int64_t index, Stats* stats);
+                int64_t index, const StatsTensors& stats);
   // c [rows, d] -> [rows, d], of which the batch's tokens have a meaning. Overwrites `y` [rows, m].
   at::Tensor Mlp(const kernels::Batch& batch, const Layer& layer, const at::Tensor& c,
                  const at::Tensor& y) const;
 
   // Constant after construction.
   std::shared_ptr<const Checkpoint> checkpoint_;  // keeps mapped weights alive
+  const Device* const device_;
   at::ScalarType dtype_;
   kernels::Type kernel_type_;
   kernels::Executor executor_;
@@ -100,8 +110,8 @@ class DdlModel {
   bool has_tails_ = false;
   float k_eps_ = 0.0f;
   float logit_scale_ = 1.0f;
-  at::Tensor embedding_;           // [vocab, d]
-  std::vector<float> input_conv_;  // [d, dv, taps] or empty
+  at::Tensor embedding_;     // [vocab, d]
+  KernelFloats input_conv_;  // [d, dv, taps] or empty
   RotaryTable rotary_;
   std::vector<Layer> layers_;
   DeltaResidual before_head_;

@@ -16,6 +16,8 @@
 #include "absl/strings/str_cat.h"
 #include "model/check.h"
 #include "model/ddl_model.h"
+#include "model/device.h"
+#include "model/weights.h"
 
 namespace ddl {
 namespace {
@@ -32,12 +34,6 @@ bool AllFinite(absl::Span<const float> values) {
     finite &= (bits & 0x7f800000u) != 0x7f800000u;
   }
   return finite;
-}
-
-std::vector<float> Floats(const at::Tensor& tensor) {
-  const at::Tensor floats = tensor.to(at::kFloat).contiguous();
-  const float* data = floats.const_data_ptr<float>();
-  return std::vector<float>(data, data + floats.numel());
 }
 
 // The packed form of a step's chunks: what kernels::Batch points into.
@@ -68,6 +64,7 @@ class PackedBatch {
         }
       }
       row_begin_.push_back(static_cast<int32_t>(position_.size()));
+      batch_.longest = std::max<int64_t>(batch_.longest, length);
       slot_.push_back(chunk.slot);
       if (model.has_tails()) tail_source_.push_back(TailSource(chunk, options));
       block_table_.insert(block_table_.end(), chunk.block_table.begin(), chunk.block_table.end());
@@ -125,12 +122,13 @@ RowRange Select(Rows rows, int64_t begin, int64_t end) {
 
 class DdlModelRunner final : public ModelRunner {
  public:
-  DdlModelRunner(const std::shared_ptr<const Checkpoint>& checkpoint, const RunnerOptions& options)
-      : options_(options), model_(checkpoint, options) {
+  DdlModelRunner(const std::shared_ptr<const Checkpoint>& checkpoint, const RunnerOptions& options,
+                 std::unique_ptr<const Device> device)
+      : options_(options), device_(std::move(device)), model_(checkpoint, options, device_.get()) {
     const ModelConfig& config = checkpoint->config();
     description_.variant = checkpoint->variant();
     description_.dtype = options.dtype == RunnerDType::kFloat32 ? "float32" : "bfloat16";
-    description_.device = "cpu";
+    description_.device = device_->name();
     description_.num_layers = config.num_hidden_layers;
     description_.num_heads = config.num_attention_heads;
     description_.hidden_size = config.hidden_size;
@@ -194,6 +192,7 @@ class DdlModelRunner final : public ModelRunner {
       }
       if (!AllFinite(outputs[i].hidden)) outputs[i].status = NonFinite("hidden vectors");
     }
+    DrawOnDevice(chunks, batch, hidden, outputs);
     ComputeLogits(chunks, batch, hidden, outputs);
     ComputeScores(chunks, batch, hidden, outputs);
     return outputs;
@@ -255,23 +254,60 @@ class DdlModelRunner final : public ModelRunner {
     }
   }
 
-  // Logits of the rows that someone asked for, and the tokens drawn from them.
+  // hidden [tokens, d] -> logits of the given rows, on the device.
+  at::Tensor LogitsOf(const at::Tensor& hidden, at::ArrayRef<int64_t> rows) const {
+    const bool all_rows = static_cast<int64_t>(rows.size()) == hidden.size(0);
+    return model_.Logits(
+        all_rows ? hidden : at::index_select(hidden, 0, at::tensor(rows).to(hidden.device())));
+  }
+
+  // Whether a chunk's token is drawn on the device, and nothing else is made of its logits.
+  bool DrawsOnDevice(const SequenceChunk& chunk) const {
+    return chunk.logits == Rows::kNone && chunk.sample.has_value() &&
+           device_->CanDraw(*chunk.sample);
+  }
+
+  // The tokens that the device draws: its logits never leave it.
+  void DrawOnDevice(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
+                    const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
+    std::vector<size_t> drawing;  // chunks
+    std::vector<int64_t> rows;    // in the batch, of each
+    std::vector<SampleRequest> requests;
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      if (!DrawsOnDevice(chunks[i])) continue;
+      drawing.push_back(i);
+      rows.push_back(batch.row_begin[i + 1] - 1);
+      requests.push_back(*chunks[i].sample);
+    }
+    if (drawing.empty()) return;
+    const std::vector<SampledToken> drawn = device_->DrawTokens(LogitsOf(hidden, rows), requests);
+    for (size_t n = 0; n < drawing.size(); ++n) {
+      ChunkOutput& output = outputs[drawing[n]];
+      if (drawn[n].id < 0) {
+        output.status = NonFinite("logits");
+      } else {
+        output.sampled = drawn[n];
+      }
+    }
+  }
+
+  // Logits of the rows that someone asked for, and the tokens that the CPU draws from them.
   void ComputeLogits(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
                      const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
     std::vector<int64_t> wanted_rows;             // in the batch
     std::vector<RowRange> ranges(chunks.size());  // of each chunk, in wanted_rows
     for (size_t i = 0; i < chunks.size(); ++i) {
       Rows rows = chunks[i].logits;
-      if (rows == Rows::kNone && chunks[i].sample.has_value()) rows = Rows::kLast;
+      if (rows == Rows::kNone && chunks[i].sample.has_value() && !DrawsOnDevice(chunks[i])) {
+        rows = Rows::kLast;
+      }
       const RowRange range = Select(rows, batch.row_begin[i], batch.row_begin[i + 1]);
       ranges[i].begin = static_cast<int64_t>(wanted_rows.size());
       for (int64_t row = range.begin; row < range.end; ++row) wanted_rows.push_back(row);
       ranges[i].end = static_cast<int64_t>(wanted_rows.size());
     }
     if (wanted_rows.empty()) return;
-    const bool all_rows = static_cast<int64_t>(wanted_rows.size()) == batch.tokens;
-    const at::Tensor logits =
-        model_.Logits(all_rows ? hidden : at::index_select(hidden, 0, at::tensor(wanted_rows)));
+    const at::Tensor logits = LogitsOf(hidden, wanted_rows).to(at::kCPU);
     const int64_t vocab = logits.size(1);
     const float* data = logits.const_data_ptr<float>();
 
@@ -317,8 +353,7 @@ class DdlModelRunner final : public ModelRunner {
     constexpr size_t kRowsAtOnce = 64;
     for (size_t first = 0; first < targets.size(); first += kRowsAtOnce) {
       const size_t count = std::min(kRowsAtOnce, targets.size() - first);
-      const at::Tensor rows = at::tensor(at::ArrayRef<int64_t>(target_rows.data() + first, count));
-      const at::Tensor logits = model_.Logits(at::index_select(hidden, 0, rows));
+      const at::Tensor logits = LogitsOf(hidden, {target_rows.data() + first, count}).to(at::kCPU);
       const auto vocab = static_cast<size_t>(logits.size(1));
       const float* data = logits.const_data_ptr<float>();
       std::vector<char> finite(count);
@@ -345,6 +380,7 @@ class DdlModelRunner final : public ModelRunner {
   }
 
   const RunnerOptions options_;
+  const std::unique_ptr<const Device> device_;
   DdlModel model_;
   ModelDescription description_;
 };
@@ -400,7 +436,10 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     const c10::InferenceMode inference_mode;
     at::set_num_threads(options.num_threads > 0 ? options.num_threads
                                                 : DefaultThreads(checkpoint->parameter_count()));
-    return std::make_unique<DdlModelRunner>(checkpoint, options);
+    absl::StatusOr<std::unique_ptr<Device>> device =
+        options.device == RunnerDevice::kCuda ? MakeCudaDevice(0) : MakeCpuDevice();
+    if (!device.ok()) return device.status();
+    return std::make_unique<DdlModelRunner>(checkpoint, options, *std::move(device));
   } catch (const std::exception& error) {
     return TensorLibraryError("loading the model", error);
   }

@@ -111,8 +111,10 @@ struct ModelDescription {
 };
 
 enum class RunnerDType { kFloat32, kBFloat16 };
+enum class RunnerDevice { kCpu, kCuda };
 
 struct RunnerOptions {
+  RunnerDevice device = RunnerDevice::kCpu;
   RunnerDType dtype = RunnerDType::kFloat32;
   int32_t kv_block_size = 16;  // tokens
   int32_t kv_num_blocks = 0;   // > 0
