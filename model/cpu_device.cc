@@ -28,6 +28,9 @@ class CpuDevice final : public Device {
     DDL_CHECK(false, "the CPU draws by Sample");
     return {};
   }
+  absl::Status Health() const override { return absl::OkStatus(); }
+  std::optional<DeviceMemory> memory() const override { return std::nullopt; }
+  void ReleaseUnusedMemory() const override {}
 };
 
 }  // namespace

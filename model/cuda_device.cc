@@ -98,10 +98,9 @@ class CudaKernels final : public kernels::DeviceKernels {
 
 class CudaDevice final : public Device {
  public:
-  CudaDevice(int index, at::Device device)
-      : name_("cuda:" + std::to_string(index)), tensors_(device), kernels_(device) {}
+  explicit CudaDevice(at::Device device) : tensors_(device), kernels_(device) {}
 
-  std::string name() const override { return name_; }
+  std::string name() const override { return "cuda:0"; }
   at::Device tensors() const override { return tensors_; }
   kernels::Executor executor() const override {
     return {.parallel_for = nullptr, .device = &kernels_};
@@ -159,6 +158,10 @@ class CudaDevice final : public Device {
     return tokens;
   }
 
+  absl::Status Health() const override { return cuda_runtime::Health(); }
+  std::optional<DeviceMemory> memory() const override { return cuda_runtime::Memory(); }
+  void ReleaseUnusedMemory() const override { cuda_runtime::ReleaseUnused(); }
+
  private:
   // Appends to `rows`, which has room: the parcel keeps pointers into it.
   static void AddRow(const SampleRequest& request, std::vector<cuda::SampleRow>& rows,
@@ -192,17 +195,16 @@ class CudaDevice final : public Device {
     add(&row.generated, &row.generated_count, request.generated.data(), request.generated.size());
   }
 
-  const std::string name_;
   const at::Device tensors_;
   const CudaKernels kernels_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(int index) {
-  const absl::StatusOr<at::Device> device = cuda_runtime::Open(index);
+absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice() {
+  const absl::StatusOr<at::Device> device = cuda_runtime::Open();
   if (!device.ok()) return device.status();
-  return std::make_unique<CudaDevice>(index, *device);
+  return std::make_unique<CudaDevice>(*device);
 }
 
 }  // namespace ddl

@@ -6,7 +6,9 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "model/device.h"
 #include "model/kernels/cuda/cuda_kernels.h"
 
 // What cuda_device.cc needs of CUDA's runtime, and of LibTorch's on it. cuda_runtime.cc is the real
@@ -14,8 +16,9 @@
 
 namespace ddl::cuda_runtime {
 
-// GPU `index` as LibTorch names it. FAILED_PRECONDITION, in one line, when there is none.
-absl::StatusOr<at::Device> Open(int index);
+// The first GPU that CUDA_VISIBLE_DEVICES leaves, as LibTorch names it. FAILED_PRECONDITION, in one
+// line, when there is none.
+absl::StatusOr<at::Device> Open();
 
 // The stream that LibTorch's operators of this thread run on: kernels go there too, so that all of
 // a step runs in the order of the calls.
@@ -26,6 +29,14 @@ at::Tensor Staging(int64_t bytes);
 
 // What CUDA calls an error.
 std::string ErrorText(kernels::cuda::Error error);
+
+// Waits for all that was launched. UNAVAILABLE after an error that CUDA does not recover from.
+absl::Status Health();
+
+DeviceMemory Memory();
+
+// Gives back what LibTorch's allocator keeps for later.
+void ReleaseUnused();
 
 }  // namespace ddl::cuda_runtime
 

@@ -31,6 +31,7 @@ int64_t MaxContextLength(const Checkpoint& checkpoint, const RunnerOptions& opti
 DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
                    const RunnerOptions& options, const Device* device)
     : checkpoint_(std::move(checkpoint_pointer)),
+      options_(options),
       device_(device),
       dtype_(options.dtype == RunnerDType::kFloat32 ? at::kFloat : at::kBFloat16),
       kernel_type_(options.dtype == RunnerDType::kFloat32 ? kernels::Type::kFloat32
@@ -74,18 +75,7 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
   }
   before_head_ = DeltaResidual::BeforeHead(checkpoint, dv_causal, device->tensors());
 
-  kv_cache_ = KvCache({config.num_hidden_layers, options.kv_num_blocks, config.num_attention_heads,
-                       options.kv_block_size, config.head_dim},
-                      activations);
-  // Slots of sequences, then one for each block.
-  const int64_t slots = int64_t{options.max_sequences} + options.kv_num_blocks;
-  const Tails::Shape compress_tails = Tails::OfCompress(checkpoint);
-  const Tails::Shape shift_tails = Tails::OfShifts(checkpoint);
-  compress_tails_ = Tails(slots, compress_tails, device->tensors());
-  shift_tails_ = Tails(slots, shift_tails, device->tensors());
-  has_tails_ = compress_tails.count * compress_tails.width + shift_tails.count > 0;
-
-  max_sequences_ = options.max_sequences;
+  MakeCaches(options.kv_num_blocks);
 
   const int64_t rows = std::max<int64_t>(options.max_step_tokens, head_.min_rows());
   x_ = at::empty({rows, d_, dv_}, activations);
@@ -99,6 +89,25 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
   }
   v_ = at::empty({rows, dv_}, floats);
   beta_ = at::empty({rows}, floats);
+}
+
+void DdlModel::MakeCaches(int32_t kv_num_blocks) {
+  const ModelConfig& config = checkpoint_->config();
+  const at::Device device = device_->tensors();
+  // The old ones go first: a device may not hold both.
+  kv_cache_ = {};
+  compress_tails_ = {};
+  shift_tails_ = {};
+  kv_cache_ = KvCache({config.num_hidden_layers, kv_num_blocks, config.num_attention_heads,
+                       options_.kv_block_size, config.head_dim},
+                      at::TensorOptions().dtype(dtype_).device(device));
+  // Slots of sequences, then one for each block.
+  const int64_t slots = int64_t{options_.max_sequences} + kv_num_blocks;
+  const Tails::Shape compress_tails = Tails::OfCompress(*checkpoint_);
+  const Tails::Shape shift_tails = Tails::OfShifts(*checkpoint_);
+  compress_tails_ = Tails(slots, compress_tails, device);
+  shift_tails_ = Tails(slots, shift_tails, device);
+  has_tails_ = compress_tails.count * compress_tails.width + shift_tails.count > 0;
 }
 
 void DdlModel::ExpandInput(const StepInput& input) {
@@ -225,8 +234,9 @@ absl::StatusOr<at::Tensor> DdlModel::Read(const HiddenReadout& readout, int64_t 
   if (ReadsOverTokens(readout.kind)) {
     ReadoutTails& memory = readout_tails_[{layer, readout.kind}];
     if (memory.end.empty()) {
-      memory.tails = Tails(max_sequences_, {1, (before_head_.taps() - 1) * d_}, device_->tensors());
-      memory.end.resize(max_sequences_, 0);
+      memory.tails =
+          Tails(options_.max_sequences, {1, (before_head_.taps() - 1) * d_}, device_->tensors());
+      memory.end.resize(options_.max_sequences, 0);
     }
     if (start > 0 && memory.end[slot] != start) {
       return absl::FailedPreconditionError(

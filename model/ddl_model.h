@@ -37,6 +37,9 @@ class DdlModel {
   DdlModel(std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options,
            const Device* device);
 
+  // Makes the caches anew with so many K/V blocks; the constructor has made options.kv_num_blocks.
+  void MakeCaches(int32_t kv_num_blocks);
+
   // Called with the layer and X [tokens, d, dv] once the layer's block has written it.
   using StateObserver = std::function<void(int64_t layer, const at::Tensor& x)>;
 
@@ -98,6 +101,7 @@ class DdlModel {
 
   // Constant after construction.
   std::shared_ptr<const Checkpoint> checkpoint_;  // keeps mapped weights alive
+  const RunnerOptions options_;
   const Device* const device_;
   at::ScalarType dtype_;
   kernels::Type kernel_type_;
@@ -128,7 +132,6 @@ class DdlModel {
     std::vector<int32_t> end;  // per slot, the position after the last one read
   };
   std::map<std::pair<int64_t, HiddenReadout::Kind>, ReadoutTails> readout_tails_;
-  int32_t max_sequences_ = 0;
 
   // Buffers of a step, [max_step_tokens or the products' fewest rows, ...].
   at::Tensor x_;            // [., d, dv]

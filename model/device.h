@@ -5,9 +5,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "model/kernels/kernels.h"
@@ -20,6 +22,11 @@ struct StepInput {
   kernels::Batch batch;
   const int32_t* ids = nullptr;
   at::Tensor memory;  // what the pointers point into; undefined where that is the caller's own
+};
+
+struct DeviceMemory {
+  int64_t free_bytes = 0;
+  int64_t total_bytes = 0;
 };
 
 // Where a model computes: its tensors live there and its kernels run there. Used by one thread at a
@@ -43,13 +50,22 @@ class Device {
   // of most likely ones. Its id is -1 where the row's logits are not all finite.
   virtual std::vector<SampledToken> DrawTokens(const at::Tensor& logits,
                                                absl::Span<const SampleRequest> requests) const = 0;
+
+  // OK as long as the device works. UNAVAILABLE once it does not, and never will again in this
+  // process. Waits for what runs.
+  virtual absl::Status Health() const = 0;
+
+  // Of its own, whoever uses it; nullopt on the CPU, whose memory is taken only as it is written.
+  virtual std::optional<DeviceMemory> memory() const = 0;
+  // Gives back memory that tensors have used and the tensor library keeps for later ones.
+  virtual void ReleaseUnusedMemory() const = 0;
 };
 
 std::unique_ptr<Device> MakeCpuDevice();
 
-// GPU `index`. FAILED_PRECONDITION, in one line, when the machine has none or the program was built
-// without CUDA (no_cuda.cc is linked instead).
-absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(int index);
+// The machine's first GPU. FAILED_PRECONDITION, in one line, when it has none or the program was
+// built without CUDA (no_cuda.cc is linked instead).
+absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice();
 
 }  // namespace ddl
 

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -120,11 +122,19 @@ RowRange Select(Rows rows, int64_t begin, int64_t end) {
   return {end, end};
 }
 
+// Until FillMemory knows better.
+RunnerOptions WithOneBlockAtLeast(RunnerOptions options) {
+  options.kv_num_blocks = std::max(options.kv_num_blocks, 1);
+  return options;
+}
+
 class DdlModelRunner final : public ModelRunner {
  public:
   DdlModelRunner(const std::shared_ptr<const Checkpoint>& checkpoint, const RunnerOptions& options,
                  std::unique_ptr<const Device> device)
-      : options_(options), device_(std::move(device)), model_(checkpoint, options, device_.get()) {
+      : options_(WithOneBlockAtLeast(options)),
+        device_(std::move(device)),
+        model_(checkpoint, options_, device_.get()) {
     const ModelConfig& config = checkpoint->config();
     description_.variant = checkpoint->variant();
     description_.dtype = options.dtype == RunnerDType::kFloat32 ? "float32" : "bfloat16";
@@ -139,7 +149,7 @@ class DdlModelRunner final : public ModelRunner {
     description_.kv_bytes_per_token =
         KvBytesPerToken(*checkpoint, options.dtype, options.kv_block_size);
     description_.kv_block_size = options.kv_block_size;
-    description_.kv_num_blocks = options.kv_num_blocks;
+    description_.kv_num_blocks = options_.kv_num_blocks;
     description_.max_sequences = options.max_sequences;
   }
 
@@ -151,11 +161,66 @@ class DdlModelRunner final : public ModelRunner {
       const c10::InferenceMode inference_mode;
       return Run(chunks);
     } catch (const std::exception& error) {
+      if (absl::Status health = device_->Health(); !health.ok()) {
+        return absl::UnavailableError(
+            absl::StrCat(device_->name(), " failed and is lost: ", health.message()));
+      }
       return TensorLibraryError("the forward pass", error);
     }
   }
 
+  // Makes the caches as large as what the weights and the largest step leave of the device's memory
+  // up to gpu_memory_fraction. Runs such a step, so that what it takes is counted.
+  absl::Status FillMemory() {
+    device_->ReleaseUnusedMemory();  // what loading took
+    Run(LargestStep().chunks);
+    const DeviceMemory memory = device_->memory().value();
+    const auto limit = static_cast<int64_t>(options_.gpu_memory_fraction *
+                                            static_cast<double>(memory.total_bytes));
+    const int64_t used = memory.total_bytes - memory.free_bytes;
+    const int64_t block_bytes = description_.kv_bytes_per_token * options_.kv_block_size;
+    const int64_t blocks =
+        std::min<int64_t>((limit - used) / block_bytes, std::numeric_limits<int32_t>::max() / 2);
+    if (limit < used || blocks < 1) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory is left on ", device_->name(), " for the K/V cache: of ",
+                       memory.total_bytes >> 20, " MiB, ", used >> 20,
+                       " MiB are in use with the model loaded, and --gpu_memory_fraction=",
+                       options_.gpu_memory_fraction, " allows ", limit >> 20, " MiB"));
+    }
+    options_.kv_num_blocks = static_cast<int32_t>(blocks);
+    description_.kv_num_blocks = options_.kv_num_blocks;
+    model_.MakeCaches(options_.kv_num_blocks);
+    return absl::OkStatus();
+  }
+
  private:
+  // A step of max_step_tokens positions at the end of the context, from which as many tokens are
+  // drawn as can be. Every position is in block 0: what it computes has no meaning.
+  struct Step {
+    std::vector<TokenId> tokens;
+    std::vector<int32_t> block_table;
+    std::vector<SequenceChunk> chunks;
+  };
+  Step LargestStep() const {
+    const auto context = static_cast<int32_t>(model_.max_context_length());
+    Step step;
+    step.tokens.resize(context);
+    step.block_table.resize((context + options_.kv_block_size - 1) / options_.kv_block_size);
+    int32_t left = options_.max_step_tokens;
+    for (int32_t slot = 0; slot < options_.max_sequences && left > 0; ++slot) {
+      const int32_t share = (left - 1) / (options_.max_sequences - slot) + 1;
+      SequenceChunk& chunk = step.chunks.emplace_back();
+      chunk.tokens = step.tokens;
+      chunk.start = context - std::min(share, context);
+      chunk.block_table = step.block_table;
+      chunk.slot = slot;
+      chunk.sample.emplace().vocab_size = static_cast<TokenId>(description_.vocab_size);
+      left -= std::min(share, context);
+    }
+    return step;
+  }
+
   std::vector<ChunkOutput> Run(absl::Span<const SequenceChunk> chunks) {
     const PackedBatch packed(chunks, options_, model_);
     const kernels::Batch& batch = packed.batch();
@@ -379,7 +444,7 @@ class DdlModelRunner final : public ModelRunner {
         absl::StrCat("the model's ", what, " are not finite (NaN or infinity)"));
   }
 
-  const RunnerOptions options_;
+  RunnerOptions options_;  // kv_num_blocks as allocated
   const std::unique_ptr<const Device> device_;
   DdlModel model_;
   ModelDescription description_;
@@ -396,8 +461,9 @@ int DefaultThreads(int64_t parameter_count) {
 }
 
 absl::Status CheckOptions(const Checkpoint& checkpoint, const RunnerOptions& options) {
-  if (options.kv_block_size < 1 || options.kv_num_blocks < 1 || options.max_sequences < 1 ||
-      options.max_step_tokens < 1) {
+  const int32_t least_blocks = options.device == RunnerDevice::kCuda ? 0 : 1;
+  if (options.kv_block_size < 1 || options.kv_num_blocks < least_blocks ||
+      options.max_sequences < 1 || options.max_step_tokens < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("kv_block_size, kv_num_blocks, max_sequences and max_step_tokens must be at "
                      "least 1, found ",
@@ -429,17 +495,38 @@ int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype, int32_t
          (tail_bytes + kv_block_size - 1) / kv_block_size;
 }
 
+absl::Status CheckDevice(RunnerDevice device) {
+  return device == RunnerDevice::kCuda ? MakeCudaDevice().status() : absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options) {
   if (absl::Status status = CheckOptions(*checkpoint, options); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<Device>> device =
+      options.device == RunnerDevice::kCuda ? MakeCudaDevice() : MakeCpuDevice();
+  if (!device.ok()) return device.status();
+  const std::string device_name = (*device)->name();
+  const std::optional<DeviceMemory> memory = (*device)->memory();
   try {
     const c10::InferenceMode inference_mode;
     at::set_num_threads(options.num_threads > 0 ? options.num_threads
                                                 : DefaultThreads(checkpoint->parameter_count()));
-    absl::StatusOr<std::unique_ptr<Device>> device =
-        options.device == RunnerDevice::kCuda ? MakeCudaDevice(0) : MakeCpuDevice();
-    if (!device.ok()) return device.status();
-    return std::make_unique<DdlModelRunner>(checkpoint, options, *std::move(device));
+    auto runner = std::make_unique<DdlModelRunner>(checkpoint, options, *std::move(device));
+    if (options.kv_num_blocks == 0) {
+      if (absl::Status status = runner->FillMemory(); !status.ok()) return status;
+    }
+    return runner;
+  } catch (const c10::OutOfMemoryError&) {
+    const int64_t weight_bytes =
+        checkpoint->parameter_count() * (options.dtype == RunnerDType::kFloat32 ? 4 : 2);
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the model does not fit into the memory of ", device_name, ": ", memory->free_bytes >> 20,
+        " MiB of ", memory->total_bytes >> 20, " MiB were free, the weights take ",
+        weight_bytes >> 20, " MiB, the K/V cache ",
+        KvBytesPerToken(*checkpoint, options.dtype, options.kv_block_size) * options.kv_block_size *
+                options.kv_num_blocks >>
+            20,
+        " MiB, and the largest step its part"));
   } catch (const std::exception& error) {
     return TensorLibraryError("loading the model", error);
   }

@@ -5,7 +5,7 @@
 
 namespace ddl {
 
-absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(int /*index*/) {
+absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice() {
   return absl::FailedPreconditionError("this program was built without CUDA");
 }
 

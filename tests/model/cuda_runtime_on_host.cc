@@ -1,18 +1,26 @@
-// The twin of model/cuda_runtime.cc for tests without a GPU: the device's memory is the host's, and
-// the kernels are the .cu files as C++ (tests/model/kernels/cuda_block.h).
+#include "tests/model/cuda_runtime_on_host.h"
 
 #include <ATen/ops/empty.h>
 
-#include "model/cuda_runtime.h"
-
 namespace ddl::cuda_runtime {
 
-absl::StatusOr<at::Device> Open(int /*index*/) { return at::Device(at::kCPU); }
+OnHost on_host;
 
-kernels::cuda::Stream CurrentStream() { return nullptr; }
+absl::StatusOr<at::Device> Open() { return at::Device(at::kCPU); }
+
+kernels::cuda::Stream CurrentStream() {
+  TORCH_CHECK(on_host.stream_error.empty(), on_host.stream_error);
+  return nullptr;
+}
 
 at::Tensor Staging(int64_t bytes) { return at::empty({bytes}, at::kByte); }
 
 std::string ErrorText(kernels::cuda::Error error) { return "error " + std::to_string(error); }
+
+absl::Status Health() { return on_host.health; }
+
+DeviceMemory Memory() { return on_host.memory; }
+
+void ReleaseUnused() {}
 
 }  // namespace ddl::cuda_runtime
