@@ -5,11 +5,27 @@
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 
 namespace ddl::cuda_runtime {
+namespace {
+
+// LibTorch's operators for the GPU, which register themselves. Not linked, but loaded where there
+// is a GPU: elsewhere a start would read 3 GB of libraries for nothing, and all threads' stacks
+// would have to hold their thread-local storage, for which those of the HTTP server are too small.
+absl::Status LoadOperators() {
+  static void* const library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
+  if (library != nullptr) return absl::OkStatus();
+  const char* const error = dlerror();
+  return absl::FailedPreconditionError(absl::StrCat("LibTorch's CUDA part cannot be loaded: ",
+                                                    error != nullptr ? error : "unknown error"));
+}
+
+}  // namespace
+
 absl::StatusOr<at::Device> Open() {
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
@@ -19,6 +35,7 @@ absl::StatusOr<at::Device> Open() {
         absl::StrCat("this machine has no GPU that CUDA can use: ",
                      error != cudaSuccess ? ErrorText(error) : "no device was found"));
   }
+  if (absl::Status status = LoadOperators(); !status.ok()) return status;
   return at::Device(at::kCUDA, 0);
 }
 
