@@ -1,12 +1,14 @@
 # Every target installs what it needs first (scripts/install_dependencies.sh; nothing once all is there).
 SHELL := /bin/bash
 JOBS ?= $(shell nproc)
-PRESET ?= release
+# CUDA=1 builds for GPUs as well; the program also runs without one.
+PRESET ?= $(if $(CUDA),cuda,release)
+BUILD_DEPS := build $(if $(CUDA),cuda)
 IMAGE ?= ddl-server
 INSTALL_DEPS := scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long serve build image kubernetes-rules format format-check clean install-deps
+.PHONY: help demo test test-long serve build cuda-check image kubernetes-rules format format-check clean install-deps
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,9 +32,12 @@ serve: ## Serve the bundled model on 127.0.0.1:8500 until Ctrl-C (MODEL=folder s
 	@scripts/build.sh release ddl_server
 	@scripts/serve.sh
 
-build: ## Build build/release/bin/ddl_server
-	@$(INSTALL_DEPS) build
+build: ## Build build/release/bin/ddl_server (CUDA=1: build/cuda/bin/ddl_server, for GPUs as well)
+	@$(INSTALL_DEPS) $(BUILD_DEPS)
 	@scripts/build.sh $(PRESET) ddl_server
+
+cuda-check: ## Run the GPU's tests and compute-sanitizer; needs a GPU
+	@scripts/cuda_check.sh
 
 image: ## Build the container image with Docker (IMAGE=name, ddl-server otherwise)
 	docker build --build-arg REVISION=$$(git rev-parse --short=12 HEAD) --tag $(IMAGE) .

@@ -39,9 +39,11 @@ ABSL_FLAG(int32_t, prefill, 512, "Tokens of the prompt whose prefill is timed. 0
 ABSL_FLAG(int32_t, rounds, 7, "Rounds that count; one more goes before them.");
 ABSL_FLAG(std::string, dtype, "auto",
           "auto (bfloat16 for checkpoints stored in it, else float32), float32 or bfloat16.");
+ABSL_FLAG(std::string, device, "cpu", "Where to compute: cpu or cuda.");
 ABSL_FLAG(int32_t, threads, 0, "Threads that compute. 0: as many as the process may use.");
 ABSL_FLAG(bool, bound, true,
-          "Also time what bounds a step, its matrix products alone and the reading of K/V.");
+          "Also time what bounds a step, its matrix products alone and the reading of K/V. On the "
+          "CPU only.");
 ABSL_FLAG(std::string, json, "", "File to write the results to, as JSON. Empty: none.");
 
 namespace ddl::bench {
@@ -59,7 +61,7 @@ constexpr int32_t kMaxStepTokens = 512;
 const std::vector<FlagGroup>& FlagGroups() {
   static const auto& groups = *new std::vector<FlagGroup>{
       {"What", {"models", "batches", "context", "steps", "prefill", "bound"}},
-      {"How", {"rounds", "dtype", "threads", "json"}},
+      {"How", {"rounds", "device", "dtype", "threads", "json"}},
   };
   return groups;
 }
@@ -69,7 +71,8 @@ constexpr char kUsage[] =
 
   engine_benchmark --models=models/gpt,models/ccec --batches=1,8,32
 
-Exit codes: 0 when measured, 1 when a checkpoint cannot be loaded or a step fails, 2 for a bad flag.
+Exit codes: 0 when measured, 1 when there is no GPU for --device=cuda, a checkpoint cannot be loaded or a step fails, 2 for a
+bad flag.
 )";
 
 double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
@@ -95,6 +98,7 @@ struct Settings {
   int32_t steps = 0;
   int32_t rounds = 0;
   int32_t threads = 0;
+  RunnerDevice device = RunnerDevice::kCpu;
 };
 
 absl::Status Invalid(absl::string_view flag, absl::string_view value, absl::string_view why) {
@@ -150,6 +154,9 @@ absl::StatusOr<Settings> ReadSettings() {
   if (dtype != "auto" && dtype != "float32" && dtype != "bfloat16") {
     return Invalid("dtype", dtype, "must be auto, float32, bfloat16");
   }
+  const std::string device = absl::GetFlag(FLAGS_device);
+  if (device != "cpu" && device != "cuda") return Invalid("device", device, "must be cpu, cuda");
+  if (device == "cuda") settings.device = RunnerDevice::kCuda;
   settings.steps = absl::GetFlag(FLAGS_steps);
   settings.rounds = absl::GetFlag(FLAGS_rounds);
   settings.threads = absl::GetFlag(FLAGS_threads);
@@ -219,6 +226,7 @@ absl::StatusOr<std::unique_ptr<Contestant>> Contestant::Load(const std::string& 
   }
   const auto blocks = [](int32_t tokens) { return (tokens + kKvBlockSize - 1) / kKvBlockSize; };
   RunnerOptions options;
+  options.device = settings.device;
   options.dtype = c.dtype_;
   options.kv_block_size = kKvBlockSize;
   options.kv_num_blocks = settings.max_batch * blocks(decode_length) + blocks(prefill_length);
@@ -396,6 +404,10 @@ int Main(const std::vector<std::string>& arguments) {
   const absl::StatusOr<Settings> settings = ReadSettings();
   if (!settings.ok()) return Fail(settings.status(), kExitBadSetting);
 
+  if (const absl::Status status = CheckDevice(settings->device); !status.ok()) {
+    return Fail(status, kExitFailed);
+  }
+
   std::vector<std::unique_ptr<Contestant>> contestants;
   for (const auto& [name, folder] : settings->models) {
     std::fprintf(stderr, "loading %s from %s\n", name.c_str(), folder.c_str());
@@ -403,7 +415,7 @@ int Main(const std::vector<std::string>& arguments) {
     if (!contestant.ok()) return Fail(contestant.status(), kExitFailed);
     contestants.push_back(*std::move(contestant));
   }
-  const bool with_bound = absl::GetFlag(FLAGS_bound);
+  const bool with_bound = absl::GetFlag(FLAGS_bound) && settings->device == RunnerDevice::kCpu;
   Bounds bounds;
   double bandwidth = 0.0;
   if (with_bound) {
@@ -472,14 +484,17 @@ int Main(const std::vector<std::string>& arguments) {
                        {"tokens", scenario.tokens},
                        {"models", std::move(models)}});
   }
-  std::printf(
-      "\n%d threads; medians of %d interleaved rounds, (smallest..largest) ratio of a round\n",
-      ComputeThreads(), settings->rounds);
+  const std::string where = settings->device == RunnerDevice::kCpu
+                                ? absl::StrCat(ComputeThreads(), " threads")
+                                : contestants[0]->description().device;
+  std::printf("\n%s; medians of %d interleaved rounds, (smallest..largest) ratio of a round\n",
+              where.c_str(), settings->rounds);
   if (with_bound) std::printf("memory read at %.1f GB/s\n", bandwidth / 1e9);
 
   if (const std::string path = absl::GetFlag(FLAGS_json); !path.empty()) {
     std::ofstream file(path, std::ios::trunc);
-    nlohmann::json json = {{"threads", ComputeThreads()},
+    nlohmann::json json = {{"device", contestants[0]->description().device},
+                           {"threads", ComputeThreads()},
                            {"rounds", settings->rounds},
                            {"steps_per_round", settings->steps},
                            {"scenarios", std::move(results)}};

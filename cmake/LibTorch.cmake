@@ -1,4 +1,4 @@
-# Defines ddl::libtorch: the CPU part of LibTorch, as the PyTorch wheel carries it.
+# Defines ddl::libtorch: the CPU part of LibTorch, as the PyTorch wheel carries it; with DDL_CUDA also ddl::libtorch_cuda.
 #
 # libtorch_cpu.so and libc10.so are linked by name instead of libtorch.so, which would pull in libtorch_cuda.so and with
 # it the rest of CUDA. libtorch_cpu.so itself needs the CUDA runtime and CUPTI to load, so their folder is on the run path.
@@ -39,3 +39,17 @@ target_compile_options(ddl_libtorch INTERFACE -fopenmp)
 target_link_libraries(ddl_libtorch INTERFACE
   ${DDL_LIBTORCH_LIB_DIR}/libtorch_cpu.so ${DDL_LIBTORCH_LIB_DIR}/libc10.so ${DDL_LIBTORCH_LIB_DIR}/libgomp.so.1)
 target_link_options(ddl_libtorch INTERFACE "LINKER:-rpath-link,${DDL_LIBTORCH_LIB_DIR}:${DDL_CUDA_LIB_DIR}")
+
+if(DDL_CUDA)
+  foreach(_file ${DDL_LIBTORCH_LIB_DIR}/libc10_cuda.so ${DDL_LIBTORCH_LIB_DIR}/libtorch_cuda.so ${DDL_CUDA_LIB_DIR}/libcublasLt.so.13)
+    if(NOT EXISTS ${_file})
+      message(FATAL_ERROR "LibTorch in ${DDL_LIBTORCH_ROOT} lacks its CUDA part: ${_file} is missing. Run "
+                          "scripts/install_dependencies.sh cuda, or set DDL_LIBTORCH_ROOT to where the whole of torch is installed.")
+    endif()
+  endforeach()
+  # libtorch_cuda.so, which pulls in 3 GB, is only loaded once a GPU has been found (model/cuda_runtime.cc).
+  add_library(ddl_libtorch_cuda INTERFACE)
+  add_library(ddl::libtorch_cuda ALIAS ddl_libtorch_cuda)
+  target_link_libraries(ddl_libtorch_cuda INTERFACE ddl_libtorch ${DDL_LIBTORCH_LIB_DIR}/libc10_cuda.so
+                                                    ${DDL_CUDA_LIB_DIR}/libcudart.so.13 ${CMAKE_DL_LIBS})
+endif()

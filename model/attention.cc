@@ -1,8 +1,7 @@
 #include "model/attention.h"
 
 #include <cmath>
-
-#include "model/weights.h"
+#include <vector>
 
 namespace ddl {
 namespace {
@@ -25,28 +24,28 @@ kernels::Activation KernelActivation(Activation activation) {
   return kernels::Activation::kIdentity;
 }
 
-const float* DataOrNull(const std::vector<float>& values) {
-  return values.empty() ? nullptr : values.data();
-}
-
 }  // namespace
 
-RotaryTable::RotaryTable(const ModelConfig& config, int64_t positions) : positions_(positions) {
+RotaryTable::RotaryTable(const ModelConfig& config, int64_t positions, at::Device device)
+    : positions_(positions) {
   rotary_dims_ =
       2 * (static_cast<int64_t>(static_cast<double>(config.head_dim) * config.rope_ratio) / 2);
+  std::vector<float> cos, sin;
   for (int64_t position = 0; position < positions; ++position) {
     for (int64_t n = 0; n < rotary_dims_ / 2; ++n) {
       const auto exponent = -2.0 * static_cast<double>(n) / static_cast<double>(rotary_dims_);
       const auto theta = static_cast<float>(std::pow(config.rope_base, exponent));
       const float angle = static_cast<float>(position) * theta;  // float32, as the official code
-      cos_.push_back(std::cos(angle));
-      sin_.push_back(std::sin(angle));
+      cos.push_back(std::cos(angle));
+      sin.push_back(std::sin(angle));
     }
   }
+  cos_ = KernelFloats(cos, device);
+  sin_ = KernelFloats(sin, device);
 }
 
-Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix, at::ScalarType dtype,
-                     const RotaryTable* rotary)
+Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
+                     const at::TensorOptions& options, const RotaryTable* rotary)
     : d_(checkpoint.config().hidden_size),
       heads_(checkpoint.config().num_attention_heads),
       head_dim_(checkpoint.config().head_dim),
@@ -56,10 +55,10 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix, at
       v_activation_(KernelActivation(checkpoint.config().v_activation)) {
   const ModelConfig& config = checkpoint.config();
   const auto weight = [&](const std::string& name) {
-    return WeightAs(checkpoint.Get(prefix + name), dtype);
+    return WeightAs(checkpoint.Get(prefix + name), options);
   };
   const auto floats = [&](const std::string& name) {
-    return WeightFloats(checkpoint.Get(prefix + name));
+    return KernelFloats(WeightFloats(checkpoint.Get(prefix + name)), options.device());
   };
   qkv_ =
       Linear({weight("c_q.weight"), weight(config.use_k_shift ? "c_k.linear.weight" : "c_k.weight"),
@@ -106,8 +105,8 @@ at::Tensor Attention::Forward(const kernels::Executor& executor, const kernels::
   input.rotary_dims = rotary_->rotary_dims();
   input.rope_cos = rotary_->cos();
   input.rope_sin = rotary_->sin();
-  input.q_norm = DataOrNull(q_norm_);
-  input.k_norm = DataOrNull(k_norm_);
+  input.q_norm = q_norm_.data();
+  input.k_norm = k_norm_.data();
   input.norm_eps = 1e-5f;
   input.cache = cache;
   kernels::AttentionInput(executor, batch, input);
@@ -120,7 +119,7 @@ at::Tensor Attention::Forward(const kernels::Executor& executor, const kernels::
   attention.q = qkv.const_data_ptr();
   attention.q_stride = 3 * width;
   attention.cache = cache;
-  attention.norm_weight = DataOrNull(output_norm_);
+  attention.norm_weight = output_norm_.data();
   attention.norm_eps = output_norm_eps_;
   attention.gate = has_gate_ ? gate.const_data_ptr() : nullptr;
   attention.y = y.data_ptr();

@@ -5,12 +5,12 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "model/checkpoint.h"
 #include "model/kernels/kernels.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"
+#include "model/weights.h"
 
 namespace ddl {
 
@@ -18,7 +18,8 @@ namespace ddl {
 // up to the longest context. Shared by all layers.
 class RotaryTable {
  public:
-  RotaryTable(const ModelConfig& config, int64_t positions);
+  // The table lies on `device`.
+  RotaryTable(const ModelConfig& config, int64_t positions, at::Device device);
 
   int64_t positions() const { return positions_; }
   int64_t rotary_dims() const { return rotary_dims_; }  // even; 0 when there is no rotation
@@ -28,8 +29,8 @@ class RotaryTable {
  private:
   int64_t positions_ = 0;
   int64_t rotary_dims_ = 0;
-  std::vector<float> cos_;
-  std::vector<float> sin_;
+  KernelFloats cos_;
+  KernelFloats sin_;
 };
 
 // The attention sublayer of one layer: causal multi-head attention over paged K/V, with every
@@ -37,9 +38,10 @@ class RotaryTable {
 // norm per head, gate, output product.
 class Attention {
  public:
-  // `prefix` is "transformer.h.{i}.attn.". `rotary` must outlive the layer.
-  Attention(const Checkpoint& checkpoint, const std::string& prefix, at::ScalarType dtype,
-            const RotaryTable* rotary);
+  // `prefix` is "transformer.h.{i}.attn.". `options` say the type of large weights and the device
+  // of all. `rotary` must outlive the layer.
+  Attention(const Checkpoint& checkpoint, const std::string& prefix,
+            const at::TensorOptions& options, const RotaryTable* rotary);
 
   // c [rows, d], the normalised input -> [rows, d]. Rows are at least the batch's tokens; what
   // comes of the others has no meaning. Writes the batch's K and V to `cache`. `y` [rows, H * hd]
@@ -62,9 +64,9 @@ class Attention {
   Linear output_;
   bool has_gate_ = false;
   // Empty where the option is off.
-  std::vector<float> q_norm_, k_norm_;    // [hd]
-  std::vector<float> output_norm_;        // [hd]
-  std::vector<float> k_shift_, v_shift_;  // [H, d]
+  KernelFloats q_norm_, k_norm_;    // [hd]
+  KernelFloats output_norm_;        // [hd]
+  KernelFloats k_shift_, v_shift_;  // [H, d]
 };
 
 }  // namespace ddl

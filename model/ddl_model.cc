@@ -1,7 +1,7 @@
 #include "model/ddl_model.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 #include <algorithm>
 #include <numeric>
@@ -13,12 +13,6 @@
 
 namespace ddl {
 namespace {
-
-// Kernels share LibTorch's threads: a second team on the same cores would slow both.
-void ParallelForOnTorchThreads(int64_t n, int64_t grain, kernels::Executor::Body body,
-                               void* context) {
-  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
-}
 
 // Whether the convolution over value channels looks only backwards. The older layout's code
 // obeyed the key; today's eager code ignores it.
@@ -35,23 +29,27 @@ int64_t MaxContextLength(const Checkpoint& checkpoint, const RunnerOptions& opti
 }  // namespace
 
 DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
-                   const RunnerOptions& options)
+                   const RunnerOptions& options, const Device* device)
     : checkpoint_(std::move(checkpoint_pointer)),
+      options_(options),
+      device_(device),
       dtype_(options.dtype == RunnerDType::kFloat32 ? at::kFloat : at::kBFloat16),
       kernel_type_(options.dtype == RunnerDType::kFloat32 ? kernels::Type::kFloat32
                                                           : kernels::Type::kBFloat16),
-      executor_{ParallelForOnTorchThreads},
+      executor_(device->executor()),
       rewrite_(checkpoint_->variant() == Variant::kGpt ? kernels::Rewrite::kAdd
                                                        : kernels::Rewrite::kDelta),
       d_(checkpoint_->config().hidden_size),
       dv_(checkpoint_->value_channels()),
       mlp_width_(MlpWidth(checkpoint_->config(), checkpoint_->variant())),
       k_eps_(static_cast<float>(checkpoint_->config().ddl_k_eps)),
-      rotary_(checkpoint_->config(), MaxContextLength(*checkpoint_, options)) {
+      rotary_(checkpoint_->config(), MaxContextLength(*checkpoint_, options), device->tensors()) {
   const Checkpoint& checkpoint = *checkpoint_;
   const ModelConfig& config = checkpoint.config();
+  const at::TensorOptions activations = at::TensorOptions().dtype(dtype_).device(device->tensors());
+  const at::TensorOptions floats = activations.dtype(at::kFloat);
   const auto weight = [&](const std::string& name) {
-    return WeightAs(checkpoint.Get(name), dtype_);
+    return WeightAs(checkpoint.Get(name), activations);
   };
   if (config.mup) {
     logit_scale_ = static_cast<float>(static_cast<double>(config.hidden_size_base) /
@@ -62,37 +60,24 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
   if (checkpoint.Has("input_embed.conv.weight")) {
     const TensorView& conv = checkpoint.Get("input_embed.conv.weight");
     input_taps_ = conv.shape[2];
-    input_conv_ = WeightFloats(conv);
+    input_conv_ = KernelFloats(WeightFloats(conv), device->tensors());
   }
 
   const bool dv_causal = ChannelsAreCausal(checkpoint, options);
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     const std::string prefix = "transformer.h." + std::to_string(i) + ".";
     layers_.push_back(
-        {DeltaResidual::BeforeSublayer(checkpoint, prefix, "attn", dv_causal),
-         Attention(checkpoint, prefix + "attn.", dtype_, &rotary_),
-         DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal),
+        {DeltaResidual::BeforeSublayer(checkpoint, prefix, "attn", dv_causal, device->tensors()),
+         Attention(checkpoint, prefix + "attn.", activations, &rotary_),
+         DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal, device->tensors()),
          Linear({weight(prefix + "mlp.c_fc1.weight"), weight(prefix + "mlp.c_fc2.weight")}),
          Linear({weight(prefix + "mlp.c_proj.weight")})});
   }
-  before_head_ = DeltaResidual::BeforeHead(checkpoint, dv_causal);
+  before_head_ = DeltaResidual::BeforeHead(checkpoint, dv_causal, device->tensors());
 
-  kv_cache_ = KvCache({config.num_hidden_layers, options.kv_num_blocks, config.num_attention_heads,
-                       options.kv_block_size, config.head_dim},
-                      dtype_);
-  // Slots of sequences, then one for each block.
-  const int64_t slots = int64_t{options.max_sequences} + options.kv_num_blocks;
-  const Tails::Shape compress_tails = Tails::OfCompress(checkpoint);
-  const Tails::Shape shift_tails = Tails::OfShifts(checkpoint);
-  compress_tails_ = Tails(slots, compress_tails);
-  shift_tails_ = Tails(slots, shift_tails);
-  has_tails_ = compress_tails.count * compress_tails.width + shift_tails.count > 0;
-
-  max_sequences_ = options.max_sequences;
+  MakeCaches(options.kv_num_blocks);
 
   const int64_t rows = std::max<int64_t>(options.max_step_tokens, head_.min_rows());
-  const at::TensorOptions activations = at::TensorOptions().dtype(dtype_);
-  const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);
   x_ = at::empty({rows, d_, dv_}, activations);
   c_ = at::empty({rows, d_}, activations);
   attention_y_ =
@@ -106,21 +91,40 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
   beta_ = at::empty({rows}, floats);
 }
 
-void DdlModel::ExpandInput(const kernels::Batch& batch, const std::vector<int32_t>& ids) {
+void DdlModel::MakeCaches(int32_t kv_num_blocks) {
+  const ModelConfig& config = checkpoint_->config();
+  const at::Device device = device_->tensors();
+  // The old ones go first: a device may not hold both.
+  kv_cache_ = {};
+  compress_tails_ = {};
+  shift_tails_ = {};
+  kv_cache_ = KvCache({config.num_hidden_layers, kv_num_blocks, config.num_attention_heads,
+                       options_.kv_block_size, config.head_dim},
+                      at::TensorOptions().dtype(dtype_).device(device));
+  // Slots of sequences, then one for each block.
+  const int64_t slots = int64_t{options_.max_sequences} + kv_num_blocks;
+  const Tails::Shape compress_tails = Tails::OfCompress(*checkpoint_);
+  const Tails::Shape shift_tails = Tails::OfShifts(*checkpoint_);
+  compress_tails_ = Tails(slots, compress_tails, device);
+  shift_tails_ = Tails(slots, shift_tails, device);
+  has_tails_ = compress_tails.count * compress_tails.width + shift_tails.count > 0;
+}
+
+void DdlModel::ExpandInput(const StepInput& input) {
   kernels::ExpandInputArgs args;
   args.type = kernel_type_;
   args.d = d_;
   args.dv = dv_;
   args.taps = input_taps_;
   args.embedding = embedding_.const_data_ptr();
-  args.conv = input_conv_.empty() ? nullptr : input_conv_.data();
-  args.ids = ids.data();
+  args.conv = input_conv_.data();
+  args.ids = input.ids;
   args.x = x_.data_ptr();
-  kernels::ExpandInput(executor_, batch.tokens, args);
+  kernels::ExpandInput(executor_, input.batch.tokens, args);
 }
 
 void DdlModel::Boundary(const kernels::Batch& batch, const DeltaResidual& residual,
-                        const at::Tensor& h, int64_t index, Stats* stats) {
+                        const at::Tensor& h, int64_t index, const StatsTensors& stats) {
   kernels::DeltaStepArgs args;
   args.type = kernel_type_;
   args.d = d_;
@@ -137,12 +141,12 @@ void DdlModel::Boundary(const kernels::Batch& batch, const DeltaResidual& residu
   args.c = c_.data_ptr();
   args.v = v_.data_ptr<float>();
   args.beta = beta_.data_ptr<float>();
-  if (stats != nullptr && index > 0) {
-    args.update_ratio = stats->update_ratio.data() + (index - 1) * batch.tokens;
+  if (stats.update_ratio.defined() && index > 0) {
+    args.update_ratio = stats.update_ratio.select(0, index - 1).data_ptr<float>();
   }
   kernels::DeltaStep(executor_, batch, args);
-  if (stats != nullptr && args.gates) {
-    std::copy_n(args.beta, batch.tokens, stats->beta.data() + index * batch.tokens);
+  if (stats.beta.defined() && args.gates) {
+    stats.beta.select(0, index).copy_(beta_.narrow(0, 0, batch.tokens));
   }
 }
 
@@ -158,13 +162,15 @@ at::Tensor DdlModel::Mlp(const kernels::Batch& batch, const Layer& layer, const 
   return layer.mlp_output(y);
 }
 
-at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
+at::Tensor DdlModel::Forward(const kernels::Batch& host_batch, const std::vector<int32_t>& ids,
                              const StateObserver& observe_state, Stats* stats) {
-  if (rewrite_ != kernels::Rewrite::kDelta) stats = nullptr;
-  if (stats != nullptr) {
-    const size_t size = 2 * layers_.size() * static_cast<size_t>(batch.tokens);
-    stats->beta.resize(size);
-    stats->update_ratio.resize(size);
+  const StepInput input = device_->Upload(host_batch, ids);
+  const kernels::Batch& batch = input.batch;
+  StatsTensors stats_tensors;
+  if (stats != nullptr && rewrite_ == kernels::Rewrite::kDelta) {
+    stats_tensors.beta =
+        at::empty({2 * static_cast<int64_t>(layers_.size()), batch.tokens}, v_.options());
+    stats_tensors.update_ratio = at::empty_like(stats_tensors.beta);
   }
   const int64_t rows = std::max(batch.tokens, head_.min_rows());
   const at::Tensor c = c_.narrow(0, 0, rows);
@@ -173,19 +179,22 @@ at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int3
   const auto observe = [&](int64_t layer) {
     if (observe_state && layer >= 0) observe_state(layer, x_.narrow(0, 0, batch.tokens));
   };
-  ExpandInput(batch, ids);
+  ExpandInput(input);
   at::Tensor h;
   for (int64_t l = 0; l < static_cast<int64_t>(layers_.size()); ++l) {
     const Layer& layer = layers_[l];
-    Boundary(batch, layer.before_attention, h, 2 * l, stats);
+    Boundary(batch, layer.before_attention, h, 2 * l, stats_tensors);
     observe(l - 1);
     h = layer.attention.Forward(executor_, batch, c, kv_cache_.layer(l), &shift_tails_, l,
                                 attention_y);
-    Boundary(batch, layer.before_mlp, h, 2 * l + 1, stats);
+    Boundary(batch, layer.before_mlp, h, 2 * l + 1, stats_tensors);
     h = Mlp(batch, layer, c, mlp_y);
   }
-  Boundary(batch, before_head_, h, 2 * static_cast<int64_t>(layers_.size()), stats);
+  Boundary(batch, before_head_, h, 2 * static_cast<int64_t>(layers_.size()), stats_tensors);
   observe(static_cast<int64_t>(layers_.size()) - 1);
+  if (stats_tensors.beta.defined()) {
+    *stats = {Floats(stats_tensors.beta), Floats(stats_tensors.update_ratio)};
+  }
   return c_.narrow(0, 0, batch.tokens);
 }
 
@@ -212,6 +221,7 @@ absl::StatusOr<at::Tensor> DdlModel::Read(const HiddenReadout& readout, int64_t 
   batch.row_sequence = row_sequence.data();
   batch.position = position.data();
   batch.slot = &slot;
+  batch.longest = start + rows;
 
   kernels::DeltaStepArgs args;
   args.type = kernel_type_;
@@ -224,8 +234,9 @@ absl::StatusOr<at::Tensor> DdlModel::Read(const HiddenReadout& readout, int64_t 
   if (ReadsOverTokens(readout.kind)) {
     ReadoutTails& memory = readout_tails_[{layer, readout.kind}];
     if (memory.end.empty()) {
-      memory.tails = Tails(max_sequences_, {1, (before_head_.taps() - 1) * d_});
-      memory.end.resize(max_sequences_, 0);
+      memory.tails =
+          Tails(options_.max_sequences, {1, (before_head_.taps() - 1) * d_}, device_->tensors());
+      memory.end.resize(options_.max_sequences, 0);
     }
     if (start > 0 && memory.end[slot] != start) {
       return absl::FailedPreconditionError(
@@ -239,7 +250,7 @@ absl::StatusOr<at::Tensor> DdlModel::Read(const HiddenReadout& readout, int64_t 
   const at::Tensor c = at::empty({rows, d_}, x.options());
   args.x_in = x_in.data_ptr();
   args.c = c.data_ptr();
-  kernels::DeltaStep(executor_, batch, args);
+  kernels::DeltaStep(executor_, device_->Upload(batch, {}).batch, args);
   return is_final ? c : x_in;
 }
 

@@ -14,6 +14,7 @@
 #include "model/attention.h"
 #include "model/checkpoint.h"
 #include "model/delta_residual.h"
+#include "model/device.h"
 #include "model/kernels/kernels.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"
@@ -32,7 +33,12 @@ namespace ddl {
 // ModelRunner turns that into a Status.
 class DdlModel {
  public:
-  DdlModel(std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options);
+  // `device` must outlive the model.
+  DdlModel(std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options,
+           const Device* device);
+
+  // Makes the caches anew with so many K/V blocks; the constructor has made options.kv_num_blocks.
+  void MakeCaches(int32_t kv_num_blocks);
 
   // Called with the layer and X [tokens, d, dv] once the layer's block has written it.
   using StateObserver = std::function<void(int64_t layer, const at::Tensor& x)>;
@@ -44,7 +50,8 @@ class DdlModel {
   };
 
   // `ids` [tokens, input_taps()]: each position's token last, before it the ones that the input
-  // expansion sees, -1 before the start. `batch` and `ids` need only live during the call.
+  // expansion sees, -1 before the start. `batch` and `ids` are in host memory, and need only live
+  // during the call.
   // Returns hidden [tokens, d], the final norm's output, overwritten by the next call. `stats`
   // null: not wanted; left empty by the baseline, which has no delta rule.
   at::Tensor Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
@@ -78,17 +85,24 @@ class DdlModel {
     Linear mlp_output;
   };
 
-  void ExpandInput(const kernels::Batch& batch, const std::vector<int32_t>& ids);
+  // What the kernels take of a step's statistics, on the device: as Stats has them.
+  struct StatsTensors {
+    at::Tensor beta, update_ratio;  // [2 * layers, tokens] float32; undefined: not wanted
+  };
+
+  void ExpandInput(const StepInput& input);
   // One boundary: X takes in `h` (undefined before the first), c_, v_ and beta_ are what the next
   // sublayer reads. `index` numbers the boundaries from 0 to 2 * layers.
   void Boundary(const kernels::Batch& batch, const DeltaResidual& residual, const at::Tensor& h,
-                int64_t index, Stats* stats);
+                int64_t index, const StatsTensors& stats);
   // c [rows, d] -> [rows, d], of which the batch's tokens have a meaning. Overwrites `y` [rows, m].
   at::Tensor Mlp(const kernels::Batch& batch, const Layer& layer, const at::Tensor& c,
                  const at::Tensor& y) const;
 
   // Constant after construction.
   std::shared_ptr<const Checkpoint> checkpoint_;  // keeps mapped weights alive
+  const RunnerOptions options_;
+  const Device* const device_;
   at::ScalarType dtype_;
   kernels::Type kernel_type_;
   kernels::Executor executor_;
@@ -100,8 +114,8 @@ class DdlModel {
   bool has_tails_ = false;
   float k_eps_ = 0.0f;
   float logit_scale_ = 1.0f;
-  at::Tensor embedding_;           // [vocab, d]
-  std::vector<float> input_conv_;  // [d, dv, taps] or empty
+  at::Tensor embedding_;     // [vocab, d]
+  KernelFloats input_conv_;  // [d, dv, taps] or empty
   RotaryTable rotary_;
   std::vector<Layer> layers_;
   DeltaResidual before_head_;
@@ -118,7 +132,6 @@ class DdlModel {
     std::vector<int32_t> end;  // per slot, the position after the last one read
   };
   std::map<std::pair<int64_t, HiddenReadout::Kind>, ReadoutTails> readout_tails_;
-  int32_t max_sequences_ = 0;
 
   // Buffers of a step, [max_step_tokens or the products' fewest rows, ...].
   at::Tensor x_;            // [., d, dv]

@@ -1,6 +1,6 @@
 #include "model/delta_residual.h"
 
-#include "model/weights.h"
+#include <vector>
 
 namespace ddl {
 namespace {
@@ -41,7 +41,7 @@ std::vector<float> FoldTokenCompress(const std::vector<float>& weight,
 }  // namespace
 
 void DeltaResidual::SetCompress(const Checkpoint& checkpoint, const std::string& prefix,
-                                bool dv_causal) {
+                                bool dv_causal, at::Device device) {
   switch (checkpoint.variant()) {
     case Variant::kGpt:
     case Variant::kVdim1:
@@ -52,18 +52,20 @@ void DeltaResidual::SetCompress(const Checkpoint& checkpoint, const std::string&
       const TensorView& weight = checkpoint.Get(prefix + "shortconv.weight");
       compress_ = kernels::Compress::kToken;
       taps_ = weight.shape[1];
-      compress_weight_ =
+      compress_weight_ = KernelFloats(
           FoldTokenCompress(WeightFloats(weight), WeightFloats(checkpoint.Get(prefix + "read")),
-                            checkpoint.config().hidden_size, taps_);
+                            checkpoint.config().hidden_size, taps_),
+          device);
       return;
     }
     case Variant::kCc:
     case Variant::kCcec: {
       const TensorView& weight = checkpoint.Get(prefix + "weight");
       compress_ = kernels::Compress::kChannel;
-      compress_weight_ =
+      compress_weight_ = KernelFloats(
           FoldChannelCompress(WeightFloats(weight), WeightFloats(checkpoint.Get(prefix + "read")),
-                              checkpoint.config().hidden_size, weight.shape[1], dv_causal);
+                              checkpoint.config().hidden_size, weight.shape[1], dv_causal),
+          device);
       return;
     }
   }
@@ -71,13 +73,17 @@ void DeltaResidual::SetCompress(const Checkpoint& checkpoint, const std::string&
 
 DeltaResidual DeltaResidual::BeforeSublayer(const Checkpoint& checkpoint,
                                             const std::string& layer_prefix,
-                                            const std::string& sublayer, bool dv_causal) {
+                                            const std::string& sublayer, bool dv_causal,
+                                            at::Device device) {
   const ModelConfig& config = checkpoint.config();
   const bool baseline = checkpoint.variant() == Variant::kGpt;
+  const auto floats = [&](const std::string& name) {
+    return KernelFloats(WeightFloats(checkpoint.Get(name)), device);
+  };
   DeltaResidual result;
-  result.SetCompress(checkpoint, layer_prefix + "compress.", dv_causal);
+  result.SetCompress(checkpoint, layer_prefix + "compress.", dv_causal, device);
   const std::string norm = sublayer == "attn" ? "ln_1.weight" : "ln_2.weight";
-  result.norm_weight_ = WeightFloats(checkpoint.Get(layer_prefix + norm));
+  result.norm_weight_ = floats(layer_prefix + norm);
   // The official DDL files give their layer norms 1e-5 whatever rms_norm_eps says; the baseline
   // reads the key.
   result.norm_eps_ = baseline ? static_cast<float>(config.rms_norm_eps) : 1e-5f;
@@ -86,11 +92,11 @@ DeltaResidual DeltaResidual::BeforeSublayer(const Checkpoint& checkpoint,
   const std::string prefix = layer_prefix + "ddl_" + sublayer + ".";
   result.gates_ = true;
   if (config.ddl_beta_single_linear) {
-    result.beta_weight_ = WeightFloats(checkpoint.Get(prefix + "beta.weight"));
+    result.beta_weight_ = floats(prefix + "beta.weight");
     result.beta_bias_ = WeightFloats(checkpoint.Get(prefix + "beta.bias"))[0];
   } else {
-    result.beta_in_ = WeightFloats(checkpoint.Get(prefix + "beta_in.weight"));
-    result.beta_weight_ = WeightFloats(checkpoint.Get(prefix + "beta_out.weight"));
+    result.beta_in_ = floats(prefix + "beta_in.weight");
+    result.beta_weight_ = floats(prefix + "beta_out.weight");
     result.beta_bias_ = WeightFloats(checkpoint.Get(prefix + "beta_out.bias"))[0];
   }
   const bool dim1 = checkpoint.variant() == Variant::kVdim1;
@@ -99,17 +105,18 @@ DeltaResidual DeltaResidual::BeforeSublayer(const Checkpoint& checkpoint,
         static_cast<float>(dim1 ? config.ddl_v_dim1_constant_value : config.ddl_v_constant_value);
     return result;
   }
-  result.v_weight_ = WeightFloats(checkpoint.Get(prefix + "v_proj.weight"));
-  result.v_bias_ = WeightFloats(checkpoint.Get(prefix + "v_proj.bias"));
+  result.v_weight_ = floats(prefix + "v_proj.weight");
+  result.v_bias_ = floats(prefix + "v_proj.bias");
   result.v_sigmoid_ = config.ddl_v_sigmoid;
   result.v_scale_ = static_cast<float>(config.ddl_v_sigmoid_scale);
   return result;
 }
 
-DeltaResidual DeltaResidual::BeforeHead(const Checkpoint& checkpoint, bool dv_causal) {
+DeltaResidual DeltaResidual::BeforeHead(const Checkpoint& checkpoint, bool dv_causal,
+                                        at::Device device) {
   DeltaResidual result;
-  result.SetCompress(checkpoint, "readout.", dv_causal);
-  result.norm_weight_ = WeightFloats(checkpoint.Get("ln_f.weight"));
+  result.SetCompress(checkpoint, "readout.", dv_causal, device);
+  result.norm_weight_ = KernelFloats(WeightFloats(checkpoint.Get("ln_f.weight")), device);
   result.norm_eps_ = checkpoint.variant() == Variant::kGpt
                          ? static_cast<float>(checkpoint.config().rms_norm_eps)
                          : 1e-5f;
@@ -124,10 +131,10 @@ void DeltaResidual::Describe(kernels::DeltaStepArgs& args) const {
   args.norm_eps = norm_eps_;
   args.gates = gates_;
   args.gate.beta_weight = beta_weight_.data();
-  args.gate.beta_in = beta_in_.empty() ? nullptr : beta_in_.data();
-  args.gate.beta_hidden = static_cast<int64_t>(beta_in_.empty() ? 0 : beta_weight_.size());
+  args.gate.beta_in = beta_in_.data();
+  args.gate.beta_hidden = beta_in_.empty() ? 0 : beta_weight_.size();
   args.gate.beta_bias = beta_bias_;
-  args.gate.v_weight = v_weight_.empty() ? nullptr : v_weight_.data();
+  args.gate.v_weight = v_weight_.data();
   args.gate.v_bias = v_bias_.data();
   args.gate.v_sigmoid = v_sigmoid_;
   args.gate.v_scale = v_scale_;

@@ -1,12 +1,14 @@
 #ifndef DDL_MODEL_DELTA_RESIDUAL_H_
 #define DDL_MODEL_DELTA_RESIDUAL_H_
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "model/checkpoint.h"
 #include "model/kernels/kernels.h"
+#include "model/weights.h"
 
 namespace ddl {
 
@@ -18,11 +20,12 @@ namespace ddl {
 class DeltaResidual {
  public:
   // The boundary before sublayer `attn` or `mlp` of a layer: compress, ln_1 or ln_2, gates.
-  // `layer_prefix` is "transformer.h.{i}.".
+  // `layer_prefix` is "transformer.h.{i}.". The weights go to `device`.
   static DeltaResidual BeforeSublayer(const Checkpoint& checkpoint, const std::string& layer_prefix,
-                                      const std::string& sublayer, bool dv_causal);
+                                      const std::string& sublayer, bool dv_causal,
+                                      at::Device device);
   // The boundary before the LM head: readout and ln_f; no gates.
-  static DeltaResidual BeforeHead(const Checkpoint& checkpoint, bool dv_causal);
+  static DeltaResidual BeforeHead(const Checkpoint& checkpoint, bool dv_causal, at::Device device);
 
   // Fills in what belongs to this boundary: compress, norm, gates. What belongs to the sublayer
   // before it (rewrite, h, k_eps) and the buffers are the caller's. The pointers live as long as
@@ -32,20 +35,21 @@ class DeltaResidual {
   int64_t taps() const { return taps_; }  // TC's k; 0 for the others
 
  private:
-  void SetCompress(const Checkpoint& checkpoint, const std::string& prefix, bool dv_causal);
+  void SetCompress(const Checkpoint& checkpoint, const std::string& prefix, bool dv_causal,
+                   at::Device device);
 
   kernels::Compress compress_ = kernels::Compress::kIdentity;
-  std::vector<float> compress_weight_;
+  KernelFloats compress_weight_;
   int64_t taps_ = 0;
-  std::vector<float> norm_weight_;
+  KernelFloats norm_weight_;
   float norm_eps_ = 0.0f;
 
   bool gates_ = false;
-  std::vector<float> beta_weight_;
-  std::vector<float> beta_in_;
+  KernelFloats beta_weight_;
+  KernelFloats beta_in_;
   float beta_bias_ = 0.0f;
-  std::vector<float> v_weight_;
-  std::vector<float> v_bias_;
+  KernelFloats v_weight_;
+  KernelFloats v_bias_;
   bool v_sigmoid_ = true;
   float v_scale_ = 1.0f;
   float v_constant_ = 0.0f;

@@ -4,8 +4,7 @@
 
 namespace ddl {
 
-KvCache::KvCache(const Shape& shape, at::ScalarType dtype) : shape_(shape) {
-  const at::TensorOptions options = at::TensorOptions().dtype(dtype);
+KvCache::KvCache(const Shape& shape, const at::TensorOptions& options) : shape_(shape) {
   for (int64_t layer = 0; layer < shape.layers; ++layer) {
     k_.push_back(at::empty({shape.blocks, shape.heads, shape.head_dim, shape.block_size}, options));
     v_.push_back(at::empty({shape.blocks, shape.heads, shape.block_size, shape.head_dim}, options));
@@ -29,7 +28,9 @@ Tails::Shape Tails::OfShifts(const Checkpoint& checkpoint) {
   return {2 * config.num_hidden_layers, config.num_attention_heads * config.head_dim};
 }
 
-Tails::Tails(int64_t slots, const Shape& shape)
-    : shape_(shape), values_(at::empty({slots, shape.count, shape.width}, at::kFloat)) {}
+Tails::Tails(int64_t slots, const Shape& shape, at::Device device)
+    : shape_(shape),
+      values_(at::empty({slots, shape.count, shape.width},
+                        at::TensorOptions().dtype(at::kFloat).device(device))) {}
 
 }  // namespace ddl

@@ -23,8 +23,9 @@ class KvCache {
   };
 
   KvCache() = default;
-  // Reserves address space; memory is taken as blocks are first written.
-  KvCache(const Shape& shape, at::ScalarType dtype);
+  // Of the type and on the device of `options`. On the CPU this reserves address space, and memory
+  // is taken as blocks are first written; other devices give all of it at once.
+  KvCache(const Shape& shape, const at::TensorOptions& options);
 
   kernels::KvCache layer(int64_t index) const;
 
@@ -48,9 +49,8 @@ class Tails {
   static Shape OfShifts(const Checkpoint& checkpoint);
 
   Tails() = default;
-  // Reserves address space; memory is taken as slots are first written. What a slot holds until
-  // then is undefined.
-  Tails(int64_t slots, const Shape& shape);
+  // Takes memory as KvCache does. What a slot holds until it is first written is undefined.
+  Tails(int64_t slots, const Shape& shape, at::Device device);
 
   // Vector `index` of slot 0; the same vector of slot s lies s * stride() further.
   float* data(int64_t index) { return values_.data_ptr<float>() + index * shape_.width; }

@@ -33,15 +33,16 @@ Tensor PackedProduct(const Tensor& x, const Tensor& packed) {
 }
 
 // oneDNN multiplies bfloat16 only where these are (or AMX, which implies them).
-bool CanPack(at::ScalarType type) {
+bool CanPack(const Tensor& weight) {
+  if (!weight.is_cpu()) return false;
 #if defined(__x86_64__)
+  const at::ScalarType type = weight.scalar_type();
   if (type == at::kBFloat16) {
     return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq");
   }
   return type == at::kFloat && __builtin_cpu_supports("avx2");
 #else
-  static_cast<void>(type);
   return false;
 #endif
 }
@@ -51,7 +52,7 @@ bool CanPack(at::ScalarType type) {
 Linear::Linear(const std::vector<Tensor>& weights) {
   const Tensor stacked = weights.size() == 1 ? weights[0] : at::cat(weights);
   out_features_ = stacked.size(0);
-  is_packed_ = CanPack(stacked.scalar_type());
+  is_packed_ = CanPack(stacked);
   // Where oneDNN's order of sums was seen to change: tests/model/linear_test.cc.
   if (is_packed_) min_rows_ = stacked.scalar_type() == at::kFloat ? 16 : 2;
   weight_ = is_packed_ ? Pack(stacked) : stacked;

@@ -10,7 +10,8 @@ namespace ddl {
 
 // y = W x without a bias. The weight is packed once, at load, in the order that the processor's
 // matrix product reads: a copy that makes small batches two to three times as fast as packing in
-// every call. Where oneDNN has no such product (bfloat16 without AVX-512), it stays as it is.
+// every call. Where oneDNN has no such product (bfloat16 without AVX-512; on another device), it
+// stays as it is.
 class Linear {
  public:
   Linear() = default;

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -16,6 +18,8 @@
 #include "absl/strings/str_cat.h"
 #include "model/check.h"
 #include "model/ddl_model.h"
+#include "model/device.h"
+#include "model/weights.h"
 
 namespace ddl {
 namespace {
@@ -32,12 +36,6 @@ bool AllFinite(absl::Span<const float> values) {
     finite &= (bits & 0x7f800000u) != 0x7f800000u;
   }
   return finite;
-}
-
-std::vector<float> Floats(const at::Tensor& tensor) {
-  const at::Tensor floats = tensor.to(at::kFloat).contiguous();
-  const float* data = floats.const_data_ptr<float>();
-  return std::vector<float>(data, data + floats.numel());
 }
 
 // The packed form of a step's chunks: what kernels::Batch points into.
@@ -68,6 +66,7 @@ class PackedBatch {
         }
       }
       row_begin_.push_back(static_cast<int32_t>(position_.size()));
+      batch_.longest = std::max<int64_t>(batch_.longest, length);
       slot_.push_back(chunk.slot);
       if (model.has_tails()) tail_source_.push_back(TailSource(chunk, options));
       block_table_.insert(block_table_.end(), chunk.block_table.begin(), chunk.block_table.end());
@@ -123,14 +122,23 @@ RowRange Select(Rows rows, int64_t begin, int64_t end) {
   return {end, end};
 }
 
+// Until FillMemory knows better.
+RunnerOptions WithOneBlockAtLeast(RunnerOptions options) {
+  options.kv_num_blocks = std::max(options.kv_num_blocks, 1);
+  return options;
+}
+
 class DdlModelRunner final : public ModelRunner {
  public:
-  DdlModelRunner(const std::shared_ptr<const Checkpoint>& checkpoint, const RunnerOptions& options)
-      : options_(options), model_(checkpoint, options) {
+  DdlModelRunner(const std::shared_ptr<const Checkpoint>& checkpoint, const RunnerOptions& options,
+                 std::unique_ptr<const Device> device)
+      : options_(WithOneBlockAtLeast(options)),
+        device_(std::move(device)),
+        model_(checkpoint, options_, device_.get()) {
     const ModelConfig& config = checkpoint->config();
     description_.variant = checkpoint->variant();
     description_.dtype = options.dtype == RunnerDType::kFloat32 ? "float32" : "bfloat16";
-    description_.device = "cpu";
+    description_.device = device_->name();
     description_.num_layers = config.num_hidden_layers;
     description_.num_heads = config.num_attention_heads;
     description_.hidden_size = config.hidden_size;
@@ -141,7 +149,7 @@ class DdlModelRunner final : public ModelRunner {
     description_.kv_bytes_per_token =
         KvBytesPerToken(*checkpoint, options.dtype, options.kv_block_size);
     description_.kv_block_size = options.kv_block_size;
-    description_.kv_num_blocks = options.kv_num_blocks;
+    description_.kv_num_blocks = options_.kv_num_blocks;
     description_.max_sequences = options.max_sequences;
   }
 
@@ -153,11 +161,66 @@ class DdlModelRunner final : public ModelRunner {
       const c10::InferenceMode inference_mode;
       return Run(chunks);
     } catch (const std::exception& error) {
+      if (absl::Status health = device_->Health(); !health.ok()) {
+        return absl::UnavailableError(
+            absl::StrCat(device_->name(), " failed and is lost: ", health.message()));
+      }
       return TensorLibraryError("the forward pass", error);
     }
   }
 
+  // Makes the caches as large as what the weights and the largest step leave of the device's memory
+  // up to gpu_memory_fraction. Runs such a step, so that what it takes is counted.
+  absl::Status FillMemory() {
+    device_->ReleaseUnusedMemory();  // what loading took
+    Run(LargestStep().chunks);
+    const DeviceMemory memory = device_->memory().value();
+    const auto limit = static_cast<int64_t>(options_.gpu_memory_fraction *
+                                            static_cast<double>(memory.total_bytes));
+    const int64_t used = memory.total_bytes - memory.free_bytes;
+    const int64_t block_bytes = description_.kv_bytes_per_token * options_.kv_block_size;
+    const int64_t blocks =
+        std::min<int64_t>((limit - used) / block_bytes, std::numeric_limits<int32_t>::max() / 2);
+    if (limit < used || blocks < 1) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory is left on ", device_->name(), " for the K/V cache: of ",
+                       memory.total_bytes >> 20, " MiB, ", used >> 20,
+                       " MiB are in use with the model loaded, and --gpu_memory_fraction=",
+                       options_.gpu_memory_fraction, " allows ", limit >> 20, " MiB"));
+    }
+    options_.kv_num_blocks = static_cast<int32_t>(blocks);
+    description_.kv_num_blocks = options_.kv_num_blocks;
+    model_.MakeCaches(options_.kv_num_blocks);
+    return absl::OkStatus();
+  }
+
  private:
+  // A step of max_step_tokens positions at the end of the context, from which as many tokens are
+  // drawn as can be. Every position is in block 0: what it computes has no meaning.
+  struct Step {
+    std::vector<TokenId> tokens;
+    std::vector<int32_t> block_table;
+    std::vector<SequenceChunk> chunks;
+  };
+  Step LargestStep() const {
+    const auto context = static_cast<int32_t>(model_.max_context_length());
+    Step step;
+    step.tokens.resize(context);
+    step.block_table.resize((context + options_.kv_block_size - 1) / options_.kv_block_size);
+    int32_t left = options_.max_step_tokens;
+    for (int32_t slot = 0; slot < options_.max_sequences && left > 0; ++slot) {
+      const int32_t share = (left - 1) / (options_.max_sequences - slot) + 1;
+      SequenceChunk& chunk = step.chunks.emplace_back();
+      chunk.tokens = step.tokens;
+      chunk.start = context - std::min(share, context);
+      chunk.block_table = step.block_table;
+      chunk.slot = slot;
+      chunk.sample.emplace().vocab_size = static_cast<TokenId>(description_.vocab_size);
+      left -= std::min(share, context);
+    }
+    return step;
+  }
+
   std::vector<ChunkOutput> Run(absl::Span<const SequenceChunk> chunks) {
     const PackedBatch packed(chunks, options_, model_);
     const kernels::Batch& batch = packed.batch();
@@ -194,6 +257,7 @@ class DdlModelRunner final : public ModelRunner {
       }
       if (!AllFinite(outputs[i].hidden)) outputs[i].status = NonFinite("hidden vectors");
     }
+    DrawOnDevice(chunks, batch, hidden, outputs);
     ComputeLogits(chunks, batch, hidden, outputs);
     ComputeScores(chunks, batch, hidden, outputs);
     return outputs;
@@ -255,23 +319,60 @@ class DdlModelRunner final : public ModelRunner {
     }
   }
 
-  // Logits of the rows that someone asked for, and the tokens drawn from them.
+  // hidden [tokens, d] -> logits of the given rows, on the device.
+  at::Tensor LogitsOf(const at::Tensor& hidden, at::ArrayRef<int64_t> rows) const {
+    const bool all_rows = static_cast<int64_t>(rows.size()) == hidden.size(0);
+    return model_.Logits(
+        all_rows ? hidden : at::index_select(hidden, 0, at::tensor(rows).to(hidden.device())));
+  }
+
+  // Whether a chunk's token is drawn on the device, and nothing else is made of its logits.
+  bool DrawsOnDevice(const SequenceChunk& chunk) const {
+    return chunk.logits == Rows::kNone && chunk.sample.has_value() &&
+           device_->CanDraw(*chunk.sample);
+  }
+
+  // The tokens that the device draws: its logits never leave it.
+  void DrawOnDevice(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
+                    const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
+    std::vector<size_t> drawing;  // chunks
+    std::vector<int64_t> rows;    // in the batch, of each
+    std::vector<SampleRequest> requests;
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      if (!DrawsOnDevice(chunks[i])) continue;
+      drawing.push_back(i);
+      rows.push_back(batch.row_begin[i + 1] - 1);
+      requests.push_back(*chunks[i].sample);
+    }
+    if (drawing.empty()) return;
+    const std::vector<SampledToken> drawn = device_->DrawTokens(LogitsOf(hidden, rows), requests);
+    for (size_t n = 0; n < drawing.size(); ++n) {
+      ChunkOutput& output = outputs[drawing[n]];
+      if (drawn[n].id < 0) {
+        output.status = NonFinite("logits");
+      } else {
+        output.sampled = drawn[n];
+      }
+    }
+  }
+
+  // Logits of the rows that someone asked for, and the tokens that the CPU draws from them.
   void ComputeLogits(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
                      const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
     std::vector<int64_t> wanted_rows;             // in the batch
     std::vector<RowRange> ranges(chunks.size());  // of each chunk, in wanted_rows
     for (size_t i = 0; i < chunks.size(); ++i) {
       Rows rows = chunks[i].logits;
-      if (rows == Rows::kNone && chunks[i].sample.has_value()) rows = Rows::kLast;
+      if (rows == Rows::kNone && chunks[i].sample.has_value() && !DrawsOnDevice(chunks[i])) {
+        rows = Rows::kLast;
+      }
       const RowRange range = Select(rows, batch.row_begin[i], batch.row_begin[i + 1]);
       ranges[i].begin = static_cast<int64_t>(wanted_rows.size());
       for (int64_t row = range.begin; row < range.end; ++row) wanted_rows.push_back(row);
       ranges[i].end = static_cast<int64_t>(wanted_rows.size());
     }
     if (wanted_rows.empty()) return;
-    const bool all_rows = static_cast<int64_t>(wanted_rows.size()) == batch.tokens;
-    const at::Tensor logits =
-        model_.Logits(all_rows ? hidden : at::index_select(hidden, 0, at::tensor(wanted_rows)));
+    const at::Tensor logits = LogitsOf(hidden, wanted_rows).to(at::kCPU);
     const int64_t vocab = logits.size(1);
     const float* data = logits.const_data_ptr<float>();
 
@@ -317,8 +418,7 @@ class DdlModelRunner final : public ModelRunner {
     constexpr size_t kRowsAtOnce = 64;
     for (size_t first = 0; first < targets.size(); first += kRowsAtOnce) {
       const size_t count = std::min(kRowsAtOnce, targets.size() - first);
-      const at::Tensor rows = at::tensor(at::ArrayRef<int64_t>(target_rows.data() + first, count));
-      const at::Tensor logits = model_.Logits(at::index_select(hidden, 0, rows));
+      const at::Tensor logits = LogitsOf(hidden, {target_rows.data() + first, count}).to(at::kCPU);
       const auto vocab = static_cast<size_t>(logits.size(1));
       const float* data = logits.const_data_ptr<float>();
       std::vector<char> finite(count);
@@ -344,7 +444,8 @@ class DdlModelRunner final : public ModelRunner {
         absl::StrCat("the model's ", what, " are not finite (NaN or infinity)"));
   }
 
-  const RunnerOptions options_;
+  RunnerOptions options_;  // kv_num_blocks as allocated
+  const std::unique_ptr<const Device> device_;
   DdlModel model_;
   ModelDescription description_;
 };
@@ -360,8 +461,9 @@ int DefaultThreads(int64_t parameter_count) {
 }
 
 absl::Status CheckOptions(const Checkpoint& checkpoint, const RunnerOptions& options) {
-  if (options.kv_block_size < 1 || options.kv_num_blocks < 1 || options.max_sequences < 1 ||
-      options.max_step_tokens < 1) {
+  const int32_t least_blocks = options.device == RunnerDevice::kCuda ? 0 : 1;
+  if (options.kv_block_size < 1 || options.kv_num_blocks < least_blocks ||
+      options.max_sequences < 1 || options.max_step_tokens < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("kv_block_size, kv_num_blocks, max_sequences and max_step_tokens must be at "
                      "least 1, found ",
@@ -393,14 +495,38 @@ int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype, int32_t
          (tail_bytes + kv_block_size - 1) / kv_block_size;
 }
 
+absl::Status CheckDevice(RunnerDevice device) {
+  return device == RunnerDevice::kCuda ? MakeCudaDevice().status() : absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options) {
   if (absl::Status status = CheckOptions(*checkpoint, options); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<Device>> device =
+      options.device == RunnerDevice::kCuda ? MakeCudaDevice() : MakeCpuDevice();
+  if (!device.ok()) return device.status();
+  const std::string device_name = (*device)->name();
+  const std::optional<DeviceMemory> memory = (*device)->memory();
   try {
     const c10::InferenceMode inference_mode;
     at::set_num_threads(options.num_threads > 0 ? options.num_threads
                                                 : DefaultThreads(checkpoint->parameter_count()));
-    return std::make_unique<DdlModelRunner>(checkpoint, options);
+    auto runner = std::make_unique<DdlModelRunner>(checkpoint, options, *std::move(device));
+    if (options.kv_num_blocks == 0) {
+      if (absl::Status status = runner->FillMemory(); !status.ok()) return status;
+    }
+    return runner;
+  } catch (const c10::OutOfMemoryError&) {
+    const int64_t weight_bytes =
+        checkpoint->parameter_count() * (options.dtype == RunnerDType::kFloat32 ? 4 : 2);
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the model does not fit into the memory of ", device_name, ": ", memory->free_bytes >> 20,
+        " MiB of ", memory->total_bytes >> 20, " MiB were free, the weights take ",
+        weight_bytes >> 20, " MiB, the K/V cache ",
+        KvBytesPerToken(*checkpoint, options.dtype, options.kv_block_size) * options.kv_block_size *
+                options.kv_num_blocks >>
+            20,
+        " MiB, and the largest step its part"));
   } catch (const std::exception& error) {
     return TensorLibraryError("loading the model", error);
   }

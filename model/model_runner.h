@@ -111,11 +111,16 @@ struct ModelDescription {
 };
 
 enum class RunnerDType { kFloat32, kBFloat16 };
+enum class RunnerDevice { kCpu, kCuda };
 
 struct RunnerOptions {
+  RunnerDevice device = RunnerDevice::kCpu;
   RunnerDType dtype = RunnerDType::kFloat32;
   int32_t kv_block_size = 16;  // tokens
-  int32_t kv_num_blocks = 0;   // > 0
+  // > 0; on a GPU 0 means as many as its memory holds beside the weights and the largest step, up
+  // to gpu_memory_fraction of all of it.
+  int32_t kv_num_blocks = 0;
+  double gpu_memory_fraction = 0.9;
   int32_t max_sequences = 64;  // slots for tails
   int32_t max_step_tokens = 2048;
   int32_t max_context_length = 0;  // longest sequence, tokens; 0: config.json's block_size
@@ -129,10 +134,16 @@ struct RunnerOptions {
 // the tails that are kept for each block of `kv_block_size` tokens, rounded up.
 int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype, int32_t kv_block_size);
 
+// OK if this program can compute there on this machine; otherwise FAILED_PRECONDITION, in one line
+// that says why not.
+absl::Status CheckDevice(RunnerDevice device);
+
 // A DDL transformer with its paged caches. Forward must be called by one thread at a time.
 class ModelRunner {
  public:
   // The checkpoint's mappings are kept alive by the runner where weights are used in place.
+  // FAILED_PRECONDITION as of CheckDevice, RESOURCE_EXHAUSTED in one line when the GPU's memory
+  // does not hold the model and one K/V block.
   static absl::StatusOr<std::unique_ptr<ModelRunner>> Create(
       std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options);
   virtual ~ModelRunner() = default;
@@ -144,7 +155,8 @@ class ModelRunner {
   // max_step_tokens positions and max_sequences chunks, each at least one position long, no two
   // with the same slot. A failed status means that the whole step failed (an exception of the
   // tensor library, an exhausted device): the caches' content for these sequences is then
-  // undefined, everyone else's is untouched.
+  // undefined, everyone else's is untouched. UNAVAILABLE: the device is lost, and so will be every
+  // later step.
   virtual absl::StatusOr<std::vector<ChunkOutput>> Forward(
       absl::Span<const SequenceChunk> chunks) = 0;
 };

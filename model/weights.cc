@@ -1,6 +1,7 @@
 #include "model/weights.h"
 
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/tensor.h>
 
 #include <cstddef>
 
@@ -29,14 +30,19 @@ at::Tensor WeightView(const TensorView& view) {
                        at::TensorOptions().dtype(ScalarTypeOf(view.type)));
 }
 
-at::Tensor WeightAs(const TensorView& view, at::ScalarType dtype) {
-  return WeightView(view).to(dtype);
+at::Tensor WeightAs(const TensorView& view, const at::TensorOptions& options) {
+  return WeightView(view).to(options);
 }
 
-std::vector<float> WeightFloats(const TensorView& view) {
-  const at::Tensor floats = WeightAs(view, at::kFloat);
+std::vector<float> WeightFloats(const TensorView& view) { return Floats(WeightView(view)); }
+
+std::vector<float> Floats(const at::Tensor& tensor) {
+  const at::Tensor floats = tensor.to(at::kCPU, at::kFloat).contiguous();
   const float* data = floats.const_data_ptr<float>();
   return std::vector<float>(data, data + floats.numel());
 }
+
+KernelFloats::KernelFloats(const std::vector<float>& values, at::Device device)
+    : values_(at::tensor(values).to(device)) {}
 
 }  // namespace ddl

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the project needs on Debian 12, and nothing the second time.
 #
-#   scripts/install_dependencies.sh [build] [client] [test] [format] [bench]        (no argument: build client test)
+#   scripts/install_dependencies.sh [build] [cuda] [client] [test] [format] [bench]        (no argument: build client test)
 #
 # Debian packages come through apt (with sudo when not root); everything else goes into the virtual environment
 # .venv inside the project: LibTorch and the Python packages, from the package index that pip is configured for.
@@ -132,8 +132,8 @@ install_python_client() {
 [ $# -gt 0 ] || set -- build client test
 for group in "$@"; do
   case $group in
-    build | client | test | format | bench) ;;
-    *) fail "unknown group '$group': allowed are build, client, test, format and bench" ;;
+    build | cuda | client | test | format | bench) ;;
+    *) fail "unknown group '$group': allowed are build, cuda, client, test, format and bench" ;;
   esac
 done
 command -v apt-get >/dev/null || {
@@ -149,6 +149,7 @@ make_venv
 for group in "$@"; do
   case $group in
     build) install_python_packages scripts/requirements-libtorch.txt "the server (LibTorch)" --no-deps ;;
+    cuda) install_python_packages scripts/requirements-libtorch-cuda.txt "the server's GPU part (the whole of LibTorch)" ;;
     client) install_python_client ;;
     test)
       install_python_client

@@ -18,7 +18,7 @@
 // Types of flags that are one of a few words. Abseil finds the functions by their names.
 namespace ddl::flags {
 
-enum class Device { kAuto, kCpu };
+enum class Device { kAuto, kCpu, kCuda };
 enum class DType { kAuto, kFloat32, kBFloat16 };
 // Bytes; 0 is "auto".
 struct CacheMemory {
@@ -52,15 +52,12 @@ std::string UnparseWord(const Word<Value> (&words)[kSize], Value value) {
   return "";
 }
 
-constexpr Word<Device> kDevices[] = {{"auto", Device::kAuto}, {"cpu", Device::kCpu}};
+constexpr Word<Device> kDevices[] = {
+    {"auto", Device::kAuto}, {"cpu", Device::kCpu}, {"cuda", Device::kCuda}};
 constexpr Word<DType> kDTypes[] = {
     {"auto", DType::kAuto}, {"float32", DType::kFloat32}, {"bfloat16", DType::kBFloat16}};
 
 bool AbslParseFlag(absl::string_view text, Device* device, std::string* error) {
-  if (text == "cuda" || absl::StartsWith(text, "cuda:")) {
-    *error = "this build has no CUDA support; use --device=cpu or --device=auto";
-    return false;
-  }
   return ParseWord(kDevices, text, device, error);
 }
 std::string AbslUnparseFlag(Device device) { return UnparseWord(kDevices, device); }
@@ -107,8 +104,13 @@ ABSL_FLAG(std::string, model, "",
           "the weights and, for text, the tokenizer. NAME is what clients call it and defaults to "
           "the folder's name. The first is the default model. Each has its own queue and K/V "
           "cache; their steps are computed one at a time.");
-ABSL_FLAG(ddl::flags::Device, device, ddl::flags::Device::kAuto,
-          "Where to compute: auto or cpu. This build has no CUDA support.");
+ABSL_FLAG(
+    ddl::flags::Device, device, ddl::flags::Device::kAuto,
+    "Where to compute: auto (the GPU where there is one and the program was built with CUDA), "
+    "cpu or cuda. CUDA_VISIBLE_DEVICES says which GPU.");
+ABSL_FLAG(double, gpu_memory_fraction, 0.9,
+          "How much of the GPU's memory may be in use, by anyone, once the K/V cache has taken its "
+          "part: that is what weights and the largest step leave. More than 0, at most 1.");
 ABSL_FLAG(ddl::flags::DType, dtype, ddl::flags::DType::kAuto,
           "Type of activations, cache and large weights: auto (bfloat16 for checkpoints stored in "
           "it, else float32), float32 or bfloat16.");
@@ -169,7 +171,7 @@ ABSL_FLAG(int32_t, kv_block_size, 16, "Tokens per block of the K/V cache.");
 ABSL_FLAG(ddl::flags::CacheMemory, kv_cache_memory, {},
           "Memory for the K/V cache of each model, such as 512MiB or 2GiB. auto: enough for "
           "max_running_sequences of max_context_length, but all models together at most a quarter "
-          "of the memory that is available.");
+          "of the memory that is available; on a GPU by gpu_memory_fraction.");
 ABSL_FLAG(bool, prefix_cache, true,
           "Keep the K/V blocks of ended requests while there is room, and use them for requests "
           "whose prompts begin with the same tokens.");
@@ -244,6 +246,11 @@ absl::Status CheckNumbers(const ServerConfig& config) {
     return absl::InvalidArgumentError(
         absl::StrCat("--max_decode_slowdown=", config.max_decode_slowdown, ": must be 1...1000"));
   }
+  if (!(config.gpu_memory_fraction > 0 && config.gpu_memory_fraction <= 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--gpu_memory_fraction=", config.gpu_memory_fraction,
+                     ": must be more than 0 and at most 1"));
+  }
   if (config.max_context_length == 1) {
     return absl::InvalidArgumentError(
         "--max_context_length=1: must be at least 2, a prompt token and a generated one");
@@ -304,6 +311,17 @@ ServerConfig ConfigFromFlags() {
       config.dtype = RunnerDType::kBFloat16;
       break;
   }
+  switch (absl::GetFlag(FLAGS_device)) {
+    case flags::Device::kAuto:
+      break;
+    case flags::Device::kCpu:
+      config.device = RunnerDevice::kCpu;
+      break;
+    case flags::Device::kCuda:
+      config.device = RunnerDevice::kCuda;
+      break;
+  }
+  config.gpu_memory_fraction = absl::GetFlag(FLAGS_gpu_memory_fraction);
   config.num_threads = absl::GetFlag(FLAGS_threads);
   config.obey_dv_shortconv_causal = absl::GetFlag(FLAGS_obey_dv_shortconv_causal);
   config.max_context_length = absl::GetFlag(FLAGS_max_context_length);
@@ -332,7 +350,8 @@ ServerConfig ConfigFromFlags() {
 
 absl::Span<const FlagGroup> ServerFlagGroups() {
   static const auto* const groups = new std::vector<FlagGroup>{
-      {"Model", {"model", "device", "dtype", "threads", "obey_dv_shortconv_causal"}},
+      {"Model",
+       {"model", "device", "gpu_memory_fraction", "dtype", "threads", "obey_dv_shortconv_causal"}},
       {"Addresses",
        {"grpc_address", "metrics_address", "tls_certificate", "tls_private_key", "tls_client_ca",
         "tls_reload_interval", "max_connection_age"}},

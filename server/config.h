@@ -32,6 +32,8 @@ struct ServerConfig {
   absl::Duration tls_reload_interval = absl::Seconds(10);
   absl::Duration max_connection_age = absl::InfiniteDuration();
 
+  std::optional<RunnerDevice> device;  // unset: the GPU where there is one
+  double gpu_memory_fraction = 0.9;
   std::optional<RunnerDType> dtype;  // unset: as stored in the checkpoint
   int num_threads = 0;               // 0: by the model's size
   bool obey_dv_shortconv_causal = false;
@@ -42,7 +44,7 @@ struct ServerConfig {
   int64_t max_waiting_tokens = 262144;
   int32_t max_step_tokens = 512;
   int32_t kv_block_size = 16;             // tokens
-  std::optional<int64_t> kv_cache_bytes;  // of each model; unset: by AutomaticKvCacheBytes
+  std::optional<int64_t> kv_cache_bytes;  // of each model; unset: chosen by the loader
   bool prefix_cache = true;
   double max_decode_slowdown = 2.0;
   absl::Duration priority_aging = absl::Seconds(10);

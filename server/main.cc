@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "model/model_runner.h"
 #include "server/build_info.h"
 #include "server/config.h"
 #include "server/logging.h"
@@ -37,13 +39,23 @@ int Fail(const absl::Status& status, int exit_code) {
 }
 
 int Run(const ddl::ServerConfig& config) {
+  if (config.device.has_value()) {
+    if (absl::Status status = ddl::CheckDevice(*config.device); !status.ok()) {
+      return Fail(absl::InvalidArgumentError(absl::StrCat("--device=cuda: ", status.message())),
+                  kExitBadSetting);
+    }
+  }
   ddl::BlockStopSignals();
   ddl::Server server(config, ddl::LoadModel);
   const ddl::SignalWatcher signals([&server](int /*count*/) { server.RequestStop(); });
   if (absl::Status status = server.Listen(); !status.ok()) {
     return Fail(status, absl::IsInvalidArgument(status) ? kExitBadSetting : kExitCannotRun);
   }
-  if (absl::Status status = server.Serve(); !status.ok()) return Fail(status, kExitBadSetting);
+  if (absl::Status status = server.Serve(); !status.ok()) {
+    if (!absl::IsUnavailable(status)) return Fail(status, kExitBadSetting);
+    // A device that is lost may fail whatever still holds memory of it.
+    std::_Exit(Fail(status, kExitCannotRun));
+  }
   spdlog::info("stopped");
   // Nobody is being served any more, and a loader that cannot be interrupted holds nothing but
   // memory.

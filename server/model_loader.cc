@@ -58,13 +58,30 @@ absl::StatusOr<int32_t> ChooseKvBlocks(int64_t bytes_per_token, int64_t context,
         absl::StrCat("--kv_cache_memory: ", bytes, " bytes hold no block of ", block_tokens,
                      " tokens, which takes ", bytes_per_token * block_tokens));
   }
-  if (blocks < context_blocks) {
-    spdlog::warn(
-        "the K/V cache holds {} tokens, less than one context of {}: longer requests will be "
-        "refused (--kv_cache_memory)",
-        blocks * block_tokens, context);
-  }
   return static_cast<int32_t>(blocks);
+}
+
+void WarnOfShortCache(int64_t blocks, int64_t context, const ServerConfig& config) {
+  const int64_t tokens = blocks * config.kv_block_size;
+  if (tokens >= context) return;
+  spdlog::warn(
+      "the K/V cache holds {} tokens, less than one context of {}: longer requests will be "
+      "refused (--kv_cache_memory)",
+      tokens, context);
+}
+
+RunnerDevice ChooseDevice(const ServerConfig& config) {
+  if (config.device.has_value()) return *config.device;
+  return CheckDevice(RunnerDevice::kCuda).ok() ? RunnerDevice::kCuda : RunnerDevice::kCpu;
+}
+
+// What part of the GPU's memory may be in use once this model has its cache: models are loaded one
+// after the other, and each may take as much.
+double MemoryFraction(const ModelSource& source, const ServerConfig& config) {
+  const auto model = std::find_if(config.models.begin(), config.models.end(),
+                                  [&](const ModelSource& m) { return m.name == source.name; });
+  return config.gpu_memory_fraction * static_cast<double>(model - config.models.begin() + 1) /
+         static_cast<double>(config.models.size());
 }
 
 }  // namespace
@@ -100,6 +117,8 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   }
 
   RunnerOptions options;
+  options.device = ChooseDevice(config);
+  options.gpu_memory_fraction = MemoryFraction(source, config);
   options.dtype = ChooseDType(*checkpoint, config);
   options.kv_block_size = config.kv_block_size;
   options.max_sequences = SlotsFor(config.max_running_sequences);
@@ -109,10 +128,12 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   options.obey_dv_shortconv_causal = config.obey_dv_shortconv_causal;
   const int64_t bytes_per_token =
       KvBytesPerToken(*checkpoint, options.dtype, options.kv_block_size);
-  absl::StatusOr<int32_t> blocks =
-      ChooseKvBlocks(bytes_per_token, loaded.max_context_length, AvailableMemoryBytes(), config);
-  if (!blocks.ok()) return blocks.status();
-  options.kv_num_blocks = *blocks;
+  if (options.device == RunnerDevice::kCpu || config.kv_cache_bytes.has_value()) {
+    absl::StatusOr<int32_t> blocks =
+        ChooseKvBlocks(bytes_per_token, loaded.max_context_length, AvailableMemoryBytes(), config);
+    if (!blocks.ok()) return blocks.status();
+    options.kv_num_blocks = *blocks;
+  }  // else the runner sees what the GPU's memory leaves
 
   const absl::Time packing = absl::Now();
   absl::StatusOr<std::unique_ptr<ModelRunner>> runner = ModelRunner::Create(checkpoint, options);
@@ -121,10 +142,13 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   loaded.variant = VariantName(checkpoint->variant());
   loaded.pack = absl::Now() - packing;
   loaded.weight_bytes = checkpoint->parameter_count() * BytesPerWeight(options.dtype);
-  loaded.kv_bytes = *blocks * bytes_per_token * options.kv_block_size;
-  spdlog::info("loaded variant={} dtype={} context={} kv_cache={} blocks of {} tokens, {} MiB",
-               loaded.variant, loaded.runner->description().dtype, loaded.max_context_length,
-               *blocks, options.kv_block_size, loaded.kv_bytes >> 20);
+  const ModelDescription& description = loaded.runner->description();
+  loaded.kv_bytes = description.kv_num_blocks * bytes_per_token * options.kv_block_size;
+  WarnOfShortCache(description.kv_num_blocks, loaded.max_context_length, config);
+  spdlog::info(
+      "loaded variant={} dtype={} device={} context={} kv_cache={} blocks of {} tokens, {} MiB",
+      loaded.variant, description.dtype, description.device, loaded.max_context_length,
+      description.kv_num_blocks, options.kv_block_size, loaded.kv_bytes >> 20);
   return loaded;
 }
 

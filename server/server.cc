@@ -142,7 +142,12 @@ absl::Status Server::Serve() {
     metrics_.SetReady(true);
     SetServing(true);
     WaitForStops(1, absl::InfiniteFuture());
-    Drain();
+    if (DeviceStatus().ok()) {
+      Drain();
+    } else {
+      EndAtOnce();
+    }
+    failure = DeviceStatus();  // it may also be lost in the drain
   }
   models_.StopAdmission();
   StopEngines();
@@ -205,6 +210,11 @@ absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model
   options.slow_reader_timeout = config_.slow_reader_timeout;
   options.prefix_cache = config_.prefix_cache;
   options.gate_sample_interval = config_.gate_sample_interval;
+  options.on_device_lost = [this](const absl::Status& status) {
+    const MutexLock lock(mu_);
+    device_.Update(status);
+    changed_.NotifyAll();
+  };
   if (compute_thread_.has_value()) {
     loaded->runner = RunOn(&*compute_thread_, std::move(loaded->runner));
   }
@@ -244,7 +254,7 @@ absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model
 
 void Server::WaitForStops(int stops, absl::Time deadline) {
   const MutexLock lock(mu_);
-  while (stops_ < stops && absl::Now() < deadline) {
+  while (stops_ < stops && device_.ok() && absl::Now() < deadline) {
     changed_.WaitUntil(mu_, absl::ToChronoTime(deadline));
   }
 }
@@ -258,11 +268,20 @@ void Server::SetServing(bool serving) {
   }
 }
 
-void Server::Drain() {
+absl::Status Server::DeviceStatus() {
+  const MutexLock lock(mu_);
+  return device_;
+}
+
+void Server::StopServing() {
   state_.ready = false;
-  state_.draining = true;
   SetServing(false);
   metrics_.SetReady(false);
+}
+
+void Server::Drain() {
+  state_.draining = true;
+  StopServing();
   metrics_.SetDraining(true);
   spdlog::info("draining: accepting for {}, then up to {} for running calls",
                absl::FormatDuration(config_.drain_delay),
@@ -275,8 +294,18 @@ void Server::Drain() {
   const bool finished = active_calls_.WaitUntilNone(absl::Now() + config_.drain_timeout);
   spdlog::info("{} after {:.1f}s", finished ? "drained" : "ending the calls that still run",
                absl::ToDoubleSeconds(absl::Now() - start));
-  if (finished) return;
-  // Clients whose calls are cut short hear so in a status, if they listen.
+  if (!finished) EndCalls();
+}
+
+void Server::EndAtOnce() {
+  StopServing();
+  models_.StopAdmission();
+  active_calls_.StopCounting();
+  EndCalls();
+}
+
+// Clients whose calls are cut short hear so in a status, if they listen.
+void Server::EndCalls() {
   StopEngines();
   active_calls_.WaitUntilNone(absl::Now() + kFlushTimeout);
 }

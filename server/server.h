@@ -44,7 +44,8 @@ class Server {
   int metrics_port() const { return metrics_port_; }  // after Listen
 
   // Loads the models and serves until RequestStop. The loader's or engine's failure, when a model
-  // cannot be served. When stopped while loading it returns at once, with still_loading().
+  // cannot be served; UNAVAILABLE, without a drain, when the device that computes is lost. When
+  // stopped while loading it returns at once, with still_loading().
   absl::Status Serve();
 
   // Ends Serve, from any thread, at any time after construction. The first call drains: health
@@ -67,10 +68,14 @@ class Server {
   void LoadModels();
   absl::Status LoadAndWarmUp(const ModelSource& source, ServedModel* model);
 
-  // Waits until `deadline` or the given number of RequestStop calls.
+  // Waits until `deadline`, the given number of RequestStop calls or the device's loss.
   void WaitForStops(int stops, absl::Time deadline);
+  absl::Status DeviceStatus();
   void SetServing(bool serving);
+  void StopServing();  // says so to whoever asks
   void Drain();
+  void EndAtOnce();
+  void EndCalls();
   void StopEngines();
 
   // Constant after construction.
@@ -100,6 +105,7 @@ class Server {
   Mutex mu_;
   CondVar changed_;
   int stops_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Status device_ ABSL_GUARDED_BY(mu_);  // not OK once it is lost
   LoadResult load_ ABSL_GUARDED_BY(mu_);
 };
 

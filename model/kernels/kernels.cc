@@ -22,22 +22,27 @@ const CpuKernels& BestCpuKernels() {
 }
 
 void ExpandInput(const Executor& executor, int64_t tokens, const ExpandInputArgs& args) {
+  if (executor.device != nullptr) return executor.device->ExpandInput(tokens, args);
   BestCpuKernels().expand_input(executor, tokens, args);
 }
 
 void DeltaStep(const Executor& executor, const Batch& batch, const DeltaStepArgs& args) {
+  if (executor.device != nullptr) return executor.device->DeltaStep(batch, args);
   BestCpuKernels().delta_step(executor, batch, args);
 }
 
 void AttentionInput(const Executor& executor, const Batch& batch, const AttentionInputArgs& args) {
+  if (executor.device != nullptr) return executor.device->AttentionInput(batch, args);
   BestCpuKernels().attention_input(executor, batch, args);
 }
 
 void PagedAttention(const Executor& executor, const Batch& batch, const PagedAttentionArgs& args) {
+  if (executor.device != nullptr) return executor.device->PagedAttention(batch, args);
   BestCpuKernels().paged_attention(executor, batch, args);
 }
 
 void SwiGlu(const Executor& executor, int64_t tokens, const SwiGluArgs& args) {
+  if (executor.device != nullptr) return executor.device->SwiGlu(tokens, args);
   BestCpuKernels().swiglu(executor, tokens, args);
 }
 

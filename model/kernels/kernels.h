@@ -19,12 +19,17 @@ namespace ddl::kernels {
 
 enum class Type : uint8_t { kFloat32, kBFloat16 };
 
+class DeviceKernels;
+
 // How a kernel runs. On the CPU it spreads its rows over parallel_for, which calls
 // body(context, begin, end) on disjoint ranges that cover [0, n), each at least `grain` long
 // where n allows, and returns when all have; null runs on the calling thread.
 struct Executor {
   using Body = void (*)(void* context, int64_t begin, int64_t end);
   void (*parallel_for)(int64_t n, int64_t grain, Body body, void* context) = nullptr;
+  // Not null: the kernels run there instead, and every pointer of a call, the Batch's own
+  // included, is memory of that device. Must outlive the executor.
+  const DeviceKernels* device = nullptr;
 };
 
 // The packed ragged batch of one step: `tokens` rows, those of a sequence adjacent and in order.
@@ -37,6 +42,8 @@ struct Batch {
   const int32_t* slot = nullptr;          // [sequences] where its tails live
   const int32_t* block_table = nullptr;   // [sequences, block_table_stride] physical K/V blocks
   int64_t block_table_stride = 0;
+  // The largest position + 1, of which a device that keeps `position` makes its grids.
+  int64_t longest = 0;
   // The slot whose tails a sequence goes on from. Null: its own.
   const int32_t* tail_source = nullptr;  // [sequences]
   // The slot that takes the tails as they are after this row, beside the sequence's own at its
@@ -197,6 +204,20 @@ struct SwiGluArgs {
   void* y = nullptr;         // out [tokens, m]
 };
 void SwiGlu(const Executor& executor, int64_t tokens, const SwiGluArgs& args);
+
+// ---- Another device
+
+// The kernels above where Executor::device says so. A call may return before its kernels have run;
+// they run in the order of the calls. A failed launch is an exception.
+class DeviceKernels {
+ public:
+  virtual ~DeviceKernels() = default;
+  virtual void ExpandInput(int64_t tokens, const ExpandInputArgs& args) const = 0;
+  virtual void DeltaStep(const Batch& batch, const DeltaStepArgs& args) const = 0;
+  virtual void AttentionInput(const Batch& batch, const AttentionInputArgs& args) const = 0;
+  virtual void PagedAttention(const Batch& batch, const PagedAttentionArgs& args) const = 0;
+  virtual void SwiGlu(int64_t tokens, const SwiGluArgs& args) const = 0;
+};
 
 // ---- Sampling
 

@@ -219,6 +219,9 @@ void Engine::Postprocess(const StepPlan& plan, absl::StatusOr<std::vector<ChunkO
   const absl::Time now = now_();
   DDL_CHECK(!outputs.ok() || outputs->size() == plan.chunks.size(), "one output per chunk");
   if (outputs.ok()) gates_.Report(*outputs, observer_);
+  if (absl::IsUnavailable(outputs.status()) && options_.on_device_lost != nullptr) {
+    options_.on_device_lost(outputs.status());
+  }
   for (size_t i = 0; i < plan.chunks.size(); ++i) {
     const ScheduledChunk& chunk = plan.chunks[i];
     ActiveRequest& request = RequestOf(*chunk.sequence);

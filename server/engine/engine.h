@@ -54,6 +54,9 @@ struct EngineOptions {
   bool prefix_cache = true;
   // How often a step's gates go to EngineObserver::OnGateSample; infinite: never.
   absl::Duration gate_sample_interval = absl::Seconds(1);
+  // Called on the step thread with the runner's status once its device is lost: no later step can
+  // succeed. The engine fails the requests of each and goes on until Stop. Null: nobody is told.
+  std::function<void(const absl::Status&)> on_device_lost = nullptr;
 };
 
 // Names a submitted request. Cheap to copy; valid after the request has ended.

@@ -13,9 +13,9 @@ BENCHMARK = BUILD / "bin" / "engine_benchmark"
 GOLDENS = ROOT / "tests" / "data" / "goldens"
 
 
-def run(*arguments):
-    done = subprocess.run([str(BENCHMARK), *map(str, arguments)], env=environment(), text=True,
-                          capture_output=True, timeout=120, check=False)
+def run(*arguments, **variables):
+    done = subprocess.run([str(BENCHMARK), *map(str, arguments)], env=environment(**variables),
+                          text=True, capture_output=True, timeout=120, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -54,6 +54,7 @@ BAD_FLAGS = {
     "batch": (["--models=x", "--batches=0"], r"--batches=0: must be"),
     "nothing": (["--models=x", "--batches=", "--prefill=0"], r"nothing to time"),
     "dtype": (["--models=x", "--dtype=int8"], r"--dtype=int8: must be auto, float32, bfloat16"),
+    "device": (["--models=x", "--device=tpu"], r"--device=tpu: must be cpu, cuda"),
     "rounds": (["--models=x", "--rounds=0"], r"--rounds=0: must be 1"),
 }
 
@@ -69,3 +70,11 @@ def test_bad_flag(name):
 def test_no_checkpoint(tmp_path):
     code, _, err = run(f"--models={tmp_path}", "--bound=false")
     assert code == 1 and "config.json" in err.splitlines()[-1]
+
+
+def test_no_gpu():
+    code, out, err = run(f"--models={GOLDENS / 'gpt_base'}", "--device=cuda",
+                         CUDA_VISIBLE_DEVICES="")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(
+        r"engine_benchmark: this (program was built without CUDA|machine has no GPU.*)\n", err), err

@@ -42,7 +42,9 @@ FLAGS = {
     "flag without a value": ([f"--model={GOOD}", "--dtype"], r"--dtype lacks a value"),
     "no flag": ([f"--model={GOOD}", "serve"], r"unexpected argument 'serve'"),
     "dtype": ([f"--model={GOOD}", "--dtype=float64"], r"float64.*auto, float32, bfloat16"),
-    "device": ([f"--model={GOOD}", "--device=tpu"], r"tpu.*auto, cpu"),
+    "device": ([f"--model={GOOD}", "--device=tpu"], r"tpu.*auto, cpu, cuda"),
+    "fraction of the GPU's memory": ([f"--model={GOOD}", "--gpu_memory_fraction=2"],
+                                     r"--gpu_memory_fraction=2: must be more than 0 and at most 1"),
     "number": ([f"--model={GOOD}", "--threads=many"], r"many.*threads"),
     "negative number": ([f"--model={GOOD}", "--threads=-1"], r"--threads=-1: must be 0\.\.\.1024"),
     "duration": ([f"--model={GOOD}", "--drain_timeout=soon"], r"soon.*drain_timeout"),
@@ -62,6 +64,12 @@ FLAGS = {
 def test_flags(name):
     arguments, pattern = FLAGS[name]
     check_message(start(*arguments), BAD_SETTING, pattern)
+
+
+def test_no_gpu():
+    """Whether the program was built with CUDA or not, and where there is a GPU it is hidden."""
+    check_message(start(f"--model={GOOD}", "--device=cuda", CUDA_VISIBLE_DEVICES=""), BAD_SETTING,
+                  r"--device=cuda: this (program was built without CUDA|machine has no GPU)")
 
 
 def test_environment():

@@ -19,6 +19,7 @@
 #include "model/checkpoint.h"
 #include "tests/model/golden_case.h"
 #include "tests/model/scratch_checkpoint.h"
+#include "tests/model/tested_device.h"
 
 namespace ddl {
 namespace {
@@ -53,6 +54,7 @@ class Driver {
     }
     variant_ = checkpoint->variant();
     RunnerOptions options;
+    options.device = TestedDevice();
     options.dtype = dtype;
     options.kv_block_size = block_size;
     options.kv_num_blocks = kBlocksPerSequence * kMaxSequences;

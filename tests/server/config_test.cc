@@ -168,6 +168,17 @@ TEST_F(ConfigTest, ReadsEveryKindOfValue) {
   EXPECT_EQ(read->config.max_waiting_tokens, 5000000000);
 }
 
+TEST_F(ConfigTest, ReadsTheDevice) {
+  const std::vector<std::pair<std::string, std::optional<RunnerDevice>>> rows = {
+      {"auto", std::nullopt}, {"cpu", RunnerDevice::kCpu}, {"cuda", RunnerDevice::kCuda}};
+  for (const auto& [word, device] : rows) {
+    const auto read = Read({"--model=demo", "--device=" + word, "--gpu_memory_fraction=1"});
+    ASSERT_TRUE(read.ok()) << word << ": " << read.status();
+    EXPECT_EQ(read->config.device, device) << word;
+    EXPECT_EQ(read->config.gpu_memory_fraction, 1.0) << word;
+  }
+}
+
 // What is refused, and words that the message must hold.
 TEST_F(ConfigTest, Refusals) {
   const std::string model = "--model=demo";
@@ -203,9 +214,12 @@ TEST_F(ConfigTest, Refusals) {
       {{model, "--drain_timeout=5"}, {}, {"drain_timeout", "5"}},
       {{model, "--obey_dv_shortconv_causal=perhaps"}, {}, {"obey_dv_shortconv_causal", "perhaps"}},
       {{model, "--dtype=float16"}, {}, {"dtype", "auto, float32, bfloat16"}},
-      {{model, "--device=gpu"}, {}, {"device", "auto, cpu"}},
-      {{model, "--device=cuda"}, {}, {"no CUDA support", "--device=cpu"}},
-      {{model, "--device=cuda:1"}, {}, {"no CUDA support"}},
+      {{model, "--device=gpu"}, {}, {"device", "auto, cpu, cuda"}},
+      {{model, "--device=cuda:1"}, {}, {"device", "auto, cpu, cuda"}},
+      {{model, "--gpu_memory_fraction=0"}, {}, {"gpu_memory_fraction=0", "at most 1"}},
+      {{model, "--gpu_memory_fraction=1.01"}, {}, {"gpu_memory_fraction=1.01"}},
+      {{model, "--gpu_memory_fraction=nan"}, {}, {"gpu_memory_fraction=nan"}},
+      {{model, "--gpu_memory_fraction=half"}, {}, {"gpu_memory_fraction", "half"}},
       {{model, "--log_level=verbose"}, {}, {"debug, info, warning, error"}},
       {{model, "--kv_cache_memory=lots"}, {}, {"kv_cache_memory", "2GiB", "auto"}},
       {{model}, {{"DDL_THREADS", "many"}}, {"DDL_THREADS in the environment", "many"}},

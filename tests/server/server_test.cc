@@ -934,6 +934,25 @@ TEST(ServerTest, AFailedWarmUpEndsIt) {
   EXPECT_THAT(std::string(server.AwaitStopped().message()), HasSubstr("out of memory"));
 }
 
+// Running calls fail, health says so, and the process gets a reason to end with.
+TEST(ServerTest, ALostDeviceEndsIt) {
+  std::atomic<bool> lost = false;
+  TestServer::Options options;
+  options.on_forward = [&](absl::Span<const SequenceChunk>) {
+    return lost ? absl::UnavailableError("cuda:0 failed and is lost") : absl::OkStatus();
+  };
+  TestServer server(options);
+  EXPECT_TRUE(ReadStream(server, GreedyRequest({1}, 1)).status.ok());
+  HealthWatch watch(server.channel(), "ddl.v1.InferenceService");
+  EXPECT_EQ(watch.Next(), "SERVING");
+  lost = true;
+  const Streamed streamed = ReadStream(server, GreedyRequest({1}, 1));
+  EXPECT_EQ(streamed.status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_THAT(streamed.status.error_message(), HasSubstr("cuda:0 failed and is lost"));
+  EXPECT_EQ(watch.Next(), "NOT_SERVING");
+  EXPECT_EQ(server.AwaitStopped(), absl::UnavailableError("cuda:0 failed and is lost"));
+}
+
 TEST(ServerTest, RefusesAPortInUse) {
   Server first(TestServer::Options().config, nullptr);
   ASSERT_TRUE(first.Listen().ok());

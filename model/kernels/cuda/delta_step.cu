@@ -314,6 +314,41 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
+// |beta k (v - k^T X)| / |X| of each row, before its rewrite. The update is h step^T, so its size
+// is |h| |step|. Only asked for now and then: reading X once more is cheaper than a sum more in
+// every rewrite.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) UpdateRatioRows(DeltaStepArgs args) {
+  const int64_t t = blockIdx.x;
+  const int d = static_cast<int>(args.d), dv = static_cast<int>(args.dv);
+  const T* h = static_cast<const T*>(args.h) + t * d;
+  const T* x = static_cast<const T*>(args.x) + t * d * dv;
+  float sum[2 + kMaxChannels] = {};  // |h|^2, |X|^2, h . X[:, j]
+  for (int i = threadIdx.x; i < d; i += kThreads) {
+    const float value = ToFloat(h[i]);
+    const auto x_pack = LoadFeatures<0, 1>(x + static_cast<int64_t>(i) * dv, dv);
+    sum[0] += value * value;
+#pragma unroll
+    for (int j = 0; j < kMaxChannels; ++j) {  // 0 from dv on
+      const float element = ToFloat(x_pack.element[j]);
+      sum[1] += element * element;
+      sum[2 + j] += value * element;
+    }
+  }
+  BlockSum(sum, reinterpret_cast<float*>(SharedMemory()));
+  if (threadIdx.x != 0) return;
+  const float inverse_norm = 1.0f / sqrtf(sum[0] + args.k_eps * args.k_eps);
+  float step_squared = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kMaxChannels; ++j) {
+    if (j >= dv) continue;
+    const float step =
+        inverse_norm * args.beta[t] * (args.v[t * dv + j] - inverse_norm * sum[2 + j]);
+    step_squared += step * step;
+  }
+  args.update_ratio[t] = sum[1] > 0.0f ? sqrtf(sum[0] / sum[1] * step_squared) : 0.0f;
+}
+
 // TC: the tails as they are after rows `first` to `end` - 1 of a sequence, for feature i. `target`
 // may be `source`: a_n is written once a_{n + rows} is read.
 template <typename T, int kDv>
@@ -365,6 +400,12 @@ Error LaunchRows(Stream stream, const Batch& batch, const DeltaStepArgs& args, P
 
 template <typename T, int kDv, int kGroup>
 Error LaunchAll(Stream stream, const Batch& batch, const DeltaStepArgs& args) {
+  if (args.rewrite == Rewrite::kDelta && args.update_ratio != nullptr) {
+    constexpr int64_t kSums = kThreads / kWarp * (2 + kMaxChannels);
+    const Error error = Launch(UpdateRatioRows<T>, Grid{batch.tokens}, kThreads,
+                               kSums * static_cast<int64_t>(sizeof(float)), stream, args);
+    if (error != kSuccess) return error;
+  }
   Phases phases;
   phases.rewrite = args.rewrite != Rewrite::kNone;
   phases.read = true;

@@ -1,5 +1,6 @@
 // DeltaStep: the CPU's twin and the CUDA source against naive loops in double precision.
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -27,6 +28,7 @@ struct Row {
   bool decode = false;  // one row per sequence
   bool x_in = true;
   bool saves = false;  // tails by row, from another slot
+  bool update_ratio = false;
 
   std::string Describe() const {
     return name + " d " + std::to_string(d) + " dv " + std::to_string(dv) + " taps " +
@@ -65,6 +67,21 @@ std::vector<Row> Rows() {
       {"tc, tails by row, decode", 36, 4, kDelta, kToken, 4, Gates::kLinear, 0, true, true, true},
       {"tc, tails by row, dv 1", 64, 1, kDelta, kToken, 5, Gates::kLinear, 0, true, true, true},
   };
+  const auto add_update_ratio = [&rows](Row row) {
+    row.update_ratio = true;
+    rows.push_back(row);
+  };
+  add_update_ratio({"ratio, baseline", 48, 1, kAdd, kIdentity, 0, Gates::kNone});
+  add_update_ratio({"ratio, first boundary", 32, 4, kNone, kChannel, 0, Gates::kLinear});
+  add_update_ratio({"ratio, before the head", 32, 4, kDelta, kChannel, 0, Gates::kNone});
+  add_update_ratio({"ratio, tc", 36, 4, kDelta, kToken, 4, Gates::kLinear});
+  add_update_ratio({"ratio, tc decode", 36, 4, kDelta, kToken, 4, Gates::kLinear, 0, true});
+  add_update_ratio({"ratio, sliced", 64, 4, kDelta, kChannel, 0, Gates::kLinear, 1});
+  for (int64_t dv = 1; dv <= 8; ++dv) {
+    for (const int64_t d : {1, 127, 128, 129, 400}) {
+      add_update_ratio({"ratio", d, dv, kDelta, kChannel, 0, Gates::kLinear});
+    }
+  }
   for (int64_t dv = 1; dv <= 8; ++dv) {
     for (const int64_t d : {1, 8, 31, 32, 33, 129, 136}) {
       rows.push_back({"cc", d, dv, kDelta, kChannel, 0, Gates::kLinear});
@@ -119,7 +136,9 @@ void CudaDeltaStepTest::Check(const Row& row) {
   const int64_t tokens = ragged.batch.tokens;
   const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
   const std::string what = row.Describe();
-  const std::vector<float> x_before = random_.Values(tokens * d * dv, 1.0f, type());
+  std::vector<float> x_before = random_.Values(tokens * d * dv, 1.0f, type());
+  // A row that the rewrite finds empty has no ratio.
+  std::fill_n(x_before.begin(), d * dv, 0.0f);
   const float scale = 3.0f / std::sqrt(static_cast<float>(d) + 60.0f);
   const std::vector<float> h = random_.Values(tokens * d, scale, type());
   const std::vector<float> compress = random_.Values(taps * d * dv, 0.5f);
@@ -166,6 +185,8 @@ void CudaDeltaStepTest::Check(const Row& row) {
   args.c = c.data();
   args.v = v.data();
   args.beta = beta.data();
+  std::vector<float> update_ratio(tokens, -1.0f);
+  args.update_ratio = row.update_ratio ? update_ratio.data() : nullptr;
   RunKernel(engine(), ragged, args);
 
   // The rewrite, as stored.
@@ -187,6 +208,18 @@ void CudaDeltaStepTest::Check(const Row& row) {
     }
   }
   ExpectClose(x.Floats(), want_x, type(), what + ": X");
+  if (row.update_ratio) {
+    std::vector<double> want_ratio(tokens, -1.0);  // untouched but by the delta rule
+    for (int64_t t = 0; t < tokens && row.rewrite == Rewrite::kDelta; ++t) {
+      double change = 0.0, size = 0.0;
+      for (int64_t n = t * d * dv; n < (t + 1) * d * dv; ++n) {
+        change += (want_x[n] - x_before[n]) * (want_x[n] - x_before[n]);
+        size += double(x_before[n]) * x_before[n];
+      }
+      want_ratio[t] = size == 0.0 ? 0.0 : std::sqrt(change / size);
+    }
+    ExpectClose(update_ratio, want_ratio, Type::kFloat32, what + ": update ratio");
+  }
   // From here on, from the X that was stored: its rounding is not the read's error.
   const std::vector<float> stored = x.Floats();
 

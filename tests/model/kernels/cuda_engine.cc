@@ -160,6 +160,7 @@ void RunKernel(const Engine& engine, const RaggedBatch& ragged, const DeltaStepA
   device.c = session.InOut(args.c, Bytes(args.type, tokens * d));
   device.v = session.InOut(args.v, Floats(tokens * dv));
   device.beta = session.InOut(args.beta, Floats(tokens));
+  device.update_ratio = session.InOut(args.update_ratio, Floats(tokens));
   ASSERT_EQ(cuda::DeltaStep(nullptr, batch, device), cuda::kSuccess);
   session.CopyBack();
 }

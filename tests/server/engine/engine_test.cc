@@ -622,6 +622,35 @@ TEST(EngineTest, AFailedStepFailsItsSequencesOnly) {
   ExpectIdle(e);
 }
 
+// What is said of it is the runner's; who hears it decides what to do.
+TEST(EngineTest, ALostDeviceIsReported) {
+  struct Row {
+    std::string name;
+    absl::Status status;
+    bool is_reported;
+  };
+  const Row rows[] = {
+      {"a failed step", absl::InternalError("out of memory"), false},
+      {"a lost device", absl::UnavailableError("the device is lost"), true},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(row.name);
+    std::vector<absl::Status> reported;
+    EngineOptions options;
+    options.on_device_lost = [&](const absl::Status& status) { reported.push_back(status); };
+    SteppedEngine e({}, options);
+    const auto sink = e.Submit(Generate(Prompt(3), 10));
+    e.engine->Step();
+    EXPECT_THAT(reported, testing::IsEmpty());
+    e.runner->on_forward = [&row](auto) { return row.status; };
+    e.engine->Step();
+    EXPECT_EQ(sink->status().code(), StatusCode::kInternal);
+    EXPECT_EQ(reported.size(), row.is_reported ? 1u : 0u);
+    for (const absl::Status& status : reported) EXPECT_EQ(status, row.status);
+    ExpectIdle(e);
+  }
+}
+
 TEST(EngineTest, NonfiniteLogitsFailTheirRequestAlone) {
   SteppedEngine e;
   const auto good = e.Submit(Generate(Prompt(3), 6));

@@ -1,0 +1,210 @@
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+
+#include <cstddef>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "model/cuda_runtime.h"
+#include "model/device.h"
+#include "model/kernels/cuda/cuda_kernels.h"
+
+namespace ddl {
+namespace {
+
+namespace cuda = kernels::cuda;
+
+void Check(cuda::Error error, const char* kernel) {
+  TORCH_CHECK(error == cuda::kSuccess, "the CUDA kernel ", kernel,
+              " failed: ", cuda_runtime::ErrorText(error));
+}
+
+// Arrays on their way to the device: put together in host memory, then sent as one copy.
+class Parcel {
+ public:
+  explicit Parcel(at::Device device) : device_(device) {}
+
+  // `*pointer`, which must live until Send, points to `count` elements and will to their copies; an
+  // empty array becomes null.
+  template <typename T>
+  void Add(const T** pointer, int64_t count) {
+    if (count == 0) *pointer = nullptr;
+    if (*pointer == nullptr) return;
+    items_.push_back({reinterpret_cast<const void**>(pointer), *pointer, bytes_,
+                      count * static_cast<int64_t>(sizeof(T))});
+    bytes_ = (bytes_ + items_.back().bytes + 15) / 16 * 16;
+  }
+
+  // Makes the pointers those of the device's memory, and copies what they pointed to once all are:
+  // a struct that is itself an item arrives with the device's pointers in it.
+  at::Tensor Send() {
+    const auto bytes = at::TensorOptions().dtype(at::kByte);
+    const at::Tensor memory = at::empty({bytes_}, bytes.device(device_));
+    const at::Tensor staging = cuda_runtime::Staging(bytes_);
+    auto* const on_device = static_cast<unsigned char*>(memory.data_ptr());
+    auto* const on_host = static_cast<unsigned char*>(staging.data_ptr());
+    for (const Item& item : items_) *item.pointer = on_device + item.offset;
+    for (const Item& item : items_) std::memcpy(on_host + item.offset, item.host, item.bytes);
+    memory.copy_(staging, /*non_blocking=*/true);
+    return memory;
+  }
+
+ private:
+  struct Item {
+    const void** pointer;
+    const void* host;
+    int64_t offset;
+    int64_t bytes;
+  };
+  const at::Device device_;
+  std::vector<Item> items_;
+  int64_t bytes_ = 0;
+};
+
+class CudaKernels final : public kernels::DeviceKernels {
+ public:
+  explicit CudaKernels(at::Device device) : device_(device) {}
+
+  void ExpandInput(int64_t tokens, const kernels::ExpandInputArgs& args) const override {
+    Check(cuda::ExpandInput(Stream(), tokens, args), "ExpandInput");
+  }
+  void DeltaStep(const kernels::Batch& batch, const kernels::DeltaStepArgs& args) const override {
+    Check(cuda::DeltaStep(Stream(), batch, args), "DeltaStep");
+  }
+  void AttentionInput(const kernels::Batch& batch,
+                      const kernels::AttentionInputArgs& args) const override {
+    Check(cuda::AttentionInput(Stream(), batch, args), "AttentionInput");
+  }
+  void PagedAttention(const kernels::Batch& batch,
+                      const kernels::PagedAttentionArgs& args) const override {
+    const int64_t floats = cuda::PagedAttentionWorkspaceFloats(batch.tokens, args, batch.longest);
+    // Given back before its kernel has run: whoever gets it next comes later in the same stream.
+    const at::Tensor workspace =
+        at::empty({floats}, at::TensorOptions().dtype(at::kFloat).device(device_));
+    Check(cuda::PagedAttention(Stream(), batch, args, batch.longest,
+                               floats > 0 ? workspace.data_ptr<float>() : nullptr),
+          "PagedAttention");
+  }
+  void SwiGlu(int64_t tokens, const kernels::SwiGluArgs& args) const override {
+    Check(cuda::SwiGlu(Stream(), tokens, args), "SwiGlu");
+  }
+
+ private:
+  static cuda::Stream Stream() { return cuda_runtime::CurrentStream(); }
+
+  const at::Device device_;
+};
+
+class CudaDevice final : public Device {
+ public:
+  explicit CudaDevice(at::Device device) : tensors_(device), kernels_(device) {}
+
+  std::string name() const override { return "cuda:0"; }
+  at::Device tensors() const override { return tensors_; }
+  kernels::Executor executor() const override {
+    return {.parallel_for = nullptr, .device = &kernels_};
+  }
+
+  StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const override {
+    StepInput input{.batch = batch, .ids = ids.data(), .memory = {}};
+    Parcel parcel(tensors_);
+    parcel.Add(&input.batch.row_begin, batch.sequences + 1);
+    parcel.Add(&input.batch.row_sequence, batch.tokens);
+    parcel.Add(&input.batch.position, batch.tokens);
+    parcel.Add(&input.batch.slot, batch.sequences);
+    parcel.Add(&input.batch.block_table, batch.sequences * batch.block_table_stride);
+    parcel.Add(&input.batch.tail_source, batch.sequences);
+    parcel.Add(&input.batch.row_save, batch.tokens);
+    parcel.Add(&input.ids, static_cast<int64_t>(ids.size()));
+    input.memory = parcel.Send();
+    return input;
+  }
+
+  // The lists of most likely tokens are not computed on the device.
+  bool CanDraw(const SampleRequest& request) const override { return request.logprobs <= 0; }
+
+  std::vector<SampledToken> DrawTokens(const at::Tensor& logits,
+                                       absl::Span<const SampleRequest> requests) const override {
+    const auto count = static_cast<int64_t>(requests.size());
+    Parcel parcel(tensors_);
+    std::vector<cuda::SampleRow> rows;
+    rows.reserve(requests.size());
+    for (const SampleRequest& request : requests) AddRow(request, rows, parcel);
+    cuda::SampleTokensArgs args;
+    args.rows = rows.data();
+    parcel.Add(&args.rows, count);
+    const at::Tensor memory = parcel.Send();
+
+    const at::TensorOptions on_device = at::TensorOptions().device(tensors_);
+    const at::Tensor workspace =
+        at::empty({cuda::SampleWorkspaceBytes(count, logits.size(1))}, on_device.dtype(at::kByte));
+    // Ids, then the bits of logprobs: one copy brings back both.
+    const at::Tensor drawn = at::empty({2, count}, on_device.dtype(at::kInt));
+    args.vocab = logits.size(1);
+    args.logits = logits.const_data_ptr<float>();
+    args.workspace = workspace.data_ptr();
+    args.id = drawn.data_ptr<int32_t>();
+    args.logprob = reinterpret_cast<float*>(args.id + count);
+    Check(cuda::SampleTokens(cuda_runtime::CurrentStream(), count, args), "SampleTokens");
+
+    const at::Tensor on_host = drawn.to(at::kCPU);
+    const int32_t* const values = on_host.const_data_ptr<int32_t>();
+    std::vector<SampledToken> tokens(requests.size());
+    for (int64_t n = 0; n < count; ++n) {
+      tokens[n].id = values[n];
+      std::memcpy(&tokens[n].logprob, &values[count + n], sizeof(float));
+    }
+    return tokens;
+  }
+
+  absl::Status Health() const override { return cuda_runtime::Health(); }
+  std::optional<DeviceMemory> memory() const override { return cuda_runtime::Memory(); }
+  void ReleaseUnusedMemory() const override { cuda_runtime::ReleaseUnused(); }
+
+ private:
+  // Appends to `rows`, which has room: the parcel keeps pointers into it.
+  static void AddRow(const SampleRequest& request, std::vector<cuda::SampleRow>& rows,
+                     Parcel& parcel) {
+    static const SamplingParams kDefaults;
+    const SamplingParams& params = request.params != nullptr ? *request.params : kDefaults;
+    static_assert(sizeof(cuda::SampleBias) == sizeof(LogitBias) &&
+                  offsetof(cuda::SampleBias, bias) == offsetof(LogitBias, bias));
+    cuda::SampleRow& row = rows.emplace_back();
+    row.temperature = params.temperature;
+    row.top_k = params.top_k;
+    row.top_p = params.top_p;
+    row.min_p = params.min_p;
+    row.repetition_penalty = params.repetition_penalty;
+    row.frequency_penalty = params.frequency_penalty;
+    row.presence_penalty = params.presence_penalty;
+    row.vocab_size = request.vocab_size;
+    row.seed = params.seed;
+    row.index = request.index;
+    const auto add = [&parcel](const auto** pointer, int32_t* size, const auto* values,
+                               size_t count) {
+      *pointer = values;
+      *size = static_cast<int32_t>(count);
+      parcel.Add(pointer, *size);
+    };
+    add(&row.bias, &row.bias_count,
+        reinterpret_cast<const cuda::SampleBias*>(params.logit_bias.data()),
+        params.logit_bias.size());
+    add(&row.banned, &row.banned_count, request.banned.data(), request.banned.size());
+    add(&row.prompt, &row.prompt_count, request.prompt.data(), request.prompt.size());
+    add(&row.generated, &row.generated_count, request.generated.data(), request.generated.size());
+  }
+
+  const at::Device tensors_;
+  const CudaKernels kernels_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice() {
+  const absl::StatusOr<at::Device> device = cuda_runtime::Open();
+  if (!device.ok()) return device.status();
+  return std::make_unique<CudaDevice>(*device);
+}
+
+}  // namespace ddl

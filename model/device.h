@@ -1,0 +1,72 @@
+#ifndef DDL_MODEL_DEVICE_H_
+#define DDL_MODEL_DEVICE_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "model/kernels/kernels.h"
+#include "model/sampler.h"
+
+namespace ddl {
+
+// A step's integers where the kernels read them.
+struct StepInput {
+  kernels::Batch batch;
+  const int32_t* ids = nullptr;
+  at::Tensor memory;  // what the pointers point into; undefined where that is the caller's own
+};
+
+struct DeviceMemory {
+  int64_t free_bytes = 0;
+  int64_t total_bytes = 0;
+};
+
+// Where a model computes: its tensors live there and its kernels run there. Used by one thread at a
+// time; may throw c10::Error, as the model may.
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual std::string name() const = 0;  // "cpu" | "cuda:N"
+  virtual at::Device tensors() const = 0;
+  // Valid as long as the device.
+  virtual kernels::Executor executor() const = 0;
+
+  // `batch` and `ids`, in host memory, for a call of kernels. They must outlive the result where
+  // the device is the CPU; elsewhere they may go at once.
+  virtual StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const = 0;
+
+  // Whether DrawTokens is to be used for a draw rather than Sample on the CPU.
+  virtual bool CanDraw(const SampleRequest& request) const = 0;
+  // logits [requests, vocab] in float32, on the device -> a token for each row, without the lists
+  // of most likely ones. Its id is -1 where the row's logits are not all finite.
+  virtual std::vector<SampledToken> DrawTokens(const at::Tensor& logits,
+                                               absl::Span<const SampleRequest> requests) const = 0;
+
+  // OK as long as the device works. UNAVAILABLE once it does not, and never will again in this
+  // process. Waits for what runs.
+  virtual absl::Status Health() const = 0;
+
+  // Of its own, whoever uses it; nullopt on the CPU, whose memory is taken only as it is written.
+  virtual std::optional<DeviceMemory> memory() const = 0;
+  // Gives back memory that tensors have used and the tensor library keeps for later ones.
+  virtual void ReleaseUnusedMemory() const = 0;
+};
+
+std::unique_ptr<Device> MakeCpuDevice();
+
+// The machine's first GPU. FAILED_PRECONDITION, in one line, when it has none or the program was
+// built without CUDA (no_cuda.cc is linked instead).
+absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice();
+
+}  // namespace ddl
+
+#endif  // DDL_MODEL_DEVICE_H_

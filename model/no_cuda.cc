@@ -1,0 +1,12 @@
+// In place of cuda_device.cc where the build has no CUDA.
+
+#include "absl/status/status.h"
+#include "model/device.h"
+
+namespace ddl {
+
+absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice() {
+  return absl::FailedPreconditionError("this program was built without CUDA");
+}
+
+}  // namespace ddl

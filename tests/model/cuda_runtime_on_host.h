@@ -1,0 +1,23 @@
+#ifndef DDL_TESTS_MODEL_CUDA_RUNTIME_ON_HOST_H_
+#define DDL_TESTS_MODEL_CUDA_RUNTIME_ON_HOST_H_
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "model/cuda_runtime.h"
+
+namespace ddl::cuda_runtime {
+
+// The twin of model/cuda_runtime.cc for tests without a GPU: the device's memory is the host's, and
+// the kernels are the .cu files as C++ (tests/model/kernels/cuda_block.h). What only hardware can
+// say, tests say here.
+struct OnHost {
+  absl::Status health;
+  std::string stream_error;  // not empty: what launching anything throws
+  DeviceMemory memory = {.free_bytes = int64_t{1} << 30, .total_bytes = int64_t{1} << 30};
+};
+extern OnHost on_host;
+
+}  // namespace ddl::cuda_runtime
+
+#endif  // DDL_TESTS_MODEL_CUDA_RUNTIME_ON_HOST_H_

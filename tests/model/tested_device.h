@@ -1,0 +1,13 @@
+#ifndef DDL_TESTS_MODEL_TESTED_DEVICE_H_
+#define DDL_TESTS_MODEL_TESTED_DEVICE_H_
+
+#include "model/model_runner.h"
+
+namespace ddl {
+
+// Where model_runner_test computes: each program that it is built into links another definition.
+RunnerDevice TestedDevice();
+
+}  // namespace ddl
+
+#endif  // DDL_TESTS_MODEL_TESTED_DEVICE_H_

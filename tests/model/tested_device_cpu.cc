@@ -1,0 +1,7 @@
+#include "tests/model/tested_device.h"
+
+namespace ddl {
+
+RunnerDevice TestedDevice() { return RunnerDevice::kCpu; }
+
+}  // namespace ddl
