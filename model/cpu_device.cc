@@ -6,7 +6,6 @@
 namespace ddl {
 namespace {
 
-// Kernels share LibTorch's threads: a second team on the same cores would slow both.
 void ParallelForOnTorchThreads(int64_t n, int64_t grain, kernels::Executor::Body body,
                                void* context) {
   at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
@@ -16,9 +15,7 @@ class CpuDevice final : public Device {
  public:
   std::string name() const override { return "cpu"; }
   at::Device tensors() const override { return at::kCPU; }
-  kernels::Executor executor() const override {
-    return {.parallel_for = ParallelForOnTorchThreads, .device = nullptr};
-  }
+  kernels::Executor executor() const override { return CpuExecutor(); }
   StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const override {
     return {.batch = batch, .ids = ids.data(), .memory = {}};
   }
@@ -34,6 +31,10 @@ class CpuDevice final : public Device {
 };
 
 }  // namespace
+
+kernels::Executor CpuExecutor() {
+  return {.parallel_for = ParallelForOnTorchThreads, .device = nullptr};
+}
 
 std::unique_ptr<Device> MakeCpuDevice() { return std::make_unique<CpuDevice>(); }
 

@@ -255,7 +255,7 @@ absl::StatusOr<at::Tensor> DdlModel::Read(const HiddenReadout& readout, int64_t 
 }
 
 at::Tensor DdlModel::Logits(const at::Tensor& hidden) const {
-  at::Tensor logits = head_(hidden).to(at::kFloat);
+  at::Tensor logits = head_.ToFloat(hidden);
   if (logit_scale_ != 1.0f) logits.mul_(logit_scale_);
   return logits;
 }

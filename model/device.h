@@ -62,6 +62,9 @@ class Device {
 };
 
 std::unique_ptr<Device> MakeCpuDevice();
+// That device's: kernels share LibTorch's threads, since a second team on the same cores would slow
+// both.
+kernels::Executor CpuExecutor();
 
 // The machine's first GPU. FAILED_PRECONDITION, in one line, when it has none or the program was
 // built without CUDA (no_cuda.cc is linked instead).

@@ -8,10 +8,9 @@
 
 namespace ddl {
 
-// y = W x without a bias. The weight is packed once, at load, in the order that the processor's
-// matrix product reads: a copy that makes small batches two to three times as fast as packing in
-// every call. Where oneDNN has no such product (bfloat16 without AVX-512; on another device), it
-// stays as it is.
+// y = W x without a bias. On the CPU the weight is packed once, at load, in the order that the
+// product reads: a copy, bfloat16 for our own kernel (kernels::Product; where the processor has
+// AMX, for oneDNN), float32 for oneDNN. Elsewhere it stays as it is, and LibTorch multiplies.
 class Linear {
  public:
   Linear() = default;
@@ -22,6 +21,8 @@ class Linear {
   // x [rows, in] of the weights' type, contiguous -> [rows, sum of out_i]. With packed weights a
   // row of the result depends on that row of x only, bit for bit, whatever the number of rows.
   at::Tensor operator()(const at::Tensor& x) const;
+  // The same in float32, not rounded to the weights' type first where it is our kernel's.
+  at::Tensor ToFloat(const at::Tensor& x) const;
 
   // The fewest rows that are multiplied. Fewer are copied first: a caller that has room for as many
   // rather passes them all, and ignores the rest of the result. oneDNN sums a single row in another
@@ -32,8 +33,12 @@ class Linear {
   int64_t out_features() const { return out_features_; }
 
  private:
+  enum class By { kLibTorch, kOneDnn, kKernel };
+
+  at::Tensor ByKernel(const at::Tensor& x, at::ScalarType result) const;
+
+  By product_ = By::kLibTorch;
   at::Tensor weight_;  // packed, or [out, in]
-  bool is_packed_ = false;
   int64_t min_rows_ = 1;
   int64_t out_features_ = 0;
 };

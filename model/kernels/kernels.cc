@@ -46,6 +46,23 @@ void SwiGlu(const Executor& executor, int64_t tokens, const SwiGluArgs& args) {
   BestCpuKernels().swiglu(executor, tokens, args);
 }
 
+void PackWeight(const void* weight, int64_t n, int64_t k, void* packed) {
+  const auto* from = static_cast<const uint16_t*>(weight);
+  auto* to = static_cast<uint16_t*>(packed);
+  for (int64_t panel = 0; panel < n; panel += kProductPanel) {
+    for (int64_t i = 0; i < k; i += 2) {
+      for (int64_t row = panel; row < panel + kProductPanel; ++row) {
+        *to++ = row < n ? from[row * k + i] : 0;
+        *to++ = row < n && i + 1 < k ? from[row * k + i + 1] : 0;
+      }
+    }
+  }
+}
+
+void Product(const Executor& executor, int64_t rows, const ProductArgs& args) {
+  BestCpuKernels().product(executor, rows, args);
+}
+
 float SoftmaxWeights(const float* logits, int64_t n, float max, float inverse_temperature,
                      float* weights) {
   return BestCpuKernels().softmax_weights(logits, n, max, inverse_temperature, weights);

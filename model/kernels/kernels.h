@@ -219,6 +219,27 @@ class DeviceKernels {
   virtual void SwiGlu(int64_t tokens, const SwiGluArgs& args) const = 0;
 };
 
+// ---- Matrix products on the CPU with bfloat16 weights: y = x W^T
+
+// W [n, k] is packed once: [ceil(n / kProductPanel), ceil(k / 2), kProductPanel, 2], pairs of
+// neighbouring elements of each of a panel's rows, zeros where W has none.
+constexpr int64_t kProductPanel = 32;
+constexpr int64_t PackedWeightSize(int64_t n, int64_t k) {  // elements
+  return (n + kProductPanel - 1) / kProductPanel * kProductPanel * ((k + 1) / 2 * 2);
+}
+// On the calling thread. `weight` [n, k] and `packed` are bfloat16.
+void PackWeight(const void* weight, int64_t n, int64_t k, void* packed);
+
+struct ProductArgs {
+  int64_t n = 0;
+  int64_t k = 0;
+  const void* weight = nullptr;  // as PackWeight left it
+  const void* x = nullptr;       // [rows, k] bfloat16
+  Type y_type = Type::kBFloat16;
+  void* y = nullptr;  // out [rows, n], of y_type; sums are float32 and rounded once, if at all
+};
+void Product(const Executor& executor, int64_t rows, const ProductArgs& args);
+
 // ---- Sampling
 
 // weights[i] = exp((logits[i] - max) * inverse_temperature) for i in [0, n), all finite; returns

@@ -15,6 +15,7 @@ struct CpuKernels {
   decltype(&AttentionInput) attention_input;
   decltype(&PagedAttention) paged_attention;
   decltype(&SwiGlu) swiglu;
+  decltype(&Product) product;
   decltype(&SoftmaxWeights) softmax_weights;
 };
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <random>
 #include <string>
 #include <vector>
@@ -893,6 +894,53 @@ TEST_P(KernelsTest, SwiGlu) {
       }
     }
     ExpectClose(out.Floats(), want, type(), "m " + std::to_string(m));
+  }
+}
+
+// The type under test is the result's; weights and x are bfloat16.
+TEST_P(KernelsTest, Product) {
+  struct Shape {
+    int64_t n, k;
+  };
+  constexpr Shape kShapes[] = {{1, 1},  {1, 2},   {31, 3},  {32, 32}, {33, 31},
+                               {64, 2}, {65, 66}, {100, 7}, {96, 257}};
+  // Around the rows that a tile may have, and twice as many.
+  constexpr int64_t kRows[] = {1, 2, 3, 4, 5, 7, 11, 12, 13, 23, 24, 25, 40};
+  constexpr int64_t kMost = 40;
+  for (const Shape& shape : kShapes) {
+    const auto [n, k] = shape;
+    const std::vector<float> w = random_.Values(n * k, 0.5f, Type::kBFloat16);
+    const std::vector<float> x = random_.Values(kMost * k, 1.0f, Type::kBFloat16);
+    Buffer weight(Type::kBFloat16, w), packed(Type::kBFloat16, PackedWeightSize(n, k));
+    PackWeight(weight.data(), n, k, packed.data());
+    std::vector<double> want(kMost * n, 0.0);
+    for (int64_t t = 0; t < kMost; ++t) {
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < k; ++j) want[t * n + i] += double(x[t * k + j]) * w[i * k + j];
+      }
+    }
+    std::vector<float> whole;
+    for (auto rows = std::rbegin(kRows); rows != std::rend(kRows); ++rows) {
+      const std::string what =
+          std::to_string(n) + " x " + std::to_string(k) + ", " + std::to_string(*rows) + " rows";
+      // The last rows: nothing is read past the end, or written before the beginning.
+      const int64_t first = kMost - *rows;
+      Buffer in(Type::kBFloat16, std::vector<float>(x.begin() + first * k, x.end()));
+      Buffer out(type(), *rows * n);
+      ProductArgs args;
+      args.n = n;
+      args.k = k;
+      args.weight = packed.data();
+      args.x = in.data();
+      args.y_type = type();
+      args.y = out.data();
+      kernels().product(executor_, *rows, args);
+      const std::vector<float> found = out.Floats();
+      ExpectClose(found, std::vector<double>(want.begin() + first * n, want.end()), type(), what);
+      if (whole.empty()) whole = found;
+      EXPECT_TRUE(std::equal(found.begin(), found.end(), whole.begin() + first * n))
+          << what << ": a row depends on the others";
+    }
   }
 }
 

@@ -83,10 +83,21 @@ void ScoreGroups(const typename Products<T>::Operand* query, const Past<T>& past
                  int64_t groups, int64_t head_dim, float scale, float* scores,
                  int64_t score_stride) {
   using P = Products<T>;
+  // With a row or two to serve, it is memory that takes the time, and a block is too small for the
+  // processor to see where the next is: the keys of the groups after these, and these groups'
+  // values, are asked for meanwhile.
+  constexpr bool kPrefetches = kRows <= 2;
   const T* keys[kGroups];
+  const char* next_keys[kGroups];
+  const char* values[kGroups];
   Floats sums[kRows][kGroups];
+  const auto clamped = [&](int64_t g) { return g < groups ? g : groups - 1; };
   DDL_UNROLL for (int g = 0; g < kGroups; ++g) {
-    keys[g] = past.key_groups[group + g < groups ? group + g : groups - 1];
+    keys[g] = past.key_groups[clamped(group + g)];
+    if constexpr (kPrefetches) {
+      next_keys[g] = reinterpret_cast<const char*>(past.key_groups[clamped(group + kGroups + g)]);
+      values[g] = reinterpret_cast<const char*>(past.value_rows[clamped(group + g) * kLanes]);
+    }
     DDL_UNROLL for (int r = 0; r < kRows; ++r) sums[r][g] = Broadcast(0.0f);
   }
   const auto step = [&](int64_t n, bool whole) __attribute__((always_inline)) {
@@ -94,6 +105,11 @@ void ScoreGroups(const typename Products<T>::Operand* query, const Past<T>& past
     DDL_UNROLL for (int g = 0; g < kGroups; ++g) {
       const T* first = keys[g] + n * past.key_stride;
       key[g] = P::Interleave(first, whole ? first + past.key_stride : past.zeros);
+      if constexpr (kPrefetches) {
+        constexpr int64_t kLine = 64;  // bytes; as many of a group's keys in a step
+        __builtin_prefetch(next_keys[g] + n / P::kStep * kLine);
+        __builtin_prefetch(values[g] + n / P::kStep * kLine);
+      }
     }
     DDL_UNROLL for (int r = 0; r < kRows; ++r) {
       const typename P::Operand q = query[n / P::kStep * kRows + r];

@@ -12,6 +12,7 @@ const CpuKernels kCpuKernels = {DDL_STRINGIFY(DDL_KERNELS_NAMESPACE),
                                 AttentionInputBody,
                                 PagedAttentionBody,
                                 SwiGluBody,
+                                ProductBody,
                                 SoftmaxWeightsBody};
 
 }  // namespace ddl::kernels::DDL_KERNELS_NAMESPACE
