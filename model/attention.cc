@@ -82,8 +82,9 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
 
 at::Tensor Attention::Forward(const kernels::Executor& executor, const kernels::Batch& batch,
                               const at::Tensor& c, const kernels::KvCache& cache,
-                              Tails* shift_tails, int64_t layer, const at::Tensor& y) const {
-  const at::Tensor qkv = qkv_(c);  // [rows, 3, H, hd]
+                              Tails* shift_tails, int64_t layer, const Room& room) const {
+  const at::Tensor qkv = qkv_(c, room.qkv);  // [rows, 3, H, hd]
+  const at::Tensor y = room.y.narrow(0, 0, c.size(0));
   const int64_t width = heads_ * head_dim_;
 
   kernels::AttentionInputArgs input;
@@ -124,7 +125,7 @@ at::Tensor Attention::Forward(const kernels::Executor& executor, const kernels::
   attention.gate = has_gate_ ? gate.const_data_ptr() : nullptr;
   attention.y = y.data_ptr();
   kernels::PagedAttention(executor, batch, attention);
-  return output_(y);
+  return output_(y, room.h);
 }
 
 }  // namespace ddl

@@ -43,13 +43,20 @@ class Attention {
   Attention(const Checkpoint& checkpoint, const std::string& prefix,
             const at::TensorOptions& options, const RotaryTable* rotary);
 
+  // What a call may overwrite, of the large weights' type, with at least as many rows as its input.
+  struct Room {
+    at::Tensor qkv;  // [., 3 * H * hd], or undefined as Linear's
+    at::Tensor y;    // [., H * hd]
+    at::Tensor h;    // [., d], or undefined; takes the result
+  };
+
   // c [rows, d], the normalised input -> [rows, d]. Rows are at least the batch's tokens; what
-  // comes of the others has no meaning. Writes the batch's K and V to `cache`. `y` [rows, H * hd]
-  // is overwritten. `shift_tails` holds, per slot, o_k then o_v of the last token; null where
-  // nothing shifts. The kernels run on `executor`.
+  // comes of the others has no meaning. Writes the batch's K and V to `cache`. `shift_tails` holds,
+  // per slot, o_k then o_v of the last token; null where nothing shifts. The kernels run on
+  // `executor`.
   at::Tensor Forward(const kernels::Executor& executor, const kernels::Batch& batch,
                      const at::Tensor& c, const kernels::KvCache& cache, Tails* shift_tails,
-                     int64_t layer, const at::Tensor& y) const;
+                     int64_t layer, const Room& room) const;
 
  private:
   int64_t d_ = 0;

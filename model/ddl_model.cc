@@ -80,12 +80,19 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
   const int64_t rows = std::max<int64_t>(options.max_step_tokens, head_.min_rows());
   x_ = at::empty({rows, d_, dv_}, activations);
   c_ = at::empty({rows, d_}, activations);
-  attention_y_ =
-      at::empty({rows, int64_t{config.num_attention_heads} * config.head_dim}, activations);
+  const int64_t heads_width = int64_t{config.num_attention_heads} * config.head_dim;
+  attention_room_.y = at::empty({rows, heads_width}, activations);
   mlp_y_ = at::empty({rows, mlp_width_}, activations);
   // A single row is multiplied together with whatever its neighbour holds.
-  for (at::Tensor* input : {&c_, &attention_y_, &mlp_y_}) {
+  for (at::Tensor* input : {&c_, &attention_room_.y, &mlp_y_}) {
     input->narrow(0, 0, head_.min_rows()).zero_();
+  }
+  if (device->tensors().is_cpu()) {  // others have an allocator that keeps what it is given back
+    h_ = at::empty({rows, d_}, activations);
+    attention_room_.h = h_;
+    attention_room_.qkv = at::empty({rows, 3 * heads_width}, activations);
+    mlp_ab_ = at::empty({rows, 2 * mlp_width_}, activations);
+    logits_ = at::empty({options.max_sequences, head_.out_features()}, floats);
   }
   v_ = at::empty({rows, dv_}, floats);
   beta_ = at::empty({rows}, floats);
@@ -150,16 +157,17 @@ void DdlModel::Boundary(const kernels::Batch& batch, const DeltaResidual& residu
   }
 }
 
-at::Tensor DdlModel::Mlp(const kernels::Batch& batch, const Layer& layer, const at::Tensor& c,
-                         const at::Tensor& y) const {
-  const at::Tensor ab = layer.mlp_input(c);
+at::Tensor DdlModel::Mlp(const kernels::Batch& batch, const Layer& layer,
+                         const at::Tensor& c) const {
+  const at::Tensor ab = layer.mlp_input(c, mlp_ab_);
+  const at::Tensor y = mlp_y_.narrow(0, 0, c.size(0));
   kernels::SwiGluArgs args;
   args.type = kernel_type_;
   args.m = mlp_width_;
   args.ab = ab.const_data_ptr();
   args.y = y.data_ptr();
   kernels::SwiGlu(executor_, batch.tokens, args);
-  return layer.mlp_output(y);
+  return layer.mlp_output(y, h_);
 }
 
 at::Tensor DdlModel::Forward(const kernels::Batch& host_batch, const std::vector<int32_t>& ids,
@@ -174,8 +182,6 @@ at::Tensor DdlModel::Forward(const kernels::Batch& host_batch, const std::vector
   }
   const int64_t rows = std::max(batch.tokens, head_.min_rows());
   const at::Tensor c = c_.narrow(0, 0, rows);
-  const at::Tensor attention_y = attention_y_.narrow(0, 0, rows);
-  const at::Tensor mlp_y = mlp_y_.narrow(0, 0, rows);
   const auto observe = [&](int64_t layer) {
     if (observe_state && layer >= 0) observe_state(layer, x_.narrow(0, 0, batch.tokens));
   };
@@ -186,9 +192,9 @@ at::Tensor DdlModel::Forward(const kernels::Batch& host_batch, const std::vector
     Boundary(batch, layer.before_attention, h, 2 * l, stats_tensors);
     observe(l - 1);
     h = layer.attention.Forward(executor_, batch, c, kv_cache_.layer(l), &shift_tails_, l,
-                                attention_y);
+                                attention_room_);
     Boundary(batch, layer.before_mlp, h, 2 * l + 1, stats_tensors);
-    h = Mlp(batch, layer, c, mlp_y);
+    h = Mlp(batch, layer, c);
   }
   Boundary(batch, before_head_, h, 2 * static_cast<int64_t>(layers_.size()), stats_tensors);
   observe(static_cast<int64_t>(layers_.size()) - 1);
@@ -255,7 +261,8 @@ absl::StatusOr<at::Tensor> DdlModel::Read(const HiddenReadout& readout, int64_t 
 }
 
 at::Tensor DdlModel::Logits(const at::Tensor& hidden) const {
-  at::Tensor logits = head_.ToFloat(hidden);
+  const bool fits = logits_.defined() && hidden.size(0) <= logits_.size(0);
+  at::Tensor logits = head_.ToFloat(hidden, fits ? logits_ : at::Tensor());
   if (logit_scale_ != 1.0f) logits.mul_(logit_scale_);
   return logits;
 }

@@ -66,7 +66,7 @@ class DdlModel {
   absl::StatusOr<at::Tensor> Read(const HiddenReadout& readout, int64_t layer, const at::Tensor& x,
                                   int32_t slot, int32_t start);
 
-  // hidden [rows, d] -> logits [rows, vocab] in float32.
+  // hidden [rows, d] -> logits [rows, vocab] in float32, which the next call may overwrite.
   at::Tensor Logits(const at::Tensor& hidden) const;
 
   int64_t input_taps() const { return input_taps_; }
@@ -95,9 +95,8 @@ class DdlModel {
   // sublayer reads. `index` numbers the boundaries from 0 to 2 * layers.
   void Boundary(const kernels::Batch& batch, const DeltaResidual& residual, const at::Tensor& h,
                 int64_t index, const StatsTensors& stats);
-  // c [rows, d] -> [rows, d], of which the batch's tokens have a meaning. Overwrites `y` [rows, m].
-  at::Tensor Mlp(const kernels::Batch& batch, const Layer& layer, const at::Tensor& c,
-                 const at::Tensor& y) const;
+  // c [rows, d] -> [rows, d], of which the batch's tokens have a meaning.
+  at::Tensor Mlp(const kernels::Batch& batch, const Layer& layer, const at::Tensor& c) const;
 
   // Constant after construction.
   std::shared_ptr<const Checkpoint> checkpoint_;  // keeps mapped weights alive
@@ -134,12 +133,15 @@ class DdlModel {
   std::map<std::pair<int64_t, HiddenReadout::Kind>, ReadoutTails> readout_tails_;
 
   // Buffers of a step, [max_step_tokens or the products' fewest rows, ...].
-  at::Tensor x_;            // [., d, dv]
-  at::Tensor c_;            // [., d]
-  at::Tensor attention_y_;  // [., H * hd]
-  at::Tensor mlp_y_;        // [., m]
-  at::Tensor v_;            // [., dv] float32
-  at::Tensor beta_;         // [.] float32
+  at::Tensor x_;  // [., d, dv]
+  at::Tensor c_;  // [., d]
+  Attention::Room attention_room_;
+  at::Tensor mlp_ab_;  // [., 2m], or undefined as Linear's room
+  at::Tensor mlp_y_;   // [., m]
+  at::Tensor h_;       // [., d] what a sublayer gives, or undefined
+  at::Tensor logits_;  // [max_sequences, vocab] float32, or undefined
+  at::Tensor v_;       // [., dv] float32
+  at::Tensor beta_;    // [.] float32
 };
 
 }  // namespace ddl

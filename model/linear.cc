@@ -91,8 +91,10 @@ Linear::Linear(const std::vector<Tensor>& weights) {
   }
 }
 
-Tensor Linear::ByKernel(const Tensor& x, at::ScalarType result) const {
-  const Tensor y = at::empty({x.size(0), out_features_}, x.options().dtype(result));
+Tensor Linear::ByKernel(const Tensor& x, at::ScalarType result, const Tensor& room) const {
+  const Tensor y = room.defined()
+                       ? room.narrow(0, 0, x.size(0))
+                       : at::empty({x.size(0), out_features_}, x.options().dtype(result));
   kernels::ProductArgs args;
   args.n = out_features_;
   args.k = x.size(1);
@@ -104,8 +106,8 @@ Tensor Linear::ByKernel(const Tensor& x, at::ScalarType result) const {
   return y;
 }
 
-Tensor Linear::operator()(const Tensor& x) const {
-  if (product_ == By::kKernel) return ByKernel(x, at::kBFloat16);
+Tensor Linear::operator()(const Tensor& x, const Tensor& room) const {
+  if (product_ == By::kKernel) return ByKernel(x, at::kBFloat16, room);
   if (product_ == By::kLibTorch) return at::linear(x, weight_);
   const int64_t rows = x.size(0);
   if (rows >= min_rows_) return PackedProduct(x, weight_);
@@ -114,8 +116,8 @@ Tensor Linear::operator()(const Tensor& x) const {
   return PackedProduct(padded, weight_).narrow(0, 0, rows);
 }
 
-Tensor Linear::ToFloat(const Tensor& x) const {
-  return product_ == By::kKernel ? ByKernel(x, at::kFloat) : (*this)(x).to(at::kFloat);
+Tensor Linear::ToFloat(const Tensor& x, const Tensor& room) const {
+  return product_ == By::kKernel ? ByKernel(x, at::kFloat, room) : (*this)(x).to(at::kFloat);
 }
 
 }  // namespace ddl

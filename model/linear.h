@@ -20,9 +20,12 @@ class Linear {
 
   // x [rows, in] of the weights' type, contiguous -> [rows, sum of out_i]. With packed weights a
   // row of the result depends on that row of x only, bit for bit, whatever the number of rows.
-  at::Tensor operator()(const at::Tensor& x) const;
+  // `room` [at least rows, sum of out_i] of that type takes the result where the product can be
+  // told to put it there; undefined: new memory. Taking megabytes afresh in every step costs more
+  // than some kernels do.
+  at::Tensor operator()(const at::Tensor& x, const at::Tensor& room = {}) const;
   // The same in float32, not rounded to the weights' type first where it is our kernel's.
-  at::Tensor ToFloat(const at::Tensor& x) const;
+  at::Tensor ToFloat(const at::Tensor& x, const at::Tensor& room = {}) const;
 
   // The fewest rows that are multiplied. Fewer are copied first: a caller that has room for as many
   // rather passes them all, and ignores the rest of the result. oneDNN sums a single row in another
@@ -35,7 +38,7 @@ class Linear {
  private:
   enum class By { kLibTorch, kOneDnn, kKernel };
 
-  at::Tensor ByKernel(const at::Tensor& x, at::ScalarType result) const;
+  at::Tensor ByKernel(const at::Tensor& x, at::ScalarType result, const at::Tensor& room) const;
 
   By product_ = By::kLibTorch;
   at::Tensor weight_;  // packed, or [out, in]
