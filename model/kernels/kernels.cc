@@ -1,5 +1,9 @@
 #include "model/kernels/kernels.h"
 
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
 #include "model/kernels/kernels_cpu.h"
 
 namespace ddl::kernels {
@@ -10,7 +14,9 @@ const CpuKernels& BestCpuKernels() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-      return __builtin_cpu_supports("avx512bf16") ? avx512_bf16::kCpuKernels : avx512::kCpuKernels;
+      return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")
+                 ? avx512_bf16::kCpuKernels
+                 : avx512::kCpuKernels;
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kCpuKernels;
     return portable::kCpuKernels;
@@ -61,6 +67,38 @@ void PackWeight(const void* weight, int64_t n, int64_t k, void* packed) {
 
 void Product(const Executor& executor, int64_t rows, const ProductArgs& args) {
   BestCpuKernels().product(executor, rows, args);
+}
+
+void QuantizeWeight(const void* weight, int64_t n, int64_t k, int8_t* packed, float* scales,
+                    int32_t* sums) {
+  const auto value = [&](int64_t row, int64_t column) {
+    const uint32_t bits =
+        static_cast<uint32_t>(static_cast<const uint16_t*>(weight)[row * k + column]) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof(result));
+    return result;
+  };
+  const int64_t padded_k = (k + 3) / 4 * 4;
+  for (int64_t panel = 0; panel < n; panel += kProductPanel) {
+    for (int64_t row = panel; row < panel + kProductPanel; ++row) {
+      float largest = 0.0f;
+      for (int64_t i = 0; i < k && row < n; ++i)
+        largest = std::max(largest, std::abs(value(row, i)));
+      scales[row] = largest / 127.0f;
+      sums[row] = 0;
+      for (int64_t i = 0; i < padded_k; ++i) {
+        const bool is_there = row < n && i < k && largest > 0.0f;
+        const auto q =
+            static_cast<int8_t>(is_there ? std::lround(value(row, i) / largest * 127.0f) : 0);
+        packed[panel * padded_k + (i / 4 * kProductPanel + row - panel) * 4 + i % 4] = q;
+        sums[row] += q;
+      }
+    }
+  }
+}
+
+void QuantizedProduct(const Executor& executor, int64_t rows, const QuantizedProductArgs& args) {
+  BestCpuKernels().quantized_product(executor, rows, args);
 }
 
 float SoftmaxWeights(const float* logits, int64_t n, float max, float inverse_temperature,

@@ -240,6 +240,32 @@ struct ProductArgs {
 };
 void Product(const Executor& executor, int64_t rows, const ProductArgs& args);
 
+// W quantized, a scale for each of its rows: W[i, j] ~ scales[i] q[i, j], q in [-127, 127].
+struct QuantizedWeight {
+  // [ceil(n / kProductPanel), ceil(k / 4), kProductPanel, 4], zeros where W has none.
+  const int8_t* packed = nullptr;
+  const float* scales = nullptr;  // [n, to a whole panel]
+  const int32_t* sums = nullptr;  // likewise: of a row's q
+};
+constexpr int64_t QuantizedWeightSize(int64_t n, int64_t k) {  // bytes of `packed`
+  return (n + kProductPanel - 1) / kProductPanel * kProductPanel * ((k + 3) / 4 * 4);
+}
+// On the calling thread. `weight` [n, k] is bfloat16; the others are as in QuantizedWeight.
+void QuantizeWeight(const void* weight, int64_t n, int64_t k, int8_t* packed, float* scales,
+                    int32_t* sums);
+
+// x is quantized as it comes, to 8 bits with a scale for each row, and products are summed as
+// integers: exactly, in any order.
+struct QuantizedProductArgs {
+  int64_t n = 0;
+  int64_t k = 0;
+  QuantizedWeight weight;
+  const void* x = nullptr;  // [rows, k] bfloat16
+  Type y_type = Type::kBFloat16;
+  void* y = nullptr;  // out [rows, n], of y_type
+};
+void QuantizedProduct(const Executor& executor, int64_t rows, const QuantizedProductArgs& args);
+
 // ---- Sampling
 
 // weights[i] = exp((logits[i] - max) * inverse_temperature) for i in [0, n), all finite; returns

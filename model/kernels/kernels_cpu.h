@@ -16,6 +16,7 @@ struct CpuKernels {
   decltype(&PagedAttention) paged_attention;
   decltype(&SwiGlu) swiglu;
   decltype(&Product) product;
+  decltype(&QuantizedProduct) quantized_product;
   decltype(&SoftmaxWeights) softmax_weights;
 };
 

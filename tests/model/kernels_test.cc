@@ -944,6 +944,70 @@ TEST_P(KernelsTest, Product) {
   }
 }
 
+// Likewise. What quantization costs is not looked at here: the loops take the same integers.
+TEST_P(KernelsTest, QuantizedProduct) {
+  struct Shape {
+    int64_t n, k;
+  };
+  constexpr Shape kShapes[] = {{1, 1}, {1, 4}, {31, 3}, {32, 32}, {33, 31}, {65, 66}, {96, 257}};
+  constexpr int64_t kRows[] = {1, 2, 3, 7, 11, 12, 13, 25, 30};
+  constexpr int64_t kMost = 30;
+  for (const Shape& shape : kShapes) {
+    const auto [n, k] = shape;
+    std::vector<float> w = random_.Values(n * k, 0.5f, Type::kBFloat16);
+    std::vector<float> x = random_.Values(kMost * k, 1.0f, Type::kBFloat16);
+    if (n > 1) std::fill_n(w.begin() + k, k, 0.0f);  // a row of zeros has no scale
+    std::fill_n(x.begin() + 3 * k, k, 0.0f);
+    Buffer weight(Type::kBFloat16, w);
+    const int64_t padded = (n + kProductPanel - 1) / kProductPanel * kProductPanel;
+    std::vector<int8_t> packed(QuantizedWeightSize(n, k));
+    std::vector<float> scales(padded);
+    std::vector<int32_t> sums(padded);
+    QuantizeWeight(weight.data(), n, k, packed.data(), scales.data(), sums.data());
+
+    const auto quantize = [k = k](const float* row) {
+      double largest = 0.0;
+      for (int64_t j = 0; j < k; ++j) largest = std::max<double>(largest, std::abs(row[j]));
+      std::vector<double> q(k + 1);
+      for (int64_t j = 0; j < k; ++j) {
+        // float32, as the kernels: a tie must fall to the same side.
+        const float inverse = largest > 0 ? 127.0f / static_cast<float>(largest) : 0.0f;
+        q[j] = std::floor(row[j] * inverse + 128.5f) - 128;
+      }
+      q[k] = largest / 127;
+      return q;
+    };
+    std::vector<double> want;
+    for (int64_t t = 0; t < kMost; ++t) {
+      const std::vector<double> qx = quantize(x.data() + t * k);
+      for (int64_t i = 0; i < n; ++i) {
+        double largest = 0.0, sum = 0.0;
+        for (int64_t j = 0; j < k; ++j) largest = std::max<double>(largest, std::abs(w[i * k + j]));
+        for (int64_t j = 0; j < k && largest > 0; ++j) {
+          sum += std::round(w[i * k + j] / static_cast<float>(largest) * 127.0f) * qx[j];
+        }
+        want.push_back(sum * largest / 127 * qx[k]);
+      }
+    }
+    for (const int64_t rows : kRows) {
+      const int64_t first = kMost - rows;
+      Buffer in(Type::kBFloat16, std::vector<float>(x.begin() + first * k, x.end()));
+      Buffer out(type(), rows * n);
+      QuantizedProductArgs args;
+      args.n = n;
+      args.k = k;
+      args.weight = {packed.data(), scales.data(), sums.data()};
+      args.x = in.data();
+      args.y_type = type();
+      args.y = out.data();
+      kernels().quantized_product(executor_, rows, args);
+      ExpectClose(
+          out.Floats(), std::vector<double>(want.begin() + first * n, want.end()), type(),
+          std::to_string(n) + " x " + std::to_string(k) + ", " + std::to_string(rows) + " rows");
+    }
+  }
+}
+
 TEST_P(KernelsTest, SoftmaxWeights) {
   for (const int64_t n : {1, 15, 16, 17, 1000}) {
     const std::vector<float> logits = random_.Values(n, 10.0f);

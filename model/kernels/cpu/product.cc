@@ -1,9 +1,9 @@
-// y = x W^T with weights in bfloat16.
+// y = x W^T with weights in bfloat16, or quantized to int8.
 //
-// A panel is kProductPanel rows of W, packed so that one pass over it reads memory in order. Tiles
-// of rows of x take it in turn: the first brings it from memory, the others find it in the cache.
-// A sum has one order whatever the tile, pairs of factors one after another, so that a row of y has
-// the same bits alone and beside any others.
+// A panel is kProductPanel rows of W, packed so that one pass over it reads memory in order: words
+// of two or four neighbouring elements of each row. Tiles of rows of x take it in turn: the first
+// brings it from memory, the others find it in the cache. A sum has one order whatever the tile,
+// words one after another, so that a row of y has the same bits alone and beside any others.
 
 #include "model/kernels/cpu/bodies.h"
 #include "model/kernels/cpu/vector.h"
@@ -15,124 +15,229 @@ constexpr int kVectors = static_cast<int>(kProductPanel / kLanes);
 // Rows of a tile at most: their sums stay in registers, kVectors * kParts for each.
 constexpr int kMaxRows = kParts == 1 ? 12 : (kParts == 2 ? 2 : 1);
 
-// Sixteen pairs of neighbouring bfloat16 factors; the first of each is the lower half.
-struct Pairs {
+struct Words {
   PartWords part[kParts];
 };
+struct Ints {
+  PartInts part[kParts];
+};
 
-DDL_INLINE Pairs LoadPairs(const BFloat16* p) {
-  Pairs pairs;
+DDL_INLINE Words LoadWords(const uint32_t* p) {
+  Words words;
   DDL_UNROLL for (int i = 0; i < kParts; ++i) {
-    memcpy(&pairs.part[i], p + 2 * i * kPartLanes, sizeof(PartWords));
+    memcpy(&words.part[i], p + i * kPartLanes, sizeof(PartWords));
   }
-  return pairs;
+  return words;
 }
 
-// sum + w[0] x[0] + w[1] x[1] in each lane.
-DDL_INLINE Floats AddPairs(const Floats& sum, const Pairs& w, uint32_t x) {
-  Floats result;
-  DDL_UNROLL for (int i = 0; i < kParts; ++i) {
+DDL_INLINE float FloatOfBits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// What a word of weights adds to a lane's sum with a word of x.
+struct BFloat16Words {  // two of each; the first is the lower half
+  using Sums = Floats;
+  static DDL_INLINE Sums Zero() { return Broadcast(0.0f); }
+  static DDL_INLINE Sums Add(const Sums& sums, const Words& w, uint32_t x) {
+    Sums result;
+    DDL_UNROLL for (int i = 0; i < kParts; ++i) {
 #if defined(__AVX512BF16__)
-    const __m512i factors = _mm512_set1_epi32(static_cast<int32_t>(x));
-    result.part[i] = _mm512_dpbf16_ps(sum.part[i], reinterpret_cast<__m512bh>(w.part[i]),
-                                      reinterpret_cast<__m512bh>(factors));
+      const __m512i factors = _mm512_set1_epi32(static_cast<int32_t>(x));
+      result.part[i] = _mm512_dpbf16_ps(sums.part[i], reinterpret_cast<__m512bh>(w.part[i]),
+                                        reinterpret_cast<__m512bh>(factors));
 #else
-    const uint32_t low = x << 16, high = x & 0xffff0000u;
-    float first, second;
-    memcpy(&first, &low, sizeof(first));
-    memcpy(&second, &high, sizeof(second));
-    result.part[i] = sum.part[i] + reinterpret_cast<PartFloats>(w.part[i] << 16) * first;
-    result.part[i] += reinterpret_cast<PartFloats>(w.part[i] & 0xffff0000u) * second;
+      const float first = FloatOfBits(x << 16), second = FloatOfBits(x & 0xffff0000u);
+      result.part[i] = sums.part[i] + reinterpret_cast<PartFloats>(w.part[i] << 16) * first;
+      result.part[i] += reinterpret_cast<PartFloats>(w.part[i] & 0xffff0000u) * second;
 #endif
+    }
+    return result;
   }
-  return result;
-}
+};
 
-DDL_INLINE uint32_t LoadPair(const BFloat16* p) {
-  uint32_t pair;
-  memcpy(&pair, p, sizeof(pair));
-  return pair;
-}
+struct Int8Words {  // four of each; x is not negative, the weights have a sign
+  using Sums = Ints;
+  static DDL_INLINE Sums Zero() { return {}; }
+  static DDL_INLINE Sums Add(const Sums& sums, const Words& w, uint32_t x) {
+    Sums result;
+    DDL_UNROLL for (int i = 0; i < kParts; ++i) {
+#if defined(__AVX512VNNI__)
+      result.part[i] = reinterpret_cast<PartInts>(_mm512_dpbusd_epi32(
+          reinterpret_cast<__m512i>(sums.part[i]), _mm512_set1_epi32(static_cast<int32_t>(x)),
+          reinterpret_cast<__m512i>(w.part[i])));
+#else
+      result.part[i] = sums.part[i];
+      DDL_UNROLL for (int byte = 0; byte < 4; ++byte) {
+        const PartInts weights = reinterpret_cast<PartInts>(w.part[i] << (24 - 8 * byte)) >> 24;
+        result.part[i] += weights * static_cast<int32_t>(x >> (8 * byte) & 0xffu);
+      }
+#endif
+    }
+    return result;
+  }
+};
 
-// The first n of the panel's columns of kRows rows.
-template <int kRows, typename Y>
-__attribute__((noinline)) void Tile(const BFloat16* x, const BFloat16* panel, int64_t k, int64_t n,
-                                    Y* y, int64_t y_stride) {
+// x: rows of words, of which `words` are whole and follow one another; a last one may be half.
+struct Rows {
+  const unsigned char* data = nullptr;
+  int64_t stride = 0;  // bytes
+  int64_t words = 0;
+  bool half = false;
+
+  DDL_INLINE uint32_t Word(int64_t row, int64_t i) const {
+    uint32_t word;
+    memcpy(&word, data + row * stride + i * 4, sizeof(word));
+    return word;
+  }
+  DDL_INLINE uint32_t HalfWord(int64_t row) const {
+    uint16_t half_word;
+    memcpy(&half_word, data + row * stride + words * 4, sizeof(half_word));
+    return half_word;
+  }
+};
+
+// kRows rows of x from `first` by one panel; result(row, j, sums) takes the sums of sixteen
+// columns.
+template <typename W, int kRows, typename Result>
+__attribute__((noinline)) void Tile(const Rows& x, int64_t first, const uint32_t* panel,
+                                    const Result& result) {
   // The processor's own prefetching stops at every page, and is too late for one row.
   constexpr bool kPrefetches = kRows <= 4;
-  constexpr int64_t kAhead = 1024 / sizeof(BFloat16);
-  Floats sums[kRows][kVectors];
+  constexpr int64_t kAhead = 1024 / sizeof(uint32_t);
+  typename W::Sums sums[kRows][kVectors];
   DDL_UNROLL for (int r = 0; r < kRows; ++r) {
-    DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = Broadcast(0.0f);
+    DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = W::Zero();
   }
-  const auto step = [&](const BFloat16* weights, auto factors) __attribute__((always_inline)) {
-    Pairs w[kVectors];
+  const auto step = [&](const uint32_t* weights, auto factors) __attribute__((always_inline)) {
+    Words w[kVectors];
     DDL_UNROLL for (int j = 0; j < kVectors; ++j) {
-      w[j] = LoadPairs(weights + 2 * j * kLanes);
-      if constexpr (kPrefetches) __builtin_prefetch(weights + 2 * j * kLanes + kAhead);
+      w[j] = LoadWords(weights + j * kLanes);
+      if constexpr (kPrefetches) __builtin_prefetch(weights + j * kLanes + kAhead);
     }
     DDL_UNROLL for (int r = 0; r < kRows; ++r) {
       const uint32_t f = factors(r);
-      DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = AddPairs(sums[r][j], w[j], f);
+      DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = W::Add(sums[r][j], w[j], f);
     }
   };
-  int64_t i = 0;
-  for (; i + 2 <= k; i += 2) {
+  for (int64_t i = 0; i < x.words; ++i) {
     step(
         panel + i * kProductPanel, [&](int r) __attribute__((always_inline)) {
-          return LoadPair(x + r * k + i);
+          return x.Word(first + r, i);
         });
   }
-  if (i < k) {
+  if (x.half) {
     step(
-        panel + i * kProductPanel, [&](int r) __attribute__((always_inline)) {
-          return static_cast<uint32_t>(x[r * k + i].bits);
+        panel + x.words * kProductPanel, [&](int r) __attribute__((always_inline)) {
+          return x.HalfWord(first + r);
         });
   }
-  if (n == kProductPanel) {
-    DDL_UNROLL for (int r = 0; r < kRows; ++r) {
-      DDL_UNROLL for (int j = 0; j < kVectors; ++j) {
-        StoreVector(y + r * y_stride + j * kLanes, sums[r][j]);
-      }
-    }
-    return;
-  }
-  for (int r = 0; r < kRows; ++r) {
-    float row[kProductPanel];
-    for (int j = 0; j < kVectors; ++j) StoreVector(row + j * kLanes, sums[r][j]);
-    for (int64_t column = 0; column < n; ++column) Store(y + r * y_stride + column, row[column]);
+  DDL_UNROLL for (int r = 0; r < kRows; ++r) {
+    DDL_UNROLL for (int j = 0; j < kVectors; ++j) result(first + r, j, sums[r][j]);
   }
 }
 
-template <int kRows, typename Y>
-void TileOf(int64_t rows, const BFloat16* x, const BFloat16* panel, int64_t k, int64_t n, Y* y,
-            int64_t y_stride) {
-  if (rows == kRows) return Tile<kRows>(x, panel, k, n, y, y_stride);
-  if constexpr (kRows > 1) TileOf<kRows - 1>(rows, x, panel, k, n, y, y_stride);
+template <typename W, int kRows, typename Result>
+void TileOf(int64_t rows, const Rows& x, int64_t first, const uint32_t* panel,
+            const Result& result) {
+  if (rows == kRows) return Tile<W, kRows>(x, first, panel, result);
+  if constexpr (kRows > 1) TileOf<W, kRows - 1>(rows, x, first, panel, result);
 }
 
-template <typename Y>
-void ProductTyped(const Executor& executor, int64_t rows, const ProductArgs& args) {
-  const BFloat16* x = static_cast<const BFloat16*>(args.x);
-  const BFloat16* weight = static_cast<const BFloat16*>(args.weight);
-  Y* y = static_cast<Y*>(args.y);
-  const int64_t n = args.n, k = args.k;
+// All rows by all panels; result(row, column, sums) takes the sums of sixteen columns from there.
+template <typename W, typename Result>
+void Multiply(const Executor& executor, int64_t rows, const Rows& x, const void* weight, int64_t n,
+              const Result& result) {
   const int64_t panels = (n + kProductPanel - 1) / kProductPanel;
-  const int64_t panel_size = (k + 1) / 2 * 2 * kProductPanel;
-  ParallelFor(executor, panels, RowGrain(rows * k * 2), [&](int64_t begin, int64_t end) {
+  const int64_t words = x.words + (x.half ? 1 : 0);
+  const int64_t panel_words = words * kProductPanel;
+  ParallelFor(executor, panels, RowGrain(rows * words * 4), [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
-      const int64_t column = p * kProductPanel;
-      const int64_t columns = n - column < kProductPanel ? n - column : kProductPanel;
+      const uint32_t* panel = static_cast<const uint32_t*>(weight) + p * panel_words;
+      const auto to_columns = [&](int64_t row, int j, const typename W::Sums& sums)
+          __attribute__((always_inline)) {
+        result(row, p * kProductPanel + j * kLanes, sums);
+      };
       // Tiles of about the same size: a small last one would cost nearly as much as a large one.
       for (int64_t row = 0; row < rows;) {
         const int64_t left = rows - row, tiles = (left + kMaxRows - 1) / kMaxRows;
         const int64_t size = (left + tiles - 1) / tiles;
-        TileOf<kMaxRows>(size, x + row * k, weight + p * panel_size, k, columns,
-                         y + row * n + column, n);
+        TileOf<W, kMaxRows>(size, x, row, panel, to_columns);
         row += size;
       }
     }
   });
+}
+
+// Sixteen values from `column` of a row [n], or those that it has.
+template <typename Y>
+DDL_INLINE void StoreColumns(const Floats& values, int64_t column, int64_t n, Y* row) {
+  if (column + kLanes <= n) return StoreVector(row + column, values);
+  float lanes[kLanes];
+  StoreVector(lanes, values);
+  for (int64_t i = column; i < n; ++i) Store(row + i, lanes[i - column]);
+}
+
+template <typename Y>
+void ProductTyped(const Executor& executor, int64_t rows, const ProductArgs& args) {
+  const int64_t n = args.n, k = args.k;
+  Y* y = static_cast<Y*>(args.y);
+  const Rows x = {static_cast<const unsigned char*>(args.x), 2 * k, k / 2, k % 2 != 0};
+  Multiply<BFloat16Words>(
+      executor, rows, x, args.weight,
+      n, [=](int64_t row, int64_t column, const Floats& sums) __attribute__((always_inline)) {
+        StoreColumns(sums, column, n, y + row * n);
+      });
+}
+
+// x = scale (q - 128), q in [1, 255].
+void QuantizeRow(const BFloat16* x, int64_t k, int64_t padded, unsigned char* q, float* scale) {
+  float largest = 0.0f;
+  for (int64_t i = 0; i < k; ++i) {
+    const float magnitude = fabsf(Load(x + i));
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  *scale = largest / 127.0f;
+  const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+  for (int64_t i = 0; i < k; ++i) {
+    // Rounds to the nearest, as the conversion truncates what is never negative.
+    q[i] = static_cast<unsigned char>(static_cast<int32_t>(Load(x + i) * inverse + 128.5f));
+  }
+  for (int64_t i = k; i < padded; ++i) q[i] = 128;
+}
+
+template <typename Y>
+void QuantizedProductTyped(const Executor& executor, int64_t rows,
+                           const QuantizedProductArgs& args) {
+  const int64_t n = args.n, k = args.k, padded = (k + 3) / 4 * 4;
+  Scratch scratch(Scratch::Bytes<unsigned char>(rows * padded) + Scratch::Bytes<float>(rows));
+  unsigned char* quantized = scratch.Take<unsigned char>(rows * padded);
+  float* row_scales = scratch.Take<float>(rows);
+  ParallelFor(executor, rows, RowGrain(k), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      QuantizeRow(static_cast<const BFloat16*>(args.x) + row * k, k, padded,
+                  quantized + row * padded, row_scales + row);
+    }
+  });
+  Y* y = static_cast<Y*>(args.y);
+  const float* scales = args.weight.scales;
+  const int32_t* sums_of_weights = args.weight.sums;
+  const Rows x = {quantized, padded, padded / 4, false};
+  Multiply<Int8Words>(
+      executor, rows, x, args.weight.packed,
+      n, [=](int64_t row, int64_t column, const Ints& sums) __attribute__((always_inline)) {
+        Floats values;
+        DDL_UNROLL for (int i = 0; i < kParts; ++i) {
+          PartInts of_weights;
+          PartFloats of_columns;
+          memcpy(&of_weights, sums_of_weights + column + i * kPartLanes, sizeof(of_weights));
+          memcpy(&of_columns, scales + column + i * kPartLanes, sizeof(of_columns));
+          values.part[i] = __builtin_convertvector(sums.part[i] - 128 * of_weights, PartFloats) *
+                           (of_columns * row_scales[row]);
+        }
+        StoreColumns(values, column, n, y + row * n);
+      });
 }
 
 }  // namespace
@@ -140,6 +245,12 @@ void ProductTyped(const Executor& executor, int64_t rows, const ProductArgs& arg
 void ProductBody(const Executor& executor, int64_t rows, const ProductArgs& args) {
   args.y_type == Type::kFloat32 ? ProductTyped<float>(executor, rows, args)
                                 : ProductTyped<BFloat16>(executor, rows, args);
+}
+
+void QuantizedProductBody(const Executor& executor, int64_t rows,
+                          const QuantizedProductArgs& args) {
+  args.y_type == Type::kFloat32 ? QuantizedProductTyped<float>(executor, rows, args)
+                                : QuantizedProductTyped<BFloat16>(executor, rows, args);
 }
 
 }  // namespace ddl::kernels::DDL_KERNELS_NAMESPACE

@@ -13,6 +13,7 @@ const CpuKernels kCpuKernels = {DDL_STRINGIFY(DDL_KERNELS_NAMESPACE),
                                 PagedAttentionBody,
                                 SwiGluBody,
                                 ProductBody,
+                                QuantizedProductBody,
                                 SoftmaxWeightsBody};
 
 }  // namespace ddl::kernels::DDL_KERNELS_NAMESPACE
