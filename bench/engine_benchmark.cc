@@ -39,6 +39,8 @@ ABSL_FLAG(int32_t, prefill, 512, "Tokens of the prompt whose prefill is timed. 0
 ABSL_FLAG(int32_t, rounds, 7, "Rounds that count; one more goes before them.");
 ABSL_FLAG(std::string, dtype, "auto",
           "auto (bfloat16 for checkpoints stored in it, else float32), float32 or bfloat16.");
+ABSL_FLAG(std::string, quantization, "none",
+          "Of the matrix products: none, or int8 (CPU, bfloat16).");
 ABSL_FLAG(std::string, device, "cpu", "Where to compute: cpu or cuda.");
 ABSL_FLAG(int32_t, threads, 0, "Threads that compute. 0: as many as the process may use.");
 ABSL_FLAG(bool, bound, true,
@@ -61,7 +63,7 @@ constexpr int32_t kMaxStepTokens = 512;
 const std::vector<FlagGroup>& FlagGroups() {
   static const auto& groups = *new std::vector<FlagGroup>{
       {"What", {"models", "batches", "context", "steps", "prefill", "bound"}},
-      {"How", {"rounds", "device", "dtype", "threads", "json"}},
+      {"How", {"rounds", "device", "dtype", "quantization", "threads", "json"}},
   };
   return groups;
 }
@@ -154,6 +156,10 @@ absl::StatusOr<Settings> ReadSettings() {
   if (dtype != "auto" && dtype != "float32" && dtype != "bfloat16") {
     return Invalid("dtype", dtype, "must be auto, float32, bfloat16");
   }
+  const std::string quantization = absl::GetFlag(FLAGS_quantization);
+  if (quantization != "none" && quantization != "int8") {
+    return Invalid("quantization", quantization, "must be none, int8");
+  }
   const std::string device = absl::GetFlag(FLAGS_device);
   if (device != "cpu" && device != "cuda") return Invalid("device", device, "must be cpu, cuda");
   if (device == "cuda") settings.device = RunnerDevice::kCuda;
@@ -228,6 +234,7 @@ absl::StatusOr<std::unique_ptr<Contestant>> Contestant::Load(const std::string& 
   RunnerOptions options;
   options.device = settings.device;
   options.dtype = c.dtype_;
+  if (absl::GetFlag(FLAGS_quantization) == "int8") options.quantization = Quantization::kInt8;
   options.kv_block_size = kKvBlockSize;
   options.kv_num_blocks = settings.max_batch * blocks(decode_length) + blocks(prefill_length);
   options.max_sequences = settings.max_batch + 1;

@@ -45,7 +45,8 @@ RotaryTable::RotaryTable(const ModelConfig& config, int64_t positions, at::Devic
 }
 
 Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
-                     const at::TensorOptions& options, const RotaryTable* rotary)
+                     const at::TensorOptions& options, Quantization quantization,
+                     const RotaryTable* rotary)
     : d_(checkpoint.config().hidden_size),
       heads_(checkpoint.config().num_attention_heads),
       head_dim_(checkpoint.config().head_dim),
@@ -62,8 +63,9 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
   };
   qkv_ =
       Linear({weight("c_q.weight"), weight(config.use_k_shift ? "c_k.linear.weight" : "c_k.weight"),
-              weight(config.use_v_shift ? "c_v.linear.weight" : "c_v.weight")});
-  output_ = Linear({weight("c_proj.weight")});
+              weight(config.use_v_shift ? "c_v.linear.weight" : "c_v.weight")},
+             quantization);
+  output_ = Linear({weight("c_proj.weight")}, quantization);
   if (config.use_k_shift) k_shift_ = floats("c_k.shift_proj.weight");
   if (config.use_v_shift) v_shift_ = floats("c_v.shift_proj.weight");
   if (config.use_qk_rmsnorm) {
@@ -71,7 +73,7 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
     k_norm_ = floats("k_rms.weight");
   }
   has_gate_ = config.use_output_gate;
-  if (has_gate_) gate_ = Linear({weight("g_proj.weight")});
+  if (has_gate_) gate_ = Linear({weight("g_proj.weight")}, quantization);
   if (config.using_groupnorm) {
     output_norm_ = floats("subln.weight");
   } else if (has_gate_) {

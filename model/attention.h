@@ -41,7 +41,7 @@ class Attention {
   // `prefix` is "transformer.h.{i}.attn.". `options` say the type of large weights and the device
   // of all. `rotary` must outlive the layer.
   Attention(const Checkpoint& checkpoint, const std::string& prefix,
-            const at::TensorOptions& options, const RotaryTable* rotary);
+            const at::TensorOptions& options, Quantization quantization, const RotaryTable* rotary);
 
   // What a call may overwrite, of the large weights' type, with at least as many rows as its input.
   struct Room {

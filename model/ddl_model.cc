@@ -56,7 +56,7 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
                                       static_cast<double>(config.hidden_size));
   }
   embedding_ = weight("transformer.wte.weight");
-  head_ = Linear({embedding_});  // tied
+  head_ = Linear({embedding_}, options.quantization);  // tied
   if (checkpoint.Has("input_embed.conv.weight")) {
     const TensorView& conv = checkpoint.Get("input_embed.conv.weight");
     input_taps_ = conv.shape[2];
@@ -68,10 +68,11 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
     const std::string prefix = "transformer.h." + std::to_string(i) + ".";
     layers_.push_back(
         {DeltaResidual::BeforeSublayer(checkpoint, prefix, "attn", dv_causal, device->tensors()),
-         Attention(checkpoint, prefix + "attn.", activations, &rotary_),
+         Attention(checkpoint, prefix + "attn.", activations, options.quantization, &rotary_),
          DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal, device->tensors()),
-         Linear({weight(prefix + "mlp.c_fc1.weight"), weight(prefix + "mlp.c_fc2.weight")}),
-         Linear({weight(prefix + "mlp.c_proj.weight")})});
+         Linear({weight(prefix + "mlp.c_fc1.weight"), weight(prefix + "mlp.c_fc2.weight")},
+                options.quantization),
+         Linear({weight(prefix + "mlp.c_proj.weight")}, options.quantization)});
   }
   before_head_ = DeltaResidual::BeforeHead(checkpoint, dv_causal, device->tensors());
 

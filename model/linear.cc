@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "model/check.h"
 #include "model/device.h"
 #include "model/huge_pages.h"
 #include "model/kernels/kernels.h"
@@ -58,27 +59,48 @@ bool CanPackByOneDnn(at::ScalarType type) {
 #endif
 }
 
+// Calls body(row, rows) for parts of `n` rows, all but the last whole panels, on all threads.
+template <typename Body>
+void ForPanels(int64_t n, const Body& body) {
+  constexpr int64_t kPanel = kernels::kProductPanel;
+  at::parallel_for(0, (n + kPanel - 1) / kPanel, 8, [&](int64_t begin, int64_t end) {
+    body(begin * kPanel, std::min(end * kPanel, n) - begin * kPanel);
+  });
+}
+
 Tensor PackByPanels(const Tensor& weight) {
   const int64_t n = weight.size(0), k = weight.size(1);
   const Tensor packed = EmptyOnHugePages({kernels::PackedWeightSize(n, k)}, at::kBFloat16);
   const auto* from = static_cast<const uint16_t*>(weight.const_data_ptr());
   auto* to = static_cast<uint16_t*>(packed.data_ptr());
-  constexpr int64_t kPanel = kernels::kProductPanel;
-  const int64_t panels = (n + kPanel - 1) / kPanel;
-  at::parallel_for(0, panels, 8, [&](int64_t begin, int64_t end) {
-    kernels::PackWeight(from + begin * kPanel * k, std::min(end * kPanel, n) - begin * kPanel, k,
-                        to + begin * kernels::PackedWeightSize(kPanel, k));
+  ForPanels(n, [&](int64_t row, int64_t rows) {
+    kernels::PackWeight(from + row * k, rows, k, to + kernels::PackedWeightSize(row, k));
   });
   return packed;
 }
 
 }  // namespace
 
-Linear::Linear(const std::vector<Tensor>& weights) {
+Linear::Linear(const std::vector<Tensor>& weights, Quantization quantization) {
   const Tensor stacked = weights.size() == 1 ? weights[0].contiguous() : at::cat(weights);
   const at::ScalarType type = stacked.scalar_type();
   out_features_ = stacked.size(0);
-  if (stacked.is_cpu() && CanPackByOneDnn(type)) {
+  if (quantization == Quantization::kInt8) {
+    DDL_CHECK(stacked.is_cpu() && type == at::kBFloat16, "int8 is made of bfloat16 on the CPU");
+    product_ = By::kQuantizedKernel;
+    const int64_t n = stacked.size(0), k = stacked.size(1);
+    const int64_t padded =
+        (n + kernels::kProductPanel - 1) / kernels::kProductPanel * kernels::kProductPanel;
+    weight_ = EmptyOnHugePages({kernels::QuantizedWeightSize(n, k)}, at::kChar);
+    scales_ = at::empty({padded}, at::kFloat);
+    sums_ = at::empty({padded}, at::kInt);
+    const auto* from = static_cast<const uint16_t*>(stacked.const_data_ptr());
+    ForPanels(n, [&](int64_t row, int64_t rows) {
+      kernels::QuantizeWeight(from + row * k, rows, k,
+                              weight_.data_ptr<int8_t>() + kernels::QuantizedWeightSize(row, k),
+                              scales_.data_ptr<float>() + row, sums_.data_ptr<int32_t>() + row);
+    });
+  } else if (stacked.is_cpu() && CanPackByOneDnn(type)) {
     product_ = By::kOneDnn;
     // Where oneDNN's order of sums was seen to change: tests/model/linear_test.cc.
     min_rows_ = type == at::kFloat ? 16 : 2;
@@ -95,19 +117,29 @@ Tensor Linear::ByKernel(const Tensor& x, at::ScalarType result, const Tensor& ro
   const Tensor y = room.defined()
                        ? room.narrow(0, 0, x.size(0))
                        : at::empty({x.size(0), out_features_}, x.options().dtype(result));
-  kernels::ProductArgs args;
-  args.n = out_features_;
-  args.k = x.size(1);
-  args.weight = weight_.const_data_ptr();
-  args.x = x.const_data_ptr();
-  args.y_type = result == at::kFloat ? kernels::Type::kFloat32 : kernels::Type::kBFloat16;
-  args.y = y.data_ptr();
-  kernels::Product(CpuExecutor(), x.size(0), args);
+  const auto with_operands = [&](auto args) {
+    args.n = out_features_;
+    args.k = x.size(1);
+    args.x = x.const_data_ptr();
+    args.y_type = result == at::kFloat ? kernels::Type::kFloat32 : kernels::Type::kBFloat16;
+    args.y = y.data_ptr();
+    return args;
+  };
+  if (product_ == By::kQuantizedKernel) {
+    kernels::QuantizedProductArgs args;
+    args.weight = {weight_.const_data_ptr<int8_t>(), scales_.const_data_ptr<float>(),
+                   sums_.const_data_ptr<int32_t>()};
+    kernels::QuantizedProduct(CpuExecutor(), x.size(0), with_operands(args));
+  } else {
+    kernels::ProductArgs args;
+    args.weight = weight_.const_data_ptr();
+    kernels::Product(CpuExecutor(), x.size(0), with_operands(args));
+  }
   return y;
 }
 
 Tensor Linear::operator()(const Tensor& x, const Tensor& room) const {
-  if (product_ == By::kKernel) return ByKernel(x, at::kBFloat16, room);
+  if (is_by_kernel()) return ByKernel(x, at::kBFloat16, room);
   if (product_ == By::kLibTorch) return at::linear(x, weight_);
   const int64_t rows = x.size(0);
   if (rows >= min_rows_) return PackedProduct(x, weight_);
@@ -117,7 +149,7 @@ Tensor Linear::operator()(const Tensor& x, const Tensor& room) const {
 }
 
 Tensor Linear::ToFloat(const Tensor& x, const Tensor& room) const {
-  return product_ == By::kKernel ? ByKernel(x, at::kFloat, room) : (*this)(x).to(at::kFloat);
+  return is_by_kernel() ? ByKernel(x, at::kFloat, room) : (*this)(x).to(at::kFloat);
 }
 
 }  // namespace ddl

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "model/model_runner.h"
+
 namespace ddl {
 
 // y = W x without a bias. On the CPU the weight is packed once, at load, in the order that the
@@ -16,7 +18,9 @@ class Linear {
   Linear() = default;
   // `weights` [out_i, in] each, of one floating type: their rows are stacked, so that several
   // products of the same input are one.
-  explicit Linear(const std::vector<at::Tensor>& weights);
+  // Quantized, they are bfloat16 and on the CPU.
+  explicit Linear(const std::vector<at::Tensor>& weights,
+                  Quantization quantization = Quantization::kNone);
 
   // x [rows, in] of the weights' type, contiguous -> [rows, sum of out_i]. With packed weights a
   // row of the result depends on that row of x only, bit for bit, whatever the number of rows.
@@ -24,7 +28,7 @@ class Linear {
   // told to put it there; undefined: new memory. Taking megabytes afresh in every step costs more
   // than some kernels do.
   at::Tensor operator()(const at::Tensor& x, const at::Tensor& room = {}) const;
-  // The same in float32, not rounded to the weights' type first where it is our kernel's.
+  // The same in float32, not rounded to the weights' type first where it is our kernels'.
   at::Tensor ToFloat(const at::Tensor& x, const at::Tensor& room = {}) const;
 
   // The fewest rows that are multiplied. Fewer are copied first: a caller that has room for as many
@@ -36,12 +40,15 @@ class Linear {
   int64_t out_features() const { return out_features_; }
 
  private:
-  enum class By { kLibTorch, kOneDnn, kKernel };
+  enum class By { kLibTorch, kOneDnn, kKernel, kQuantizedKernel };
 
+  bool is_by_kernel() const { return product_ == By::kKernel || product_ == By::kQuantizedKernel; }
   at::Tensor ByKernel(const at::Tensor& x, at::ScalarType result, const at::Tensor& room) const;
 
   By product_ = By::kLibTorch;
   at::Tensor weight_;  // packed, or [out, in]
+  at::Tensor scales_;  // of kQuantizedKernel, as kernels::QuantizedWeight
+  at::Tensor sums_;    // likewise
   int64_t min_rows_ = 1;
   int64_t out_features_ = 0;
 };

@@ -138,6 +138,7 @@ class DdlModelRunner final : public ModelRunner {
     const ModelConfig& config = checkpoint->config();
     description_.variant = checkpoint->variant();
     description_.dtype = options.dtype == RunnerDType::kFloat32 ? "float32" : "bfloat16";
+    description_.quantization = options.quantization == Quantization::kInt8 ? "int8" : "none";
     description_.device = device_->name();
     description_.num_layers = config.num_hidden_layers;
     description_.num_heads = config.num_attention_heads;
@@ -469,6 +470,10 @@ absl::Status CheckOptions(const Checkpoint& checkpoint, const RunnerOptions& opt
                      "least 1, found ",
                      options.kv_block_size, ", ", options.kv_num_blocks, ", ",
                      options.max_sequences, ", ", options.max_step_tokens));
+  }
+  if (options.quantization == Quantization::kInt8 &&
+      (options.dtype != RunnerDType::kBFloat16 || options.device != RunnerDevice::kCpu)) {
+    return absl::InvalidArgumentError("int8 weights are for bfloat16 on the CPU only");
   }
   constexpr int64_t kMaxTaps = 64;  // what the token convolution's kernels hold in registers
   if (checkpoint.Has("readout.shortconv.weight")) {

@@ -93,8 +93,9 @@ struct ChunkOutput {
 // What the engine and the service need to know of a loaded model.
 struct ModelDescription {
   Variant variant = Variant::kGpt;
-  std::string dtype;   // "float32" | "bfloat16": of activations, cache and large weights
-  std::string device;  // "cpu" | "cuda:N"
+  std::string dtype;         // "float32" | "bfloat16": of activations, cache and large weights
+  std::string quantization;  // "none" | "int8": of the matrix products
+  std::string device;        // "cpu" | "cuda:N"
   int64_t num_layers = 0;
   int64_t num_heads = 0;
   int64_t hidden_size = 0;     // d
@@ -111,11 +112,16 @@ struct ModelDescription {
 };
 
 enum class RunnerDType { kFloat32, kBFloat16 };
+
+// Of the matrix products' weights. kInt8: a scale for each output, activations to 8 bits a row as
+// they come; on the CPU and in bfloat16 only.
+enum class Quantization { kNone, kInt8 };
 enum class RunnerDevice { kCpu, kCuda };
 
 struct RunnerOptions {
   RunnerDevice device = RunnerDevice::kCpu;
   RunnerDType dtype = RunnerDType::kFloat32;
+  Quantization quantization = Quantization::kNone;
   int32_t kv_block_size = 16;  // tokens
   // > 0; on a GPU 0 means as many as its memory holds beside the weights and the largest step, up
   // to gpu_memory_fraction of all of it.

@@ -20,6 +20,7 @@ namespace ddl::flags {
 
 enum class Device { kAuto, kCpu, kCuda };
 enum class DType { kAuto, kFloat32, kBFloat16 };
+enum class Weights { kNone, kInt8 };
 // Bytes; 0 is "auto".
 struct CacheMemory {
   int64_t bytes = 0;
@@ -66,6 +67,13 @@ bool AbslParseFlag(absl::string_view text, DType* dtype, std::string* error) {
   return ParseWord(kDTypes, text, dtype, error);
 }
 std::string AbslUnparseFlag(DType dtype) { return UnparseWord(kDTypes, dtype); }
+
+constexpr Word<Weights> kWeights[] = {{"none", Weights::kNone}, {"int8", Weights::kInt8}};
+
+bool AbslParseFlag(absl::string_view text, Weights* weights, std::string* error) {
+  return ParseWord(kWeights, text, weights, error);
+}
+std::string AbslUnparseFlag(Weights weights) { return UnparseWord(kWeights, weights); }
 
 bool AbslParseFlag(absl::string_view text, CacheMemory* memory, std::string* error) {
   if (text == "auto") {
@@ -114,6 +122,11 @@ ABSL_FLAG(double, gpu_memory_fraction, 0.9,
 ABSL_FLAG(ddl::flags::DType, dtype, ddl::flags::DType::kAuto,
           "Type of activations, cache and large weights: auto (bfloat16 for checkpoints stored in "
           "it, else float32), float32 or bfloat16.");
+ABSL_FLAG(
+    ddl::flags::Weights, quantization, ddl::flags::Weights::kNone,
+    "Of the matrix products: none, or int8: weights with a scale for each output, activations "
+    "to 8 bits as they come. Half the memory, and faster; what it costs in accuracy is in "
+    "docs/performance.md. On the CPU; activations are bfloat16.");
 ABSL_FLAG(
     int32_t, threads, 0,
     "Threads that compute. 0: one for every 16 million parameters of the model, at most as many "
@@ -259,6 +272,18 @@ absl::Status CheckNumbers(const ServerConfig& config) {
 }
 
 // `least` and `most` are allowed.
+absl::Status CheckQuantization(const ServerConfig& config) {
+  if (config.quantization == Quantization::kNone) return absl::OkStatus();
+  if (config.dtype == RunnerDType::kFloat32) {
+    return absl::InvalidArgumentError(
+        "--quantization=int8 takes bfloat16 activations, but --dtype is float32");
+  }
+  if (config.device == RunnerDevice::kCuda) {
+    return absl::InvalidArgumentError("--quantization=int8 is for the CPU, but --device is cuda");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckDuration(const char* flag, absl::Duration value,
                            absl::Duration least = absl::ZeroDuration(),
                            absl::Duration most = absl::Hours(24)) {
@@ -321,6 +346,12 @@ ServerConfig ConfigFromFlags() {
       config.device = RunnerDevice::kCuda;
       break;
   }
+  if (absl::GetFlag(FLAGS_quantization) == flags::Weights::kInt8) {
+    config.quantization = Quantization::kInt8;
+    // What it is made of and where it runs, unless a flag contradicts: CheckQuantization.
+    if (!config.dtype.has_value()) config.dtype = RunnerDType::kBFloat16;
+    if (!config.device.has_value()) config.device = RunnerDevice::kCpu;
+  }
   config.gpu_memory_fraction = absl::GetFlag(FLAGS_gpu_memory_fraction);
   config.num_threads = absl::GetFlag(FLAGS_threads);
   config.obey_dv_shortconv_causal = absl::GetFlag(FLAGS_obey_dv_shortconv_causal);
@@ -351,7 +382,8 @@ ServerConfig ConfigFromFlags() {
 absl::Span<const FlagGroup> ServerFlagGroups() {
   static const auto* const groups = new std::vector<FlagGroup>{
       {"Model",
-       {"model", "device", "gpu_memory_fraction", "dtype", "threads", "obey_dv_shortconv_causal"}},
+       {"model", "device", "gpu_memory_fraction", "dtype", "quantization", "threads",
+        "obey_dv_shortconv_causal"}},
       {"Addresses",
        {"grpc_address", "metrics_address", "tls_certificate", "tls_private_key", "tls_client_ca",
         "tls_reload_interval", "max_connection_age"}},
@@ -384,6 +416,7 @@ absl::StatusOr<CommandLine> ReadCommandLine(absl::Span<const std::string> argume
   for (const absl::Status& status :
        {CheckAddress("grpc_address", config.grpc_address),
         CheckAddress("metrics_address", config.metrics_address), CheckNumbers(config),
+        CheckQuantization(config),
         CheckDuration("priority_aging", config.priority_aging, absl::Milliseconds(1),
                       absl::InfiniteDuration()),
         CheckDuration("slow_reader_timeout", config.slow_reader_timeout, absl::Milliseconds(1)),

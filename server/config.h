@@ -35,6 +35,7 @@ struct ServerConfig {
   std::optional<RunnerDevice> device;  // unset: the GPU where there is one
   double gpu_memory_fraction = 0.9;
   std::optional<RunnerDType> dtype;  // unset: as stored in the checkpoint
+  Quantization quantization = Quantization::kNone;
   int num_threads = 0;               // 0: by the model's size
   bool obey_dv_shortconv_causal = false;
 

@@ -39,7 +39,10 @@ RunnerDType ChooseDType(const Checkpoint& checkpoint, const ServerConfig& config
 }
 
 // Of the large weights, which are nearly all of them.
-int64_t BytesPerWeight(RunnerDType dtype) { return dtype == RunnerDType::kFloat32 ? 4 : 2; }
+int64_t BytesPerWeight(const RunnerOptions& options) {
+  if (options.quantization == Quantization::kInt8) return 1;
+  return options.dtype == RunnerDType::kFloat32 ? 4 : 2;
+}
 
 // Blocks of the K/V cache.
 absl::StatusOr<int32_t> ChooseKvBlocks(int64_t bytes_per_token, int64_t context,
@@ -120,6 +123,7 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   options.device = ChooseDevice(config);
   options.gpu_memory_fraction = MemoryFraction(source, config);
   options.dtype = ChooseDType(*checkpoint, config);
+  options.quantization = config.quantization;
   options.kv_block_size = config.kv_block_size;
   options.max_sequences = SlotsFor(config.max_running_sequences);
   options.max_step_tokens = config.max_step_tokens;
@@ -141,14 +145,16 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   loaded.runner = *std::move(runner);
   loaded.variant = VariantName(checkpoint->variant());
   loaded.pack = absl::Now() - packing;
-  loaded.weight_bytes = checkpoint->parameter_count() * BytesPerWeight(options.dtype);
+  loaded.weight_bytes = checkpoint->parameter_count() * BytesPerWeight(options);
   const ModelDescription& description = loaded.runner->description();
   loaded.kv_bytes = description.kv_num_blocks * bytes_per_token * options.kv_block_size;
   WarnOfShortCache(description.kv_num_blocks, loaded.max_context_length, config);
   spdlog::info(
-      "loaded variant={} dtype={} device={} context={} kv_cache={} blocks of {} tokens, {} MiB",
-      loaded.variant, description.dtype, description.device, loaded.max_context_length,
-      description.kv_num_blocks, options.kv_block_size, loaded.kv_bytes >> 20);
+      "loaded variant={} dtype={} quantization={} device={} context={} kv_cache={} blocks of {} "
+      "tokens, {} MiB",
+      loaded.variant, description.dtype, description.quantization, description.device,
+      loaded.max_context_length, description.kv_num_blocks, options.kv_block_size,
+      loaded.kv_bytes >> 20);
   return loaded;
 }
 

@@ -46,6 +46,7 @@ v1::ModelInfo ToProto(const ServedModel& model) {
   info.set_max_context_length(static_cast<uint32_t>(ready->limits.max_context_length));
   info.set_parameter_count(static_cast<uint64_t>(description.parameter_count));
   info.set_dtype(description.dtype);
+  info.set_quantization(description.quantization);
   info.set_device(description.device);
   if (ready->tokenizer != nullptr) {
     if (const std::optional<TokenId> eos = ready->tokenizer->eos_token_id()) {

@@ -3,7 +3,9 @@
 #include <ATen/ops/allclose.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/norm.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/sub.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -47,6 +49,32 @@ TEST(LinearTest, ARowDoesNotDependOnTheOthers) {
             at::equal(linear(x.narrow(0, from, rows).contiguous()), expected.narrow(0, from, rows)))
             << "the last " << rows;
       }
+    }
+  }
+}
+
+// int8 is near to what the weights give, with rows as independent of one another, in both types of
+// result, and with several weights stacked.
+TEST(LinearTest, QuantizedIsNear) {
+  at::manual_seed(2);
+  for (const Shape& shape : kShapes) {
+    SCOPED_TRACE(testing::Message() << "[" << shape.out << ", " << shape.in << "]");
+    const at::Tensor weight = at::randn({shape.out, shape.in}).mul(0.05).to(at::kBFloat16);
+    const at::Tensor x = at::randn({65, shape.in}).to(at::kBFloat16);
+    const Linear linear({weight.narrow(0, 0, shape.out / 2),
+                         weight.narrow(0, shape.out / 2, shape.out - shape.out / 2)},
+                        Quantization::kInt8);
+    const at::Tensor exact = at::linear(x.to(at::kFloat), weight.to(at::kFloat));
+    const at::Tensor whole = linear.ToFloat(x);
+    const double error =
+        at::norm(at::sub(whole, exact)).item<double>() / at::norm(exact).item<double>();
+    EXPECT_LT(error, 0.02);
+    EXPECT_GT(error, 0.001) << "is it quantized?";
+    EXPECT_TRUE(at::equal(linear(x), whole.to(at::kBFloat16)));
+    for (const int64_t rows : {1, 2, 13, 64}) {
+      EXPECT_TRUE(
+          at::equal(linear.ToFloat(x.narrow(0, 65 - rows, rows)), whole.narrow(0, 65 - rows, rows)))
+          << rows;
     }
   }
 }

@@ -40,6 +40,14 @@ class ConfigTest : public ::testing::Test {
   const std::string folder_;
 };
 
+TEST_F(ConfigTest, Int8IsOfBFloat16OnTheCpu) {
+  const auto read = Read({"--model=demo", "--quantization=int8"});
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->config.quantization, Quantization::kInt8);
+  EXPECT_EQ(read->config.dtype, RunnerDType::kBFloat16);
+  EXPECT_EQ(read->config.device, RunnerDevice::kCpu);
+}
+
 TEST_F(ConfigTest, NeedsOnlyTheModel) {
   const auto read = Read({"--model=/models/demo"});
   ASSERT_TRUE(read.ok()) << read.status();
@@ -214,6 +222,9 @@ TEST_F(ConfigTest, Refusals) {
       {{model, "--drain_timeout=5"}, {}, {"drain_timeout", "5"}},
       {{model, "--obey_dv_shortconv_causal=perhaps"}, {}, {"obey_dv_shortconv_causal", "perhaps"}},
       {{model, "--dtype=float16"}, {}, {"dtype", "auto, float32, bfloat16"}},
+      {{model, "--quantization=int4"}, {}, {"quantization", "none, int8"}},
+      {{model, "--quantization=int8", "--dtype=float32"}, {}, {"int8", "--dtype is float32"}},
+      {{model, "--quantization=int8", "--device=cuda"}, {}, {"int8", "--device is cuda"}},
       {{model, "--device=gpu"}, {}, {"device", "auto, cpu, cuda"}},
       {{model, "--device=cuda:1"}, {}, {"device", "auto, cpu, cuda"}},
       {{model, "--gpu_memory_fraction=0"}, {}, {"gpu_memory_fraction=0", "at most 1"}},
