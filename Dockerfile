@@ -22,6 +22,10 @@ COPY model model
 COPY server server
 RUN cmake --preset release -D DDL_BUILD_TESTS=OFF >/dev/null \
  && scripts/build.sh release ddl_server
+# There is no git here: the commit is told, last, so that another one compiles one file.
+ARG REVISION=unknown
+RUN cmake --preset release -D DDL_GIT_COMMIT=${REVISION} >/dev/null \
+ && scripts/build.sh release ddl_server
 COPY LICENSE THIRD_PARTY_NOTICES.md ./
 RUN cmake --install build/release --prefix /opt/ddl --strip \
  # A fifth of LibTorch's largest library is symbols that only a debugger would read.
