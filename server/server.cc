@@ -312,9 +312,9 @@ bool Server::WaitForStops(int stops, absl::Time deadline) {
 
 void Server::SetServing(bool serving) {
   grpc::HealthCheckServiceInterface* health = grpc_server_->GetHealthCheckService();
-  health->SetServingStatus("", serving);
+  // The whole server last: who has heard of it hears the same of each service.
   for (const char* service :
-       {v1::InferenceService::service_full_name(), v1::ModelService::service_full_name()}) {
+       {v1::InferenceService::service_full_name(), v1::ModelService::service_full_name(), ""}) {
     health->SetServingStatus(service, serving);
   }
 }

@@ -453,6 +453,7 @@ TEST(ServerTest, RefusesMoreTokensThanMayWait) {
       EXPECT_TRUE(Generate(server, GreedyRequest(Prompt(15), 2), &response).ok());
     });
     server.AwaitRequests(i + 1);
+    server.step_gate().AwaitWaiter();  // the first runs, the second waits
   }
   v1::GenerateResponse response;
   const grpc::Status status = Generate(server, GreedyRequest(Prompt(6), 2), &response);
@@ -1016,7 +1017,7 @@ TEST(ServerTest, IsNotReadyWhileAStepDoesNotComeBack) {
   options.config.step_timeout = absl::Seconds(60);
   options.now = clock.now();
   TestServer server(options);
-  HealthWatch watch(server.channel(), "ddl.v1.InferenceService");
+  HealthWatch watch(server.channel(), "");
   EXPECT_EQ(watch.Next(), "SERVING");
   EXPECT_EQ(server.metrics().Sum("ddl_step_timeouts_total", {"model=\"fake\""}), 0);
   for (int times = 1; times <= 2; ++times) {
@@ -1024,7 +1025,7 @@ TEST(ServerTest, IsNotReadyWhileAStepDoesNotComeBack) {
     EXPECT_THAT(server.HttpPage("/readyz"), HasSubstr(" 200 "));
     clock.Advance(70);
     EXPECT_EQ(watch.Next(), "NOT_SERVING");
-    EXPECT_EQ(HealthCheck(server.channel(), ""), "NOT_SERVING");
+    EXPECT_EQ(HealthCheck(server.channel(), "ddl.v1.InferenceService"), "NOT_SERVING");
     EXPECT_THAT(server.HttpPage("/readyz"), HasSubstr("stalled"));
     EXPECT_THAT(server.HttpPage("/livez"), HasSubstr(" 200 "));  // it may come back
     EXPECT_FALSE(IsReady(server));
