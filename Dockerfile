@@ -1,7 +1,7 @@
 # The server with a demo model inside: `docker run -p 8500:8500 ddl-server` answers at once. docs/operations.md says how to run it.
 #
 # The stages go from what changes least to what changes most, so that a change of the source downloads nothing again.
-# There is no CUDA target: this version of the server computes on the CPU only.
+# There is no CUDA target: this image's server computes on the CPU only.
 ARG BASE=debian:bookworm-slim
 
 # What the build needs: Debian's packages, and LibTorch from its wheel.
