@@ -1,7 +1,7 @@
 # The server with a demo model inside: `docker run -p 8500:8500 ddl-server` answers at once. docs/operations.md says how to run it.
 #
 # The stages go from what changes least to what changes most, so that a change of the source downloads nothing again.
-# There is no CUDA target: this version of the server computes on the CPU only.
+# There is no CUDA target: this image's server computes on the CPU only.
 ARG BASE=debian:bookworm-slim
 
 # What the build needs: Debian's packages, and LibTorch from its wheel.
@@ -21,6 +21,10 @@ COPY proto proto
 COPY model model
 COPY server server
 RUN cmake --preset release -D DDL_BUILD_TESTS=OFF >/dev/null \
+ && scripts/build.sh release ddl_server
+# There is no git here: the commit is told, last, so that another one compiles one file.
+ARG REVISION=unknown
+RUN cmake --preset release -D DDL_GIT_COMMIT=${REVISION} >/dev/null \
  && scripts/build.sh release ddl_server
 COPY LICENSE THIRD_PARTY_NOTICES.md ./
 RUN cmake --install build/release --prefix /opt/ddl --strip \

@@ -317,7 +317,7 @@ int Main(const std::vector<std::string>& arguments) {
   const absl::StatusOr<Settings> settings = ReadSettings();
   if (!settings.ok()) return Fail(settings.status(), kExitBadSetting);
 
-  BlockStopSignals();
+  BlockSignals();
   const std::vector<std::shared_ptr<grpc::Channel>> channels = MakeChannels();
   absl::StatusOr<ServerFacts> facts = AskServer(channels[0]);
   if (!facts.ok()) return Fail(facts.status(), kExitNothingMeasured);
@@ -340,10 +340,13 @@ int Main(const std::vector<std::string>& arguments) {
     timeout = absl::ToChronoNanoseconds(absl::GetFlag(FLAGS_timeout));
   }
   LoadGenerator generator(channels, &workload, timeout);
-  const SignalWatcher signals([&generator](int count) {
-    if (count > 1) std::_Exit(kExitInterrupted);
-    generator.Stop();
-  });
+  const SignalWatcher signals({.stop =
+                                   [&generator](int count) {
+                                     if (count > 1) std::_Exit(kExitInterrupted);
+                                     generator.Stop();
+                                   },
+                               .verbose = {},
+                               .not_verbose = {}});
 
   std::vector<LoadReport> reports;
   for (const Load& load : settings->loads) {

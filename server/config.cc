@@ -192,6 +192,10 @@ ABSL_FLAG(bool, prefix_cache, true,
 ABSL_FLAG(absl::Duration, slow_reader_timeout, absl::Seconds(30),
           "How long a stream may be paused because its client does not read. Then it ends with "
           "RESOURCE_EXHAUSTED, SLOW_READER.");
+ABSL_FLAG(absl::Duration, step_timeout, absl::Seconds(60),
+          "How long a step may run before health says NOT_SERVING, until it ends. After twice as "
+          "long /livez fails too, so that an orchestrator restarts the server. Steps that take "
+          "turns with other models' count from when they wait. inf: for ever.");
 ABSL_FLAG(absl::Duration, gate_sample_interval, absl::Seconds(1),
           "How often the gates of a step go to the metrics ddl_beta_gate and "
           "ddl_state_update_ratio; inf: never.");
@@ -200,6 +204,11 @@ ABSL_FLAG(absl::Duration, drain_timeout, absl::Seconds(20),
 ABSL_FLAG(absl::Duration, drain_delay, absl::ZeroDuration(),
           "After SIGTERM, how long new calls are still accepted while health already says "
           "NOT_SERVING, so that load balancers can notice.");
+ABSL_FLAG(bool, check, false,
+          "Do all that a start does, but listen on no port and serve nobody: read the settings, "
+          "the files of TLS and the checkpoints, load and warm up the models. Then print a line "
+          "for each model and exit with code 0, or with the message and code of the start that "
+          "would fail. Takes the memory and time of a start.");
 ABSL_FLAG(ddl::LogLevel, log_level, ddl::LogLevel::kInfo,
           "Least severe lines to log to stderr: debug, info, warning or error.");
 
@@ -216,7 +225,8 @@ constexpr char kUsage[] =
     "in its place. --version prints the version.\n"
     "\n"
     "Exit codes: 0 after SIGTERM or SIGINT, 1 when an address cannot be listened on or the device\n"
-    "fails, 2 for a bad flag or a checkpoint that cannot be served.\n";
+    "fails, 2 for a bad flag or a checkpoint that cannot be served. SIGUSR1 sets the log level to\n"
+    "debug, SIGUSR2 sets it back to --log_level.\n";
 
 // A whole number that a flag may have.
 template <typename Number>
@@ -370,6 +380,7 @@ ServerConfig ConfigFromFlags() {
   config.max_decode_slowdown = absl::GetFlag(FLAGS_max_decode_slowdown);
   config.priority_aging = absl::GetFlag(FLAGS_priority_aging);
   config.slow_reader_timeout = absl::GetFlag(FLAGS_slow_reader_timeout);
+  config.step_timeout = absl::GetFlag(FLAGS_step_timeout);
   config.gate_sample_interval = absl::GetFlag(FLAGS_gate_sample_interval);
   config.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   config.drain_delay = absl::GetFlag(FLAGS_drain_delay);
@@ -393,8 +404,8 @@ absl::Span<const FlagGroup> ServerFlagGroups() {
         "max_decode_slowdown", "priority_aging", "kv_block_size", "kv_cache_memory",
         "prefix_cache"}},
       {"Operation",
-       {"slow_reader_timeout", "drain_timeout", "drain_delay", "gate_sample_interval",
-        "log_level"}},
+       {"slow_reader_timeout", "step_timeout", "drain_timeout", "drain_delay",
+        "gate_sample_interval", "log_level", "check"}},
   };
   return *groups;
 }
@@ -408,6 +419,7 @@ absl::StatusOr<CommandLine> ReadCommandLine(absl::Span<const std::string> argume
   if (!action.ok()) return action.status();
   if (*action != CommandLineAction::kRun) return CommandLine{*action, {}};
 
+  if (absl::GetFlag(FLAGS_check)) action = CommandLineAction::kCheck;
   CommandLine command_line{*action, ConfigFromFlags()};
   ServerConfig& config = command_line.config;
   absl::StatusOr<std::vector<ModelSource>> models = ParseModelSources(absl::GetFlag(FLAGS_model));
@@ -420,6 +432,8 @@ absl::StatusOr<CommandLine> ReadCommandLine(absl::Span<const std::string> argume
         CheckDuration("priority_aging", config.priority_aging, absl::Milliseconds(1),
                       absl::InfiniteDuration()),
         CheckDuration("slow_reader_timeout", config.slow_reader_timeout, absl::Milliseconds(1)),
+        CheckDuration("step_timeout", config.step_timeout, absl::Seconds(1),
+                      absl::InfiniteDuration()),
         CheckDuration("gate_sample_interval", config.gate_sample_interval, absl::ZeroDuration(),
                       absl::InfiniteDuration()),
         CheckDuration("tls_reload_interval", config.tls_reload_interval, absl::Seconds(1)),

@@ -50,6 +50,7 @@ struct ServerConfig {
   double max_decode_slowdown = 2.0;
   absl::Duration priority_aging = absl::Seconds(10);
   absl::Duration slow_reader_timeout = absl::Seconds(30);
+  absl::Duration step_timeout = absl::Seconds(60);
   absl::Duration gate_sample_interval = absl::Seconds(1);
 
   int32_t max_client_batch_size = 512;  // inputs per call
@@ -62,7 +63,7 @@ struct ServerConfig {
 
 struct CommandLine {
   CommandLineAction action = CommandLineAction::kRun;
-  ServerConfig config;  // with kRun
+  ServerConfig config;  // with kRun and kCheck
 };
 
 // Reads the server's flags. INVALID_ARGUMENT, in one line, for what ParseCommandLine refuses and

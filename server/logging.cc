@@ -5,6 +5,7 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 
@@ -25,6 +26,20 @@ spdlog::level::level_enum SpdlogLevel(LogLevel level) {
   return spdlog::level::info;
 }
 
+const char* Name(LogLevel level) {
+  switch (level) {
+    case LogLevel::kDebug:
+      return "debug";
+    case LogLevel::kInfo:
+      return "info";
+    case LogLevel::kWarning:
+      return "warning";
+    case LogLevel::kError:
+      return "error";
+  }
+  return "";
+}
+
 void LogForGrpc(gpr_log_func_args* args) { spdlog::debug("gRPC: {}", args->message); }
 
 void LogForProtobuf(google::protobuf::LogLevel /*level*/, const char* /*file*/, int /*line*/,
@@ -33,6 +48,15 @@ void LogForProtobuf(google::protobuf::LogLevel /*level*/, const char* /*file*/, 
 }
 
 }  // namespace
+
+void ChangeLogLevel(LogLevel level) {
+  // At the more talkative of the two levels, so that the log shows where it becomes quiet.
+  const spdlog::level::level_enum next = SpdlogLevel(level);
+  spdlog::set_level(std::min(next, spdlog::default_logger()->level()));
+  spdlog::log(std::max(spdlog::level::info, spdlog::default_logger()->level()), "log_level={}",
+              Name(level));
+  spdlog::set_level(next);
+}
 
 void SetUpLogging(LogLevel level) {
   auto logger = std::make_shared<spdlog::logger>("ddl_server",

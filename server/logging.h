@@ -15,6 +15,9 @@ enum class LogLevel { kDebug, kInfo, kWarning, kError };
 // client as a status anyway. Call once, before either is used.
 void SetUpLogging(LogLevel level);
 
+// From now on lines at or above `level`; says so in the log. After SetUpLogging, from any thread.
+void ChangeLogLevel(LogLevel level);
+
 }  // namespace ddl
 
 #endif  // DDL_SERVER_LOGGING_H_

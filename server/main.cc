@@ -38,16 +38,35 @@ int Fail(const absl::Status& status, int exit_code) {
   return exit_code;
 }
 
-int Run(const ddl::ServerConfig& config) {
-  if (config.device.has_value()) {
-    if (absl::Status status = ddl::CheckDevice(*config.device); !status.ok()) {
-      return Fail(absl::InvalidArgumentError(absl::StrCat("--device=cuda: ", status.message())),
-                  kExitBadSetting);
-    }
+// What a start does before it listens, and --check before it loads.
+absl::Status CheckSettings(const ddl::ServerConfig& config) {
+  if (!config.device.has_value()) return absl::OkStatus();
+  const absl::Status status = ddl::CheckDevice(*config.device);
+  if (status.ok()) return status;
+  return absl::InvalidArgumentError(absl::StrCat("--device=cuda: ", status.message()));
+}
+
+int Check(const ddl::ServerConfig& config) {
+  if (absl::Status status = CheckSettings(config); !status.ok()) {
+    return Fail(status, kExitBadSetting);
   }
-  ddl::BlockStopSignals();
   ddl::Server server(config, ddl::LoadModel);
-  const ddl::SignalWatcher signals([&server](int /*count*/) { server.RequestStop(); });
+  const absl::StatusOr<std::vector<std::string>> lines = server.Check();
+  if (!lines.ok()) return Fail(lines.status(), kExitBadSetting);
+  for (const std::string& line : *lines) std::printf("ok %s\n", line.c_str());
+  return kExitStopped;
+}
+
+int Run(const ddl::ServerConfig& config) {
+  if (absl::Status status = CheckSettings(config); !status.ok()) {
+    return Fail(status, kExitBadSetting);
+  }
+  ddl::BlockSignals();
+  ddl::Server server(config, ddl::LoadModel);
+  const ddl::SignalWatcher signals(
+      {.stop = [&server](int /*count*/) { server.RequestStop(); },
+       .verbose = [] { ddl::ChangeLogLevel(ddl::LogLevel::kDebug); },
+       .not_verbose = [&config] { ddl::ChangeLogLevel(config.log_level); }});
   if (absl::Status status = server.Listen(); !status.ok()) {
     return Fail(status, absl::IsInvalidArgument(status) ? kExitBadSetting : kExitCannotRun);
   }
@@ -77,9 +96,11 @@ int main(int argc, char** argv) {
     case ddl::CommandLineAction::kVersion:
       std::printf("ddl_server %s\n", std::string(ddl::GetBuildInfo().version).c_str());
       return kExitStopped;
+    case ddl::CommandLineAction::kCheck:
     case ddl::CommandLineAction::kRun:
       break;
   }
   ddl::SetUpLogging(command_line->config.log_level);
-  return Run(command_line->config);
+  return command_line->action == ddl::CommandLineAction::kCheck ? Check(command_line->config)
+                                                                : Run(command_line->config);
 }

@@ -507,6 +507,10 @@ struct Metrics::Impl {
                                              "How long the model took to load, by phase.");
   Family<Gauge>& device_memory =
       GaugeFamily(*registry, "ddl_device_memory_bytes", "Memory that the model takes, by purpose.");
+  Family<Counter>& step_timeouts =
+      CounterFamily(*registry, "ddl_step_timeouts_total",
+                    "Steps that ran for longer than --step_timeout: the server was not ready "
+                    "until they ended.");
   Gauge& ready = GaugeFamily(*registry, "ddl_server_ready", "1 while health says SERVING.").Add({});
   Gauge& draining =
       GaugeFamily(*registry, "ddl_server_draining", "1 after the signal to stop.").Add({});
@@ -531,6 +535,7 @@ Metrics::Metrics(const BuildInfo& build, const std::vector<std::string>& models)
       .Set(1);
   for (const std::string& model : models) {
     impl_->rpc.try_emplace(model, impl_->rpc_families, model, /*served=*/true);
+    impl_->step_timeouts.Add({{"model", model}});
   }
   impl_->rpc.try_emplace(std::string(kUnknownModel), impl_->rpc_families,
                          std::string(kUnknownModel), /*served=*/false);
@@ -574,6 +579,10 @@ void Metrics::SetLoadDuration(std::string_view model, std::string_view phase,
 void Metrics::SetDeviceMemory(std::string_view model, std::string_view kind, int64_t bytes) {
   impl_->device_memory.Add({{"model", std::string(model)}, {"kind", std::string(kind)}})
       .Set(static_cast<double>(bytes));
+}
+
+void Metrics::OnStepTimeout(std::string_view model) {
+  impl_->step_timeouts.Add({{"model", std::string(model)}}).Increment();
 }
 
 void Metrics::SetReady(bool ready) { impl_->ready.Set(ready ? 1 : 0); }

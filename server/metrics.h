@@ -75,6 +75,8 @@ class Metrics {
   void SetLoadDuration(std::string_view model, std::string_view phase, absl::Duration duration);
   // kind: "weights", "kv", "activations".
   void SetDeviceMemory(std::string_view model, std::string_view kind, int64_t bytes);
+  // A step of the model has been running for longer than --step_timeout. Once per step.
+  void OnStepTimeout(std::string_view model);
   void SetReady(bool ready);
   void SetDraining(bool draining);
 

@@ -17,6 +17,7 @@ struct ServerState {
   const absl::Time started = absl::Now();
   std::atomic<bool> ready = false;  // what health says
   std::atomic<bool> draining = false;
+  std::atomic<bool> stalled = false;  // a step does not come back; not ready for as long
 };
 
 // ddl.v1.ModelService: what is served and how busy it is. Answers from the start, also while

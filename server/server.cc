@@ -22,6 +22,8 @@ namespace {
 constexpr absl::Duration kFlushTimeout = absl::Seconds(1);
 // Letters of the weights' hash in a model's version.
 constexpr size_t kVersionLength = 12;
+// How often the watchdog looks at the steps.
+constexpr absl::Duration kWatchInterval = absl::Milliseconds(200);
 
 std::vector<std::string> Names(const std::vector<ModelSource>& sources) {
   std::vector<std::string> names;
@@ -44,6 +46,19 @@ std::string Fingerprint(const std::string& version, const ModelDescription& desc
   return absl::StrCat(version, "-", std::string(GetBuildInfo().version), "-", description.dtype);
 }
 
+// For people and for scripts: words as key=value.
+std::string Summary(const ReadyModel& model) {
+  const ModelDescription& description = model.engine->model();
+  const int64_t cached_tokens =
+      static_cast<int64_t>(description.kv_num_blocks) * description.kv_block_size;
+  return absl::StrCat(
+      "model=", model.identity.name, " variant=", model.variant, " dtype=", description.dtype,
+      " device=", description.device, " parameters=", description.parameter_count,
+      " context=", model.limits.max_context_length, " kv_cache_tokens=", cached_tokens,
+      " tokenizer=", model.tokenizer == nullptr ? "none" : "yes",
+      " weights_sha256=", model.weights_sha256);
+}
+
 int64_t ResidentBytes() {
   const std::optional<ProcessStats> stats = ReadProcessStats();
   return stats.has_value() ? stats->resident_bytes : 0;
@@ -51,14 +66,16 @@ int64_t ResidentBytes() {
 
 }  // namespace
 
-Server::Server(const ServerConfig& config, ModelLoader loader)
+Server::Server(const ServerConfig& config, ModelLoader loader, std::function<absl::Time()> now)
     : config_(config),
       loader_(std::move(loader)),
+      now_(std::move(now)),
       metrics_(GetBuildInfo(), Names(config.models)),
       models_(Names(config.models)),
       surroundings_{models_, metrics_, active_calls_, replies_},
       inference_service_(surroundings_),
-      model_service_(surroundings_, state_) {
+      model_service_(surroundings_, state_),
+      watchdog_(config.step_timeout, config.models.size()) {
   if (config_.models.size() > 1) compute_thread_.emplace();
 }
 
@@ -72,10 +89,28 @@ Server::~Server() {
   }
 }
 
-absl::Status Server::Listen() {
+absl::Status Server::ReadFiles() {
   absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> credentials =
       MakeServerCredentials(config_.tls, config_.tls_reload_interval);
   if (!credentials.ok()) return credentials.status();
+  credentials_ = *std::move(credentials);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<std::string>> Server::Check() {
+  if (absl::Status status = ReadFiles(); !status.ok()) return status;
+  LoadModels();
+  {
+    const MutexLock lock(mu_);
+    if (!load_.status.ok()) return load_.status;
+  }
+  std::vector<std::string> lines;
+  for (const auto& model : models_.all()) lines.push_back(Summary(*model->ready()));
+  return lines;
+}
+
+absl::Status Server::Listen() {
+  if (absl::Status status = ReadFiles(); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<HttpServer>> http_server =
       HttpServer::Start(config_.metrics_address, Pages());
   if (!http_server.ok()) {
@@ -94,7 +129,7 @@ absl::Status Server::Listen() {
         GRPC_ARG_MAX_CONNECTION_AGE_MS,
         static_cast<int>(absl::ToInt64Milliseconds(config_.max_connection_age)));
   }
-  builder.AddListeningPort(config_.grpc_address, *credentials, &grpc_port_);
+  builder.AddListeningPort(config_.grpc_address, credentials_, &grpc_port_);
   builder.RegisterService(&inference_service_);
   builder.RegisterService(&model_service_);
   grpc_server_ = builder.BuildAndStart();
@@ -116,11 +151,22 @@ std::map<std::string, HttpServer::Handler> Server::Pages() {
              return HttpServer::Page{.content_type = "text/plain; version=0.0.4; charset=utf-8",
                                      .body = metrics_.Text()};
            }},
-          {"/livez", [] { return HttpServer::Page{.body = "alive\n"}; }},
+          {"/livez",
+           [this] {
+             // A warm-up may take any time, and holds up the steps of models that are loaded.
+             const bool loaded = state_.ready || state_.stalled || state_.draining;
+             const std::vector<absl::Duration> steps = RunningSteps();
+             if (loaded && watchdog_.IsHopeless(*std::ranges::max_element(steps))) {
+               return HttpServer::Page{.code = 503, .body = "stalled\n"};
+             }
+             return HttpServer::Page{.body = "alive\n"};
+           }},
           {"/readyz", [this] {
              if (state_.ready) return HttpServer::Page{.body = "ready\n"};
              return HttpServer::Page{.code = 503,
-                                     .body = state_.draining ? "draining\n" : "loading\n"};
+                                     .body = state_.draining  ? "draining\n"
+                                             : state_.stalled ? "stalled\n"
+                                                              : "loading\n"};
            }}};
 }
 
@@ -138,10 +184,8 @@ absl::Status Server::Serve() {
   abandon_loading_ = true;  // loaded, failed, or nobody waits for it any more
   if (stopped) spdlog::info("stopped while loading");
   if (failure.ok() && !stopped) {
-    state_.ready = true;
-    metrics_.SetReady(true);
-    SetServing(true);
-    WaitForStops(1, absl::InfiniteFuture());
+    SetReady(true);
+    WatchSteps();
     if (DeviceStatus().ok()) {
       Drain();
     } else {
@@ -219,10 +263,16 @@ absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model
     loaded->runner = RunOn(&*compute_thread_, std::move(loaded->runner));
   }
   absl::StatusOr<std::unique_ptr<Engine>> engine =
-      Engine::Create(options, std::move(loaded->runner), loaded->tokenizer, observer);
+      Engine::Create(options, std::move(loaded->runner), loaded->tokenizer, observer, now_);
   if (!engine.ok()) return engine.status();
   if (absl::Status status = (*engine)->WarmUp(); !status.ok()) return status;
-  metrics_.SetLoadDuration(source.name, "warmup", absl::Now() - warming);
+  const absl::Duration warm_up = absl::Now() - warming;
+  metrics_.SetLoadDuration(source.name, "warmup", warm_up);
+  if (warm_up > config_.step_timeout) {
+    spdlog::warn("the warm-up of model={} took {:.0f}s: --step_timeout={} is short for it",
+                 source.name, absl::ToDoubleSeconds(warm_up),
+                 absl::FormatDuration(config_.step_timeout));
+  }
   metrics_.SetDeviceMemory(source.name, "weights", loaded->weight_bytes);
   metrics_.SetDeviceMemory(source.name, "kv", loaded->kv_bytes);
   metrics_.SetDeviceMemory(source.name, "activations",
@@ -252,18 +302,19 @@ absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model
   return absl::OkStatus();
 }
 
-void Server::WaitForStops(int stops, absl::Time deadline) {
+bool Server::WaitForStops(int stops, absl::Time deadline) {
   const MutexLock lock(mu_);
   while (stops_ < stops && device_.ok() && absl::Now() < deadline) {
     changed_.WaitUntil(mu_, absl::ToChronoTime(deadline));
   }
+  return stops_ >= stops || !device_.ok();
 }
 
 void Server::SetServing(bool serving) {
   grpc::HealthCheckServiceInterface* health = grpc_server_->GetHealthCheckService();
-  health->SetServingStatus("", serving);
+  // The whole server last: who has heard of it hears the same of each service.
   for (const char* service :
-       {v1::InferenceService::service_full_name(), v1::ModelService::service_full_name()}) {
+       {v1::InferenceService::service_full_name(), v1::ModelService::service_full_name(), ""}) {
     health->SetServingStatus(service, serving);
   }
 }
@@ -273,15 +324,45 @@ absl::Status Server::DeviceStatus() {
   return device_;
 }
 
-void Server::StopServing() {
-  state_.ready = false;
-  SetServing(false);
-  metrics_.SetReady(false);
+void Server::SetReady(bool ready) {
+  state_.ready = ready;
+  metrics_.SetReady(ready);
+  SetServing(ready);
+}
+
+std::vector<absl::Duration> Server::RunningSteps() const {
+  std::vector<absl::Duration> steps;
+  for (const auto& model : models_.all()) {
+    const ReadyModel* ready = model->ready();
+    steps.push_back(ready == nullptr ? absl::ZeroDuration() : ready->engine->running_step());
+  }
+  return steps;
+}
+
+void Server::WatchSteps() {
+  while (!WaitForStops(1, absl::Now() + kWatchInterval)) {
+    const std::vector<absl::Duration> steps = RunningSteps();
+    const std::vector<StepWatchdog::Change> changes = watchdog_.Look(steps);
+    for (const StepWatchdog::Change& change : changes) {
+      const std::string& model = models_.all()[change.model]->name();
+      if (change.stalled) {
+        metrics_.OnStepTimeout(model);
+        spdlog::error("stalled model={}: a step has been running for {:.1f}s, --step_timeout={}",
+                      model, absl::ToDoubleSeconds(steps[change.model]),
+                      absl::FormatDuration(config_.step_timeout));
+      } else {
+        spdlog::warn("no longer stalled model={}: the step has ended", model);
+      }
+    }
+    if (changes.empty()) continue;
+    state_.stalled = watchdog_.stalled();
+    SetReady(!state_.stalled);
+  }
 }
 
 void Server::Drain() {
   state_.draining = true;
-  StopServing();
+  SetReady(false);
   metrics_.SetDraining(true);
   spdlog::info("draining: accepting for {}, then up to {} for running calls",
                absl::FormatDuration(config_.drain_delay),
@@ -298,7 +379,7 @@ void Server::Drain() {
 }
 
 void Server::EndAtOnce() {
-  StopServing();
+  SetReady(false);
   models_.StopAdmission();
   active_calls_.StopCounting();
   EndCalls();

@@ -4,13 +4,18 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
+#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/compute_thread.h"
 #include "server/config.h"
@@ -23,14 +28,17 @@
 #include "server/reply_thread.h"
 #include "server/rpc.h"
 #include "server/served_models.h"
+#include "server/step_watchdog.h"
 
 namespace ddl {
 
 // The whole server: gRPC with both services, health and reflection; the metrics page; the models
-// and their engines. One life: Listen, Serve, destruction.
+// and their engines. One life: Listen, Serve, destruction; or Check, destruction.
 class Server {
  public:
-  Server(const ServerConfig& config, ModelLoader loader);
+  // `now` is the clock of the engines, and of how long their steps run; any thread may call it.
+  Server(const ServerConfig& config, ModelLoader loader,
+         std::function<absl::Time()> now = absl::Now);
   ~Server();
 
   Server(const Server&) = delete;
@@ -48,6 +56,11 @@ class Server {
   // stopped while loading it returns at once, with still_loading().
   absl::Status Serve();
 
+  // Does what a start does before it serves anyone, but listens on nothing: reads the files for
+  // TLS, loads the models and warms them up. A line for each model, or the failure that Listen or
+  // Serve would return.
+  absl::StatusOr<std::vector<std::string>> Check();
+
   // Ends Serve, from any thread, at any time after construction. The first call drains: health
   // says NOT_SERVING, calls are accepted for drain_delay, and what runs may finish within
   // drain_timeout. The second ends everything at once.
@@ -64,15 +77,24 @@ class Server {
 
   std::map<std::string, HttpServer::Handler> Pages();
 
-  // On the loading thread.
+  // The first of Listen and Check: the files that flags name, but for the checkpoints.
+  absl::Status ReadFiles();
+  // On the loading thread, or that of Check.
   void LoadModels();
   absl::Status LoadAndWarmUp(const ModelSource& source, ServedModel* model);
 
-  // Waits until `deadline`, the given number of RequestStop calls or the device's loss.
-  void WaitForStops(int stops, absl::Time deadline);
+  // Waits until `deadline`, the given number of RequestStop calls or the device's loss. False: the
+  // deadline came.
+  bool WaitForStops(int stops, absl::Time deadline);
   absl::Status DeviceStatus();
   void SetServing(bool serving);
-  void StopServing();  // says so to whoever asks
+  // Health, the metric and /readyz.
+  void SetReady(bool ready);
+  // Serves until the first RequestStop or the device's loss; not ready meanwhile for as long as a
+  // step stalls.
+  void WatchSteps();
+  // By model, how long its present step has been running; zero for one that is not ready.
+  std::vector<absl::Duration> RunningSteps() const;
   void Drain();
   void EndAtOnce();
   void EndCalls();
@@ -81,6 +103,7 @@ class Server {
   // Constant after construction.
   const ServerConfig config_;
   const ModelLoader loader_;
+  const std::function<absl::Time()> now_;
 
   ServerState state_;
   Metrics metrics_;                              // observes the models' engines
@@ -91,8 +114,10 @@ class Server {
   const RpcSurroundings surroundings_;
   InferenceService inference_service_;
   ModelService model_service_;
+  StepWatchdog watchdog_;  // looked with by the thread that serves
 
   // Constant after Listen.
+  std::shared_ptr<grpc::ServerCredentials> credentials_;
   int grpc_port_ = 0;
   int metrics_port_ = 0;
   std::unique_ptr<grpc::Server> grpc_server_;

@@ -15,25 +15,26 @@
 namespace ddl {
 namespace {
 
-sigset_t StopSignals() {
+sigset_t WatchedSignals() {
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGUSR1);
+  sigaddset(&signals, SIGUSR2);
   return signals;
 }
 
 }  // namespace
 
-void BlockStopSignals() {
-  const sigset_t signals = StopSignals();
+void BlockSignals() {
+  const sigset_t signals = WatchedSignals();
   DDL_CHECK(pthread_sigmask(SIG_BLOCK, &signals, nullptr) == 0, "cannot block signals");
   std::signal(SIGPIPE, SIG_IGN);
 }
 
-SignalWatcher::SignalWatcher(std::function<void(int)> on_signal)
-    : on_signal_(std::move(on_signal)) {
-  const sigset_t signals = StopSignals();
+SignalWatcher::SignalWatcher(Calls calls) : calls_(std::move(calls)) {
+  const sigset_t signals = WatchedSignals();
   signal_fd_ = signalfd(-1, &signals, SFD_CLOEXEC);
   stop_fd_ = eventfd(0, EFD_CLOEXEC);
   DDL_CHECK(signal_fd_ >= 0 && stop_fd_ >= 0, "cannot open a signal descriptor");
@@ -57,7 +58,17 @@ void SignalWatcher::Watch() {
     }
     if (fds[1].revents != 0) return;
     signalfd_siginfo info;
-    if (read(signal_fd_, &info, sizeof info) == sizeof info) on_signal_(count++);
+    if (read(signal_fd_, &info, sizeof info) != sizeof info) continue;
+    switch (info.ssi_signo) {
+      case SIGUSR1:
+        if (calls_.verbose) calls_.verbose();
+        break;
+      case SIGUSR2:
+        if (calls_.not_verbose) calls_.not_verbose();
+        break;
+      default:
+        calls_.stop(count++);
+    }
   }
 }
 

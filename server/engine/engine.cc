@@ -81,6 +81,13 @@ Engine::~Engine() { Stop(); }
 
 bool Engine::Step() {
   const absl::Time begin = now_();
+  step_began_ = absl::ToUnixNanos(begin);
+  const bool worked = StepFrom(begin);
+  step_began_ = kNoStep;
+  return worked;
+}
+
+bool Engine::StepFrom(absl::Time begin) {
   AcceptCalls();
   EndCancelledAndExpired(begin);
   const bool ended = DeliverEnds();
@@ -318,6 +325,12 @@ void Engine::Resume(RequestHandle handle) {
 EngineLoad Engine::load() const {
   MutexLock lock(mu_);
   return load_;
+}
+
+absl::Duration Engine::running_step() const {
+  const int64_t began = step_began_;
+  if (began == kNoStep) return absl::ZeroDuration();
+  return NotNegative(now_() - absl::FromUnixNanos(began));
 }
 
 // --- Start and stop ------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string_view>
 #include <thread>
@@ -120,6 +121,9 @@ class Engine {
   void Stop();
 
   EngineLoad load() const;
+  // How long the step that is being computed has been at it, by `now`; zero between steps. For a
+  // watchdog: a step that does not come back holds no lock that this needs.
+  absl::Duration running_step() const;
   const ModelDescription& model() const { return runner_->description(); }
   const EngineOptions& options() const { return options_; }
 
@@ -128,12 +132,14 @@ class Engine {
     uint64_t id = 0;
     absl::Time asked;
   };
+  static constexpr int64_t kNoStep = std::numeric_limits<int64_t>::min();
 
   Engine(const EngineOptions& options, std::unique_ptr<ModelRunner> runner,
          std::shared_ptr<const Tokenizer> tokenizer, EngineObserver* observer,
          std::function<absl::Time()> now);
 
   // The parts of a step, on the thread that steps.
+  bool StepFrom(absl::Time begin);
   void AcceptCalls();
   void EndCancelledAndExpired(absl::Time now);
   int32_t PrefillBudget() const;
@@ -208,6 +214,7 @@ class Engine {
   GateSampler gates_;
 
   std::atomic<uint64_t> next_id_{1};
+  std::atomic<int64_t> step_began_{kNoStep};  // Unix nanoseconds, by now_
 
   mutable Mutex mu_;
   CondVar work_;  // something was submitted, cancelled or resumed, or stopping_

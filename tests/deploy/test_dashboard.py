@@ -4,12 +4,13 @@ import concurrent.futures
 import json
 import math
 import re
+import threading
 
 import grpc
 import pytest
 import yaml
 
-from ddl_client import RpcError
+from ddl_client import Client, RpcError
 from manifests import KUBERNETES, ROOT
 from prometheus_server import Prometheus
 from server_process import Server
@@ -22,7 +23,12 @@ VARIABLES = {"$job": "ddl-server", "$model": ".*", "$instance": ".*", "$__rate_i
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = {f'{panel["title"]} {target["refId"]}': target["expr"]
            for panel in PANELS for target in panel["targets"]}
-each_query = pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
+# What stays at zero as long as nothing is wrong with the machine, and nobody stops the server.
+FAULTS = {"Non-finite logits A", "Steps beyond --step_timeout A", "Draining A"}
+# More than the server of the test can hold: requests wait and are refused, sequences preempted.
+SMALL = ["--max_running_sequences=8", "--max_waiting_requests=4", "--kv_cache_memory=12MiB"]
+OVERLOAD_THREADS = 20
+each_query = pytest.mark.parametrize(("name", "query"), QUERIES.items(), ids=QUERIES)
 
 
 def documented_metrics():
@@ -57,6 +63,45 @@ def calls_of_all_kinds(client):
     stream.cancel()
 
 
+def overload(server, prometheus):
+    """Until everything that comes with too much of it has happened, and has been scraped."""
+    stopping = threading.Event()
+    long_prompt = "She was very happy, and they drove to town in the morning. " * 4
+
+    def call_until_stopped():
+        while not stopping.is_set():
+            try:
+                list(server.client.stream(long_prompt, max_tokens=400, ignore_eos=True))
+            except RpcError as error:
+                assert error.code == grpc.StatusCode.RESOURCE_EXHAUSTED, error
+                stopping.wait(0.1)  # a client that is refused waits
+
+    def read_nothing():
+        """More, and larger, events than buffers on the way can hold, whose windows do not grow."""
+        with grpc.insecure_channel(server.address, [("grpc.http2.bdp_probe", 0)]) as channel:
+            stream = Client(channel=channel).stream("She was", max_tokens=400, n=4, logprobs=20,
+                                                    ignore_eos=True)
+            next(iter(stream))
+            server.wait_for_metrics(lambda scrape: scrape.value("ddl_sequences_paused",
+                                                                reason="slow_reader") > 0)
+            prometheus.wait_for_samples(2)
+            stream.cancel()
+
+    happened = [("ddl_preemptions_total", {}), ("ddl_prefix_cache_hit_tokens_total", {}),
+                ("ddl_admission_rejections_total", {"reason": "queue_full"})]
+    with concurrent.futures.ThreadPoolExecutor(OVERLOAD_THREADS) as pool:
+        try:
+            read_nothing()
+            calls = [pool.submit(call_until_stopped) for _ in range(OVERLOAD_THREADS)]
+            server.wait_for_metrics(lambda scrape: all(
+                scrape.value(name, **labels) > 0 for name, labels in happened))
+            prometheus.wait_for_samples(3)
+        finally:
+            stopping.set()
+        for call in calls:
+            call.result()
+
+
 @pytest.fixture(scope="module")
 def flags_of_the_deployment():
     lines = (KUBERNETES / "base" / "flags.env").read_text().splitlines()
@@ -68,7 +113,7 @@ def flags_of_the_deployment():
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory, flags_of_the_deployment):
     """(Prometheus, server) after some load, and with two more scrapes behind it."""
-    with (Server(MODEL, **flags_of_the_deployment) as server,
+    with (Server(MODEL, *SMALL, **flags_of_the_deployment) as server,
           Prometheus(tmp_path_factory.mktemp("prometheus"), server.metrics_address) as prometheus):
         prometheus.wait_for_samples(1)  # the counters at zero
         for _ in range(2):
@@ -76,6 +121,7 @@ def scraped(tmp_path_factory, flags_of_the_deployment):
                 for call in [pool.submit(calls_of_all_kinds, server.client) for _ in range(4)]:
                     call.result()
             prometheus.wait_for_samples(2)
+        overload(server, prometheus)
         yield prometheus, server
 
 
@@ -102,13 +148,15 @@ def test_metrics_are_served(scraped):
 
 
 @each_query
-def test_query(scraped, query):
+def test_query(scraped, name, query):
+    """It was above zero at some time, as the dashboard's graph would show."""
     prometheus, _ = scraped
     for variable, value in VARIABLES.items():
         query = query.replace(variable, value)
     assert "$" not in query
-    found = prometheus.query(query)
-    assert finite(found), f"{query}: {found}"
+    largest = max(finite(prometheus.query(f"max_over_time(({query})[10m:1s])")), default=None)
+    assert largest is not None, query
+    assert (largest == 0) == (name in FAULTS), f"{query}: {largest}"
 
 
 def test_rules(scraped):

@@ -24,6 +24,7 @@ from server_process import Log
 
 IMAGE = "localhost/ddl-server-test"
 SCRIPTS = ROOT / "tests" / "deploy"
+REVISION = "test"
 START_SECONDS = 120
 STOP_SECONDS = 60
 # What docs/operations.md says, and a little room.
@@ -53,7 +54,7 @@ def image():
     """The image's name, once built."""
     if name := os.environ.get("DDL_TEST_IMAGE"):
         return name
-    built = subprocess.run([SCRIPTS / "build_image.sh", IMAGE, "--build-arg", "REVISION=test"],
+    built = subprocess.run([SCRIPTS / "build_image.sh", IMAGE, "--build-arg", f"REVISION={REVISION}"],
                            text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     assert built.returncode == 0, built.stdout[-5000:]
     return IMAGE
@@ -115,6 +116,8 @@ def test_answers_at_once_and_stops(root, config):
         with contextlib.closing(Client(grpc, timeout=START_SECONDS)) as client:
             client.wait_until_serving(timeout=START_SECONDS)
             assert client.model_info().name == "ddl-demo"
+            # What the build was told, as the image's label says too.
+            assert client.server_info().git_commit == REVISION
             completion = client.generate("It was a fine morning, and", max_tokens=8).completions[0]
             assert len(completion.tokens) == 8
             assert len(client.embed(["She was happy."]).embeddings) == 1
@@ -173,7 +176,7 @@ def test_configuration(config):
     assert config["ExposedPorts"].keys() == {"8500/tcp", "9464/tcp"}
     assert {variable.split("=")[0] for variable in config["Env"]} == {"PATH", "DDL_MODEL"}
     labels = config["Labels"]
-    assert labels["org.opencontainers.image.revision"] == "test"
+    assert labels["org.opencontainers.image.revision"] == REVISION
     [version] = re.findall(r"project\(ddl VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text())
     assert labels["org.opencontainers.image.version"] == version
 

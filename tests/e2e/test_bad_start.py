@@ -22,6 +22,11 @@ def start(*arguments, **variables):
     return code, err
 
 
+def check_same_failure(found, *arguments, **variables):
+    """--check says and exits what the start does."""
+    assert start("--check", *arguments, **variables) == found
+
+
 def check_message(found, expected_code, pattern, lines=1):
     """One message: the lines after its first, a list of tensors or keys, are indented."""
     code, err = found
@@ -63,7 +68,9 @@ FLAGS = {
 @pytest.mark.parametrize("name", FLAGS)
 def test_flags(name):
     arguments, pattern = FLAGS[name]
-    check_message(start(*arguments), BAD_SETTING, pattern)
+    found = start(*arguments)
+    check_message(found, BAD_SETTING, pattern)
+    check_same_failure(found, *arguments)
 
 
 def test_no_gpu():
@@ -124,6 +131,7 @@ def test_checkpoints(name, tmp_path):
     found = start(f"--model={folder}")
     check_message(found, BAD_SETTING, pattern, lines=100)
     assert str(folder) in found[1]
+    check_same_failure(found, f"--model={folder}")
 
 
 def test_a_file_in_place_of_the_folder():
@@ -138,6 +146,24 @@ def test_port_in_use(flag):
         found = start(f"--model={GOOD}", f"--{flag}={taken}")
         check_message(found, CANNOT_LISTEN, f"--{flag}={taken}")
         assert server.client.health() == "SERVING"
+
+
+def test_check():
+    """A line for each model; the ports of a server that runs are left alone."""
+    with Server(GOOD) as server:
+        code, out, err = run("--check", f"--model=a={GOOD},b={checkpoints.small()}",
+                             f"--grpc_address={server.address}", "--log_level=error",
+                             f"--metrics_address={server.metrics_address}")
+        assert (code, err) == (0, "")
+        info = server.client.model_info()
+    first, second = out.splitlines()
+    assert re.fullmatch(r"ok model=a variant=ccec dtype=float32 device=cpu parameters=\d+ context="
+                        r"\d+ kv_cache_tokens=\d+ tokenizer=none weights_sha256=[0-9a-f]{64}", first)
+    said = dict(word.split("=") for word in first.split()[1:])
+    assert said["weights_sha256"] == info.weights_sha256
+    assert int(said["parameters"]) == info.parameter_count
+    assert second.startswith("ok model=b ") and "context=512" in second
+    assert "tokenizer=yes" in second
 
 
 def test_help():

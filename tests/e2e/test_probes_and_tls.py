@@ -163,10 +163,12 @@ def test_files_that_cannot_serve(certificates, tmp_path):
         "no authority": (good.flags() + [f"--tls_client_ca={text}"], "holds no certificate"),
     }
     for name, (flags, message) in rows.items():
-        code, _, err = run(f"--model={checkpoints.small()}", "--grpc_address=127.0.0.1:0",
-                           "--metrics_address=127.0.0.1:0", "--log_level=error", *flags)
+        arguments = [f"--model={checkpoints.small()}", "--grpc_address=127.0.0.1:0",
+                     "--metrics_address=127.0.0.1:0", "--log_level=error", *flags]
+        code, _, err = run(*arguments)
         assert code == 2, f"{name}: {err}"
         assert err.startswith("ddl_server: ") and message in err and err.count("\n") == 1, err
+        assert run("--check", *arguments) == (code, "", err), name
 
 
 def test_connections_grow_old():

@@ -70,6 +70,7 @@ TEST_F(ConfigTest, NeedsOnlyTheModel) {
   EXPECT_EQ(config.max_decode_slowdown, 2);
   EXPECT_EQ(config.priority_aging, absl::Seconds(10));
   EXPECT_EQ(config.slow_reader_timeout, absl::Seconds(30));
+  EXPECT_EQ(config.step_timeout, absl::Seconds(60));
   EXPECT_EQ(config.gate_sample_interval, absl::Seconds(1));
 }
 
@@ -243,6 +244,7 @@ TEST_F(ConfigTest, Refusals) {
       {{"--model="}, {}, {"--model is required"}},
       {{"--model=a,x=a,a"}, {}, {"two models are called 'a'"}},
       {{model, "--slow_reader_timeout=0s"}, {}, {"--slow_reader_timeout=0", "1ms...24h"}},
+      {{model, "--step_timeout=999ms"}, {}, {"--step_timeout=999ms", "1s...inf"}},
       {{model, "--priority_aging=0s"}, {}, {"--priority_aging=0", "1ms...inf"}},
       {{model, "--gate_sample_interval=-1s"}, {}, {"--gate_sample_interval=-1s", "0...inf"}},
       {{model, "--max_decode_slowdown=0.5"}, {}, {"--max_decode_slowdown=0.5", "1...1000"}},

@@ -453,6 +453,7 @@ TEST(ServerTest, RefusesMoreTokensThanMayWait) {
       EXPECT_TRUE(Generate(server, GreedyRequest(Prompt(15), 2), &response).ok());
     });
     server.AwaitRequests(i + 1);
+    server.step_gate().AwaitWaiter();  // the first runs, the second waits
   }
   v1::GenerateResponse response;
   const grpc::Status status = Generate(server, GreedyRequest(Prompt(6), 2), &response);
@@ -815,6 +816,7 @@ TEST(ServerTest, HasEveryMetric) {
       {"ddl_model_load_duration_seconds",
        "gauge",
        {"phase=\"read\"", "phase=\"pack\"", "phase=\"warmup\""}},
+      {"ddl_step_timeouts_total", "counter", {"model=\"fake\""}},
       {"ddl_server_ready", "gauge", {""}},
       {"ddl_server_draining", "gauge", {""}},
       {"ddl_device_memory_bytes",
@@ -989,6 +991,153 @@ class HeldStream {
   std::unique_ptr<grpc::ClientReader<v1::GenerateStreamResponse>> reader_;
   v1::GenerateStreamResponse event_;
 };
+
+// The machine's clock, with what a test adds to it.
+class MovedClock {
+ public:
+  std::function<absl::Time()> now() {
+    return [this] { return absl::Now() + absl::Seconds(seconds_.load()); };
+  }
+  void Advance(int seconds) { seconds_ += seconds; }
+
+ private:
+  std::atomic<int> seconds_ = 0;
+};
+
+bool IsReady(TestServer& server) {
+  v1::ServerInfo info;
+  grpc::ClientContext context;
+  EXPECT_TRUE(server.models().GetServerInfo(&context, {}, &info).ok());
+  return info.ready();
+}
+
+TEST(ServerTest, IsNotReadyWhileAStepDoesNotComeBack) {
+  MovedClock clock;
+  TestServer::Options options;
+  options.config.step_timeout = absl::Seconds(60);
+  options.now = clock.now();
+  TestServer server(options);
+  HealthWatch watch(server.channel(), "");
+  EXPECT_EQ(watch.Next(), "SERVING");
+  EXPECT_EQ(server.metrics().Sum("ddl_step_timeouts_total", {"model=\"fake\""}), 0);
+  for (int times = 1; times <= 2; ++times) {
+    HeldStream stream(&server);
+    EXPECT_THAT(server.HttpPage("/readyz"), HasSubstr(" 200 "));
+    clock.Advance(70);
+    EXPECT_EQ(watch.Next(), "NOT_SERVING");
+    EXPECT_EQ(HealthCheck(server.channel(), "ddl.v1.InferenceService"), "NOT_SERVING");
+    EXPECT_THAT(server.HttpPage("/readyz"), HasSubstr("stalled"));
+    EXPECT_THAT(server.HttpPage("/livez"), HasSubstr(" 200 "));  // it may come back
+    EXPECT_FALSE(IsReady(server));
+    EXPECT_EQ(server.metrics().Sum("ddl_server_ready"), 0);
+    EXPECT_EQ(server.metrics().Sum("ddl_step_timeouts_total"), times);
+    clock.Advance(60);
+    const std::string hopeless = server.HttpPage("/livez");
+    EXPECT_THAT(hopeless, HasSubstr(" 503 "));
+    EXPECT_THAT(hopeless, HasSubstr("stalled"));
+    EXPECT_THAT(server.HttpPage("/readyz"), HasSubstr(" 503 "));
+
+    server.step_gate().Open();
+    EXPECT_EQ(watch.Next(), "SERVING");
+    EXPECT_TRUE(stream.Finish().ok());  // nothing was lost
+    EXPECT_TRUE(stream.got_end());
+    EXPECT_THAT(server.HttpPage("/livez"), HasSubstr(" 200 "));
+    EXPECT_THAT(server.HttpPage("/readyz"), HasSubstr(" 200 "));
+    EXPECT_TRUE(IsReady(server));
+    EXPECT_EQ(server.metrics().Sum("ddl_server_ready"), 1);
+    EXPECT_EQ(server.metrics().Sum("ddl_step_timeouts_total"), times);
+  }
+}
+
+// The first steps of a model, in which a library may prepare a great deal, are nobody's calls.
+TEST(ServerTest, AWarmUpMayTakeAnyTime) {
+  MovedClock clock;
+  TestServer::Options options;
+  options.config.step_timeout = absl::Seconds(60);
+  options.wait_until_ready = false;
+  options.now = clock.now();
+  options.on_forward = [&](absl::Span<const SequenceChunk>) {
+    clock.Advance(1000);
+    return absl::OkStatus();
+  };
+  TestServer server(options);
+  EXPECT_THAT(server.HttpPage("/livez"), HasSubstr(" 200 "));
+  server.AwaitReady();
+  EXPECT_EQ(server.metrics().Sum("ddl_step_timeouts_total"), 0);
+}
+
+TEST(ServerTest, AStalledServerStillDrains) {
+  MovedClock clock;
+  TestServer::Options options;
+  options.now = clock.now();
+  TestServer server(options);
+  HealthWatch watch(server.channel(), "");
+  EXPECT_EQ(watch.Next(), "SERVING");
+  HeldStream stream(&server);
+  clock.Advance(200);
+  EXPECT_EQ(watch.Next(), "NOT_SERVING");
+  server.RequestStop();
+  while (server.metrics().Sum("ddl_server_draining") == 0) std::this_thread::yield();
+  EXPECT_THAT(server.HttpPage("/readyz"), HasSubstr("draining"));
+  EXPECT_THAT(server.HttpPage("/livez"), HasSubstr("stalled"));
+  server.step_gate().Open();
+  EXPECT_TRUE(stream.Finish().ok());
+  EXPECT_TRUE(server.AwaitStopped().ok());
+}
+
+// No port is touched: they are those of a server that runs.
+TEST(ServerTest, ChecksWhatItWouldServe) {
+  Server running(TestServer::Options().config, nullptr);
+  ASSERT_TRUE(running.Listen().ok());
+  ServerConfig config = TestServer::Options().config;
+  config.grpc_address = "127.0.0.1:" + std::to_string(running.grpc_port());
+  config.metrics_address = "127.0.0.1:" + std::to_string(running.metrics_port());
+  config.models = {{"a", "/nowhere"}, {"b", "/nowhere"}};
+  struct Row {
+    const char* name;
+    absl::Status loading;   // of model b
+    absl::Status stepping;  // of model b
+    TlsFiles tls;
+    const char* failure;  // none: null
+  };
+  const Row rows[] = {
+      {"good", {}, {}, {}, nullptr},
+      {"bad checkpoint", absl::NotFoundError("config.json is missing"), {}, {}, "config.json is"},
+      {"fails to compute", {}, absl::InternalError("out of memory"), {}, "out of memory"},
+      {"no certificate", {}, {}, {"/nowhere/crt", "/nowhere/key", ""}, "/nowhere/crt"},
+  };
+  for (const Row& row : rows) {
+    config.tls = row.tls;
+    Server server(config,
+                  [&](const ModelSource& source, const ServerConfig&,
+                      const std::atomic<bool>&) -> absl::StatusOr<LoadedModel> {
+                    if (source.name == "b" && !row.loading.ok()) return row.loading;
+                    auto runner = std::make_unique<FakeModelRunner>(TestServer::Options().runner);
+                    if (source.name == "b") {
+                      runner->on_forward = [&](absl::Span<const SequenceChunk>) {
+                        return row.stepping;
+                      };
+                    }
+                    LoadedModel loaded;
+                    loaded.runner = std::move(runner);
+                    loaded.variant = "ccec";
+                    loaded.max_context_length = 64;
+                    std::promise<std::string> hash;
+                    hash.set_value("0123456789abcdef");
+                    loaded.weights_sha256 = hash.get_future();
+                    return loaded;
+                  });
+    const absl::StatusOr<std::vector<std::string>> lines = server.Check();
+    if (row.failure == nullptr) {
+      ASSERT_TRUE(lines.ok()) << row.name << ": " << lines.status();
+      EXPECT_THAT(*lines, ElementsAre(HasSubstr("model=a variant=ccec dtype=float32 device=cpu"),
+                                      HasSubstr("model=b variant=ccec dtype=float32 device=cpu")))
+          << row.name;
+    } else {
+      EXPECT_THAT(std::string(lines.status().message()), HasSubstr(row.failure)) << row.name;
+    }
+  }
+}
 
 TEST(ServerTest, DrainsRunningCallsWhateverWatches) {
   TestServer server;

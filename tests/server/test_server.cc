@@ -86,7 +86,7 @@ int ScrapedMetrics::Count(const std::string& name, const std::vector<std::string
   return count;
 }
 
-ScrapedMetrics Scrape(int port) {
+std::string HttpGet(int port, const std::string& path) {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address = {};
   address.sin_family = AF_INET;
@@ -94,13 +94,18 @@ ScrapedMetrics Scrape(int port) {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   DDL_CHECK(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0,
             "cannot reach the metrics page");
-  const std::string request = "GET /metrics HTTP/1.0\r\n\r\n";
+  const std::string request = "GET " + path + " HTTP/1.0\r\n\r\n";
   DDL_CHECK(write(fd, request.data(), request.size()) == static_cast<ssize_t>(request.size()),
-            "cannot ask for the metrics page");
+            "cannot ask for a page");
   std::string response;
   char buffer[4096];
   for (ssize_t size; (size = read(fd, buffer, sizeof buffer)) > 0;) response.append(buffer, size);
   close(fd);
+  return response;
+}
+
+ScrapedMetrics Scrape(int port) {
+  const std::string response = HttpGet(port, "/metrics");
   DDL_CHECK(response.find(" 200 OK\r\n") != std::string::npos, "the metrics page is missing");
   return ScrapedMetrics(response.substr(response.find("\r\n\r\n") + 4));
 }
@@ -168,7 +173,8 @@ TestServer::TestServer(Options options) : options_(std::move(options)) {
         hash.set_value("0123456789abcdef");
         loaded.weights_sha256 = hash.get_future();
         return loaded;
-      });
+      },
+      options_.now);
   const absl::Status listening = server_->Listen();
   DDL_CHECK(listening.ok(), "the test server cannot listen");
   thread_ = std::thread([this] { served_ = server_->Serve(); });

@@ -54,6 +54,9 @@ class ScrapedMetrics {
 };
 ScrapedMetrics Scrape(int port);
 
+// The answer to a GET on the same address, headers and all.
+std::string HttpGet(int port, const std::string& path);
+
 // What a client reads in a status beside its code and message.
 struct DecodedStatus {
   std::string reason;
@@ -80,6 +83,7 @@ class TestServer {
     std::function<absl::Status(const std::string&)> on_load;
     std::function<absl::Status(absl::Span<const SequenceChunk>)> on_forward;
     std::function<bool(const SequenceChunk&)> is_not_finite;
+    std::function<absl::Time()> now = absl::Now;
   };
 
   explicit TestServer(Options options = {});
@@ -88,6 +92,7 @@ class TestServer {
   v1::InferenceService::Stub& inference() { return *inference_; }
   v1::ModelService::Stub& models() { return *models_; }
   const std::shared_ptr<grpc::Channel>& channel() { return channel_; }
+  std::string HttpPage(const std::string& path) { return HttpGet(server_->metrics_port(), path); }
   ScrapedMetrics metrics() { return Scrape(server_->metrics_port()); }
   // Every step passes it; also while warming up.
   Gate& step_gate() { return step_gate_; }

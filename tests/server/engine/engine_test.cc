@@ -40,6 +40,24 @@ TEST(EngineTest, GeneratesWhatTheModelSays) {
   ExpectIdle(e);
 }
 
+TEST(EngineTest, KnowsHowLongAStepRuns) {
+  SteppedEngine e;
+  std::vector<absl::Duration> running;
+  e.runner->on_forward = [&](absl::Span<const SequenceChunk>) {
+    running.push_back(e.engine->running_step());
+    e.now += absl::Seconds(7);
+    running.push_back(e.engine->running_step());
+    return absl::OkStatus();
+  };
+  EXPECT_EQ(e.engine->running_step(), absl::ZeroDuration());
+  e.Submit(Generate(Prompt(10), 2));
+  e.Run();
+  EXPECT_THAT(running, ElementsAre(absl::ZeroDuration(), absl::Seconds(7), absl::ZeroDuration(),
+                                   absl::Seconds(7)));
+  e.now += absl::Seconds(7);
+  EXPECT_EQ(e.engine->running_step(), absl::ZeroDuration()) << "between steps";
+}
+
 TEST(EngineTest, PassesTheSamplingOn) {
   SteppedEngine e;
   Request request = Generate(Prompt(4), 6);
