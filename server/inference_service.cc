@@ -45,24 +45,41 @@ struct Prepared {
   Call call;
 };
 
-template <typename Call, typename Request>
-absl::StatusOr<Prepared<Call>> Prepare(const RpcSurroundings& surroundings,
-                                       const grpc::CallbackServerContext& context,
-                                       const absl::Status& parsed, const Request& request,
-                                       absl::StatusOr<Call> (*parse)(const Request&,
-                                                                     const RequestLimits&)) {
-  if (!parsed.ok()) return parsed;
-  const absl::StatusOr<const ReadyModel*> model = FindModel(surroundings, request.model());
-  if (!model.ok()) return model.status();
-  absl::StatusOr<Call> call = parse(request, (*model)->limits);
-  if (!call.ok()) return call.status();
-  call->request.deadline = ToDeadline(context.deadline());
-  return Prepared<Call>{*model, *std::move(call)};
+// The most tokens that a request may come to: those of its inputs, and the longest completions.
+int64_t MostTokens(const Request& request, int64_t max_context_length) {
+  int64_t tokens = 0;
+  if (const auto* generate = std::get_if<GenerateParams>(&request.params)) {
+    const auto prompt = static_cast<int64_t>(generate->prompt.size());
+    return prompt + generate->n * std::min<int64_t>(generate->stopping.max_tokens,
+                                                    max_context_length - prompt);
+  }
+  const auto* embed = std::get_if<EmbedParams>(&request.params);
+  for (const auto& input :
+       embed != nullptr ? embed->inputs : std::get<ScoreParams>(request.params).inputs) {
+    tokens += static_cast<int64_t>(input.size());
+  }
+  return tokens;
 }
 
-template <typename Request>
-std::string ModelAskedFor(const Request& request, const absl::Status& parsed) {
-  return parsed.ok() ? request.model() : std::string(kUnknownModel);
+// Of a call whose key may have it computed.
+template <typename Call, typename ProtoRequest>
+absl::StatusOr<Prepared<Call>> Prepare(
+    const RpcSurroundings& surroundings, const grpc::CallbackServerContext& context,
+    const ReceivedCall<ProtoRequest>& received,
+    absl::StatusOr<Call> (*parse)(const ProtoRequest&, const RequestLimits&), RpcRecord* record) {
+  if (absl::Status status = record->Admit(); !status.ok()) return status;
+  if (!received.status.ok()) return received.status;
+  const absl::StatusOr<const ReadyModel*> model = FindModel(surroundings, received.request.model());
+  if (!model.ok()) return model.status();
+  const RequestLimits& limits = (*model)->limits;
+  absl::StatusOr<Call> call = parse(received.request, limits);
+  if (!call.ok()) return call.status();
+  Request& request = call->request;
+  if (absl::Status status = record->CheckRight(request.priority); !status.ok()) return status;
+  const int64_t tokens = MostTokens(request, limits.max_context_length);
+  if (absl::Status status = record->TakeTokens(tokens); !status.ok()) return status;
+  request.deadline = ToDeadline(context.deadline());
+  return Prepared<Call>{*model, *std::move(call)};
 }
 
 // A call with one answer, made of what the engine brings until the end. `Derived` takes that,
@@ -71,15 +88,14 @@ template <typename Derived, typename ProtoRequest, typename Call>
 class UnaryCall : public grpc::ServerUnaryReactor, public EngineCall {
  public:
   static grpc::ServerUnaryReactor* Start(const RpcSurroundings& surroundings,
-                                         const grpc::CallbackServerContext& context,
+                                         grpc::CallbackServerContext* context,
                                          const grpc::ByteBuffer& request_bytes,
                                          grpc::ByteBuffer* response_bytes) {
-    ProtoRequest request;
-    const absl::Status parsed = ParseRequest(request_bytes, &request);
-    auto call = std::make_shared<Derived>(surroundings, ModelAskedFor(request, parsed));
+    auto received = Receive<ProtoRequest>(surroundings, context, request_bytes);
+    auto call = std::make_shared<Derived>(surroundings, std::move(received.origin), received.model);
     call->response_bytes_ = response_bytes;
     call->Hold();
-    auto prepared = Prepare(surroundings, context, parsed, request, Derived::kParse);
+    auto prepared = Prepare(surroundings, *context, received, Derived::kParse, &*call->record_);
     absl::Status status = prepared.status();
     if (status.ok()) {
       call->model_ = prepared->model;
@@ -97,6 +113,7 @@ class UnaryCall : public grpc::ServerUnaryReactor, public EngineCall {
   void OnEmbedding(InputEmbedding /*embedding*/) override {}
   void OnScore(InputScore /*score*/) override {}
   void OnEnd(RequestEnd end) override {
+    record_->SetOutcome(end.usage, end.timings);
     Reply([this, end = std::move(end)] {
       if (end.status.ok()) *response_bytes_ = ToBytes(static_cast<Derived*>(this)->Respond(end));
       Finish(record_->Answer(end.status));
@@ -111,10 +128,11 @@ class UnaryCall : public grpc::ServerUnaryReactor, public EngineCall {
   }
 
  protected:
-  UnaryCall(const RpcSurroundings& surroundings, Method method, const std::string& model)
+  UnaryCall(const RpcSurroundings& surroundings, Method method, CallOrigin origin,
+            const std::string& model)
       : EngineCall(surroundings.replies),
         surroundings_(surroundings),
-        record_(std::in_place, surroundings, method, model) {}
+        record_(std::in_place, surroundings, method, std::move(origin), model) {}
 
   const RpcSurroundings& surroundings_;
   // Constant after the handler.
@@ -130,8 +148,8 @@ class UnaryGenerate final : public UnaryCall<UnaryGenerate, v1::GenerateRequest,
  public:
   static constexpr auto kParse = ParseGenerate;
 
-  UnaryGenerate(const RpcSurroundings& surroundings, const std::string& model)
-      : UnaryCall(surroundings, Method::kGenerate, model) {}
+  UnaryGenerate(const RpcSurroundings& surroundings, CallOrigin origin, const std::string& model)
+      : UnaryCall(surroundings, Method::kGenerate, std::move(origin), model) {}
 
   void BeforeSubmit() { wholes_.resize(call_.params().n); }
 
@@ -157,8 +175,8 @@ class UnaryEmbed final : public UnaryCall<UnaryEmbed, v1::EmbedRequest, EmbedCal
  public:
   static constexpr auto kParse = ParseEmbed;
 
-  UnaryEmbed(const RpcSurroundings& surroundings, const std::string& model)
-      : UnaryCall(surroundings, Method::kEmbed, model) {}
+  UnaryEmbed(const RpcSurroundings& surroundings, CallOrigin origin, const std::string& model)
+      : UnaryCall(surroundings, Method::kEmbed, std::move(origin), model) {}
 
   void BeforeSubmit() {
     surroundings_.metrics.OnEmbedInputs(model_->identity.name, call_.params().inputs.size());
@@ -180,8 +198,8 @@ class UnaryScore final : public UnaryCall<UnaryScore, v1::ScoreRequest, ScoreCal
  public:
   static constexpr auto kParse = ParseScore;
 
-  UnaryScore(const RpcSurroundings& surroundings, const std::string& model)
-      : UnaryCall(surroundings, Method::kScore, model) {}
+  UnaryScore(const RpcSurroundings& surroundings, CallOrigin origin, const std::string& model)
+      : UnaryCall(surroundings, Method::kScore, std::move(origin), model) {}
 
   void BeforeSubmit() {}
 
@@ -213,12 +231,11 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
   static grpc::ServerWriteReactor<grpc::ByteBuffer>* Start(const RpcSurroundings& surroundings,
                                                            grpc::CallbackServerContext* context,
                                                            const grpc::ByteBuffer& request_bytes) {
-    v1::GenerateRequest request;
-    const absl::Status parsed = ParseRequest(request_bytes, &request);
-    auto call = std::make_shared<StreamedGenerate>(surroundings, ModelAskedFor(request, parsed),
-                                                   context->c_call());
+    auto received = Receive<v1::GenerateRequest>(surroundings, context, request_bytes);
+    auto call = std::make_shared<StreamedGenerate>(surroundings, std::move(received.origin),
+                                                   received.model, context->c_call());
     call->Hold();
-    auto prepared = Prepare(surroundings, *context, parsed, request, ParseGenerate);
+    auto prepared = Prepare(surroundings, *context, received, ParseGenerate, &*call->record_);
     absl::Status status = prepared.status();
     if (status.ok()) {
       call->model_ = prepared->model;
@@ -234,10 +251,17 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
     return call.get();
   }
 
-  StreamedGenerate(const RpcSurroundings& surroundings, const std::string& model, grpc_call* call)
+  StreamedGenerate(const RpcSurroundings& surroundings, CallOrigin origin, const std::string& model,
+                   grpc_call* call)
       : StreamCall(surroundings.replies),
-        record_(std::in_place, surroundings, Method::kGenerateStream, model),
+        record_(std::in_place, surroundings, Method::kGenerateStream, std::move(origin), model),
         grpc_call_(Reference(call)) {}
+
+  // The step thread.
+  void OnEnd(RequestEnd end) override {
+    record_->SetOutcome(end.usage, end.timings);
+    StreamCall::OnEnd(std::move(end));
+  }
 
   // gRPC's threads.
   void OnWriteDone(bool ok) override { OnTaken(ok); }
@@ -306,7 +330,7 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
 grpc::ServerUnaryReactor* InferenceService::Generate(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* request,
                                                      grpc::ByteBuffer* response) {
-  return UnaryGenerate::Start(surroundings_, *context, *request, response);
+  return UnaryGenerate::Start(surroundings_, context, *request, response);
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::GenerateStream(
@@ -317,20 +341,20 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::GenerateStream(
 grpc::ServerUnaryReactor* InferenceService::Embed(grpc::CallbackServerContext* context,
                                                   const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
-  return UnaryEmbed::Start(surroundings_, *context, *request, response);
+  return UnaryEmbed::Start(surroundings_, context, *request, response);
 }
 
 grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* context,
                                                   const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
-  return UnaryScore::Start(surroundings_, *context, *request, response);
+  return UnaryScore::Start(surroundings_, context, *request, response);
 }
 
-grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* /*context*/,
+grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* request,
                                                      grpc::ByteBuffer* response) {
   return ImmediateCall::Run<v1::TokenizeRequest>(
-      surroundings_, Method::kTokenize, *request, response,
+      surroundings_, Method::kTokenize, context, *request, response,
       [&](const v1::TokenizeRequest& tokenize) -> absl::StatusOr<v1::TokenizeResponse> {
         const absl::StatusOr<const ReadyModel*> model = FindModel(surroundings_, tokenize.model());
         if (!model.ok()) return model.status();
@@ -338,11 +362,11 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
       });
 }
 
-grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* /*context*/,
+grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request,
                                                        grpc::ByteBuffer* response) {
   return ImmediateCall::Run<v1::DetokenizeRequest>(
-      surroundings_, Method::kDetokenize, *request, response,
+      surroundings_, Method::kDetokenize, context, *request, response,
       [&](const v1::DetokenizeRequest& detokenize) -> absl::StatusOr<v1::DetokenizeResponse> {
         const absl::StatusOr<const ReadyModel*> model =
             FindModel(surroundings_, detokenize.model());

@@ -80,6 +80,6 @@ int main(int argc, char** argv) {
     case ddl::CommandLineAction::kRun:
       break;
   }
-  ddl::SetUpLogging(command_line->config.log_level);
+  ddl::SetUpLogging(command_line->config.log_level, command_line->config.log_format);
   return Run(command_line->config);
 }

@@ -143,8 +143,8 @@ class Metrics::RpcMetrics {
       InFlight(method);
       Of(method, 0);
     }
-    for (const char* reason :
-         {"queue_full", "tokens_full", "deadline_infeasible", "too_large", "draining", "loading"}) {
+    for (const char* reason : {"queue_full", "tokens_full", "deadline_infeasible", "too_large",
+                               "draining", "loading", "rate_limited"}) {
       Rejections(reason);
     }
     EmbedInputs();
@@ -510,6 +510,11 @@ struct Metrics::Impl {
   Gauge& ready = GaugeFamily(*registry, "ddl_server_ready", "1 while health says SERVING.").Add({});
   Gauge& draining =
       GaugeFamily(*registry, "ddl_server_draining", "1 after the signal to stop.").Add({});
+  Family<Counter>& api_keys_reloads =
+      CounterFamily(*registry, "ddl_api_keys_reloads_total",
+                    "Changes of the file of keys: in force (ok), or bad and left out (failed).");
+  Counter& api_keys_reloaded = api_keys_reloads.Add({{"result", "ok"}});
+  Counter& api_keys_failed = api_keys_reloads.Add({{"result", "failed"}});
   std::map<std::string, RpcMetrics, std::less<>> rpc;  // by model; constant after construction
   std::vector<std::unique_ptr<ModelMetrics>> models;
 
@@ -576,6 +581,9 @@ void Metrics::SetDeviceMemory(std::string_view model, std::string_view kind, int
       .Set(static_cast<double>(bytes));
 }
 
+void Metrics::OnApiKeysReload(bool ok) {
+  (ok ? impl_->api_keys_reloaded : impl_->api_keys_failed).Increment();
+}
 void Metrics::SetReady(bool ready) { impl_->ready.Set(ready ? 1 : 0); }
 void Metrics::SetDraining(bool draining) { impl_->draining.Set(draining ? 1 : 0); }
 

@@ -68,13 +68,15 @@ class Metrics {
   void OnRpcEnd(Method method, std::string_view model, int code, absl::Duration duration);
   // An Embed with this many inputs is about to be submitted.
   void OnEmbedInputs(std::string_view model, size_t inputs);
-  // A call was refused before it reached an engine. reason: "loading", "draining".
+  // A call was refused before it reached an engine. reason: "loading", "draining", "rate_limited".
   void OnRejected(std::string_view model, std::string_view reason);
 
   // phase: "read", "pack", "warmup".
   void SetLoadDuration(std::string_view model, std::string_view phase, absl::Duration duration);
   // kind: "weights", "kv", "activations".
   void SetDeviceMemory(std::string_view model, std::string_view kind, int64_t bytes);
+  // The file of keys has changed, and its content is now in force, or cannot be.
+  void OnApiKeysReload(bool ok);
   void SetReady(bool ready);
   void SetDraining(bool draining);
 

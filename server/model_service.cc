@@ -64,11 +64,11 @@ v1::ModelInfo ToProto(const ServedModel& model) {
 
 }  // namespace
 
-grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* /*context*/,
+grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* context,
                                                    const grpc::ByteBuffer* request,
                                                    grpc::ByteBuffer* response) {
   return ImmediateCall::Run<v1::ListModelsRequest>(
-      surroundings_, Method::kListModels, *request, response,
+      surroundings_, Method::kListModels, context, *request, response,
       [&](const v1::ListModelsRequest&) -> absl::StatusOr<v1::ListModelsResponse> {
         v1::ListModelsResponse models;
         for (const auto& model : surroundings_.models.all()) {
@@ -78,11 +78,11 @@ grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* 
       });
 }
 
-grpc::ServerUnaryReactor* ModelService::GetModelInfo(grpc::CallbackServerContext* /*context*/,
+grpc::ServerUnaryReactor* ModelService::GetModelInfo(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* request,
                                                      grpc::ByteBuffer* response) {
   return ImmediateCall::Run<v1::GetModelInfoRequest>(
-      surroundings_, Method::kGetModelInfo, *request, response,
+      surroundings_, Method::kGetModelInfo, context, *request, response,
       [&](const v1::GetModelInfoRequest& asked) -> absl::StatusOr<v1::ModelInfo> {
         const absl::StatusOr<ServedModel*> model = surroundings_.models.Find(asked.model());
         if (!model.ok()) return model.status();
@@ -90,11 +90,11 @@ grpc::ServerUnaryReactor* ModelService::GetModelInfo(grpc::CallbackServerContext
       });
 }
 
-grpc::ServerUnaryReactor* ModelService::GetServerInfo(grpc::CallbackServerContext* /*context*/,
+grpc::ServerUnaryReactor* ModelService::GetServerInfo(grpc::CallbackServerContext* context,
                                                       const grpc::ByteBuffer* request,
                                                       grpc::ByteBuffer* response) {
   return ImmediateCall::Run<v1::GetServerInfoRequest>(
-      surroundings_, Method::kGetServerInfo, *request, response,
+      surroundings_, Method::kGetServerInfo, context, *request, response,
       [&](const v1::GetServerInfoRequest&) -> absl::StatusOr<v1::ServerInfo> { return Info(); });
 }
 

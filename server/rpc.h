@@ -5,7 +5,7 @@
 #include <grpcpp/impl/codegen/proto_utils.h>
 
 #include <cstdint>
-#include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -16,10 +16,14 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "model/check.h"
+#include "server/api_keys.h"
+#include "server/call_origin.h"
 #include "server/engine/mutex.h"
+#include "server/engine/request.h"
 #include "server/metrics.h"
 #include "server/proto_conversion.h"
 #include "server/reply_thread.h"
+#include "server/request_log.h"
 #include "server/request_parser.h"
 #include "server/served_models.h"
 
@@ -56,29 +60,90 @@ struct RpcSurroundings {
   Metrics& metrics;
   ActiveCalls& active;
   ReplyThread& replies;
+  ApiKeys& keys;
+  RequestLog& log;
 };
 
-// The books on one call, from its arrival to its destruction, which is after gRPC's last word.
+// A call as its handler finds it. Its key comes first: nothing of a call without one is parsed.
+template <typename Request>
+struct ReceivedCall {
+  CallOrigin origin;
+  Request request;
+  absl::Status status;  // UNAUTHENTICATED, or what ParseRequest says
+  std::string model;    // what it asks for; kUnknownModel where that is not known
+};
+
+// Also gives the call its ids: those of its request come before those of its metadata.
+template <typename Request>
+ReceivedCall<Request> Receive(const RpcSurroundings& surroundings,
+                              grpc::CallbackServerContext* context,
+                              const grpc::ByteBuffer& request_bytes) {
+  ReceivedCall<Request> call{.origin = ReadOrigin(*context, surroundings.keys),
+                             .request = {},
+                             .status = {},
+                             .model = std::string(kUnknownModel)};
+  call.status = call.origin.caller.status();
+  if (call.status.ok()) call.status = ParseRequest(request_bytes, &call.request);
+  if (call.status.ok()) {
+    if constexpr (requires { call.request.request_id(); }) {
+      const std::string& own = call.request.request_id();
+      if (own.empty()) {
+        call.request.set_request_id(call.origin.request_id);
+      } else if (own.size() <= kMaxRequestIdBytes) {
+        call.origin.request_id = own;
+      }
+    }
+    if constexpr (requires { call.request.model(); }) {
+      call.model = call.request.model();
+    } else {
+      call.model.clear();
+    }
+  }
+  SendIds(call.origin, context);
+  return call;
+}
+
+// The books on one call, from its arrival to its destruction, which is after gRPC's last word. Not
+// thread-safe.
 class RpcRecord {
  public:
   // `model`: what the client asked for.
-  RpcRecord(const RpcSurroundings& surroundings, Method method, std::string_view model);
+  RpcRecord(const RpcSurroundings& surroundings, Method method, CallOrigin origin,
+            std::string_view model);
   ~RpcRecord();
 
   RpcRecord(const RpcRecord&) = delete;
   RpcRecord& operator=(const RpcRecord&) = delete;
 
-  // Counts the answer, once, and translates it. Call before handing it to gRPC: a client that
-  // has its answer finds it in the metrics.
+  // What stands against the call, apart from its request: UNAUTHENTICATED, or RESOURCE_EXHAUSTED
+  // where its key has made too many. Once, before anything else.
+  absl::Status Admit();
+  // PERMISSION_DENIED where its key may not ask for this.
+  absl::Status CheckRight(Priority priority) const;
+  // Takes `tokens` of what its key may use; RESOURCE_EXHAUSTED where it has used them. At most
+  // once. What the engine did not use goes back with the answer.
+  absl::Status TakeTokens(int64_t tokens);
+  // The engine has ended the call's request.
+  void SetOutcome(const RequestUsage& usage, const RequestTimings& timings);
+
+  // Counts the answer, once, writes it to the log, and translates it. Call before handing it to
+  // gRPC: a client that has its answer finds it in the metrics.
   grpc::Status Answer(const absl::Status& status);
 
  private:
+  absl::Status CountRefusal(absl::Status status) const;
+  void Log(const absl::Status& status, absl::Duration duration) const;
+
   const RpcSurroundings& surroundings_;
   const Method method_;
+  const CallOrigin origin_;
   const std::string model_;  // the label
   const absl::Time start_ = absl::Now();
   const bool counted_;
   bool answered_ = false;
+  int64_t taken_tokens_ = 0;
+  std::optional<RequestUsage> usage_;
+  RequestTimings timings_;
 };
 
 template <typename Message>
@@ -94,19 +159,21 @@ grpc::ByteBuffer ToBytes(const Message& message) {
 // Answers a unary call on the spot.
 class ImmediateCall final : public grpc::ServerUnaryReactor {
  public:
-  // Parses a Request, has `answer` make an absl::StatusOr<Response> of it, and finishes the
+  // Receives a Request, has `answer` make an absl::StatusOr<Response> of it, and finishes the
   // call with that.
   template <typename Request, typename AnswerFunction>
   static grpc::ServerUnaryReactor* Run(const RpcSurroundings& surroundings, Method method,
+                                       grpc::CallbackServerContext* context,
                                        const grpc::ByteBuffer& request_bytes,
                                        grpc::ByteBuffer* response_bytes,
                                        const AnswerFunction& answer) {
-    Request request;
-    const absl::Status parsed = ParseRequest(request_bytes, &request);
-    auto* call = new ImmediateCall(surroundings, method, ModelAskedFor(request, parsed));
-    absl::Status status = parsed;
-    if (parsed.ok()) {
-      auto response = answer(request);
+    ReceivedCall<Request> received = Receive<Request>(surroundings, context, request_bytes);
+    auto* call =
+        new ImmediateCall(surroundings, method, std::move(received.origin), received.model);
+    absl::Status status = call->record_.Admit();
+    if (status.ok()) status = received.status;
+    if (status.ok()) {
+      auto response = answer(received.request);
       status = response.status();
       if (status.ok()) *response_bytes = ToBytes(*response);
     }
@@ -117,18 +184,9 @@ class ImmediateCall final : public grpc::ServerUnaryReactor {
   void OnDone() override { delete this; }
 
  private:
-  ImmediateCall(const RpcSurroundings& surroundings, Method method, std::string_view model)
-      : record_(surroundings, method, model) {}
-
-  template <typename Request>
-  static std::string ModelAskedFor(const Request& request, const absl::Status& parsed) {
-    if (!parsed.ok()) return std::string(kUnknownModel);
-    if constexpr (requires { request.model(); }) {
-      return request.model();
-    } else {
-      return "";
-    }
-  }
+  ImmediateCall(const RpcSurroundings& surroundings, Method method, CallOrigin origin,
+                std::string_view model)
+      : record_(surroundings, method, std::move(origin), model) {}
 
   RpcRecord record_;
 };

@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -44,6 +45,29 @@ std::string Fingerprint(const std::string& version, const ModelDescription& desc
   return absl::StrCat(version, "-", std::string(GetBuildInfo().version), "-", description.dtype);
 }
 
+// gRPC's arguments are int; INT_MAX milliseconds are never.
+int Milliseconds(absl::Duration duration) {
+  return static_cast<int>(
+      std::min<int64_t>(absl::ToInt64Milliseconds(duration), std::numeric_limits<int>::max()));
+}
+
+void LimitConnections(const ServerConfig& config, grpc::ServerBuilder* builder) {
+  builder->SetMaxReceiveMessageSize(config.max_message_bytes);
+  const std::pair<const char*, int> arguments[] = {
+      {GRPC_ARG_MAX_CONCURRENT_STREAMS, config.max_concurrent_streams},
+      {GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(config.max_connection_idle)},
+      {GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(config.max_connection_age)},
+      {GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, Milliseconds(config.handshake_timeout)},
+      {GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+       Milliseconds(config.min_ping_interval)},
+      {GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(config.keepalive_interval)},
+      {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, Milliseconds(config.keepalive_timeout)},
+      // Both ways also while no call runs: otherwise the least interval would be two hours then.
+      {GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1},
+  };
+  for (const auto& [name, value] : arguments) builder->AddChannelArgument(name, value);
+}
+
 int64_t ResidentBytes() {
   const std::optional<ProcessStats> stats = ReadProcessStats();
   return stats.has_value() ? stats->resident_bytes : 0;
@@ -56,7 +80,8 @@ Server::Server(const ServerConfig& config, ModelLoader loader)
       loader_(std::move(loader)),
       metrics_(GetBuildInfo(), Names(config.models)),
       models_(Names(config.models)),
-      surroundings_{models_, metrics_, active_calls_, replies_},
+      request_log_(config.log_format),
+      surroundings_{models_, metrics_, active_calls_, replies_, api_keys_, request_log_},
       inference_service_(surroundings_),
       model_service_(surroundings_, state_) {
   if (config_.models.size() > 1) compute_thread_.emplace();
@@ -76,6 +101,7 @@ absl::Status Server::Listen() {
   absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> credentials =
       MakeServerCredentials(config_.tls, config_.tls_reload_interval);
   if (!credentials.ok()) return credentials.status();
+  if (absl::Status status = WatchApiKeys(); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<HttpServer>> http_server =
       HttpServer::Start(config_.metrics_address, Pages());
   if (!http_server.ok()) {
@@ -85,15 +111,11 @@ absl::Status Server::Listen() {
   metrics_port_ = http_server_->port();
 
   grpc::EnableDefaultHealthCheckService(true);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  if (config_.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   // Without this a second server could share the port of the first, and its clients.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  if (config_.max_connection_age < absl::InfiniteDuration()) {
-    builder.AddChannelArgument(
-        GRPC_ARG_MAX_CONNECTION_AGE_MS,
-        static_cast<int>(absl::ToInt64Milliseconds(config_.max_connection_age)));
-  }
+  LimitConnections(config_, &builder);
   builder.AddListeningPort(config_.grpc_address, *credentials, &grpc_port_);
   builder.RegisterService(&inference_service_);
   builder.RegisterService(&model_service_);
@@ -106,6 +128,32 @@ absl::Status Server::Listen() {
   spdlog::info("listening grpc_address={} metrics_address={}",
                WithPort(config_.grpc_address, grpc_port_),
                WithPort(config_.metrics_address, metrics_port_));
+  return absl::OkStatus();
+}
+
+absl::Status Server::WatchApiKeys() {
+  const std::string& path = config_.api_keys_file;
+  if (path.empty()) return absl::OkStatus();
+  const absl::StatusOr<std::string> content = ReadFile(path);
+  absl::StatusOr<std::vector<ApiKey>> keys =
+      content.ok() ? ParseApiKeys(*content, path) : content.status();
+  if (!keys.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--api_keys_file: ", keys.status().message()));
+  }
+  spdlog::info("{} API keys in force", keys->size());
+  api_keys_.Replace(*std::move(keys));
+  api_keys_watcher_ = std::make_unique<FileWatcher>(
+      path, *content, config_.api_keys_reload_interval, [this, path](const std::string& changed) {
+        absl::StatusOr<std::vector<ApiKey>> others = ParseApiKeys(changed, path);
+        metrics_.OnApiKeysReload(others.ok());
+        if (!others.ok()) {
+          spdlog::warn("the API keys stay as they were: {}",
+                       std::string(others.status().message()));
+          return;
+        }
+        spdlog::info("{} API keys in force", others->size());
+        api_keys_.Replace(*std::move(others));
+      });
   return absl::OkStatus();
 }
 
