@@ -515,6 +515,11 @@ struct Metrics::Impl {
                     "Changes of the file of keys: in force (ok), or bad and left out (failed).");
   Counter& api_keys_reloaded = api_keys_reloads.Add({{"result", "ok"}});
   Counter& api_keys_failed = api_keys_reloads.Add({{"result", "failed"}});
+  Gauge& connections = GaugeFamily(*registry, "ddl_connections", "Connections that stand.").Add({});
+  Counter& connections_refused =
+      CounterFamily(*registry, "ddl_connections_refused_total",
+                    "Connections closed because --max_connections stood.")
+          .Add({});
   std::map<std::string, RpcMetrics, std::less<>> rpc;  // by model; constant after construction
   std::vector<std::unique_ptr<ModelMetrics>> models;
 
@@ -583,6 +588,10 @@ void Metrics::SetDeviceMemory(std::string_view model, std::string_view kind, int
 
 void Metrics::OnApiKeysReload(bool ok) {
   (ok ? impl_->api_keys_reloaded : impl_->api_keys_failed).Increment();
+}
+void Metrics::OnConnectionRefused() { impl_->connections_refused.Increment(); }
+void Metrics::SetConnections(int64_t connections) {
+  impl_->connections.Set(static_cast<double>(connections));
 }
 void Metrics::SetReady(bool ready) { impl_->ready.Set(ready ? 1 : 0); }
 void Metrics::SetDraining(bool draining) { impl_->draining.Set(draining ? 1 : 0); }

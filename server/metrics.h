@@ -77,6 +77,9 @@ class Metrics {
   void SetDeviceMemory(std::string_view model, std::string_view kind, int64_t bytes);
   // The file of keys has changed, and its content is now in force, or cannot be.
   void OnApiKeysReload(bool ok);
+  // A connection was closed because there are too many.
+  void OnConnectionRefused();
+  void SetConnections(int64_t connections);
   void SetReady(bool ready);
   void SetDraining(bool draining);
 

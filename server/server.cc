@@ -3,6 +3,7 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <limits>
@@ -68,6 +69,18 @@ void LimitConnections(const ServerConfig& config, grpc::ServerBuilder* builder) 
   for (const auto& [name, value] : arguments) builder->AddChannelArgument(name, value);
 }
 
+// Each connection takes a file descriptor, and the server itself some.
+void RaiseFileLimit(int max_connections) {
+  constexpr rlim_t kOwnFiles = 256;
+  const rlim_t wanted = static_cast<rlim_t>(max_connections) + kOwnFiles;
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
+  limit.rlim_cur = std::min(wanted, limit.rlim_max);
+  if (setrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur == wanted) return;
+  spdlog::warn("--max_connections={} is more than the {} files that may be open allow",
+               max_connections, limit.rlim_cur);
+}
+
 int64_t ResidentBytes() {
   const std::optional<ProcessStats> stats = ReadProcessStats();
   return stats.has_value() ? stats->resident_bytes : 0;
@@ -92,6 +105,7 @@ Server::~Server() {
   if (load_thread_.joinable()) load_thread_.join();
   if (grpc_server_ != nullptr) {
     StopEngines();
+    acceptor_->Stop();
     grpc_server_->Shutdown(std::chrono::system_clock::now());
     grpc_server_->Wait();
   }
@@ -102,6 +116,12 @@ absl::Status Server::Listen() {
       MakeServerCredentials(config_.tls, config_.tls_reload_interval);
   if (!credentials.ok()) return credentials.status();
   if (absl::Status status = WatchApiKeys(); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<ConnectionAcceptor>> acceptor =
+      ConnectionAcceptor::Listen(config_.grpc_address, config_.max_connections);
+  if (!acceptor.ok()) return CannotListen("grpc_address", config_.grpc_address);
+  acceptor_ = *std::move(acceptor);
+  grpc_port_ = acceptor_->port();
+  RaiseFileLimit(config_.max_connections);
   absl::StatusOr<std::unique_ptr<HttpServer>> http_server =
       HttpServer::Start(config_.metrics_address, Pages());
   if (!http_server.ok()) {
@@ -113,18 +133,23 @@ absl::Status Server::Listen() {
   grpc::EnableDefaultHealthCheckService(true);
   if (config_.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
-  // Without this a second server could share the port of the first, and its clients.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   LimitConnections(config_, &builder);
-  builder.AddListeningPort(config_.grpc_address, *credentials, &grpc_port_);
+  using Connections = grpc::ServerBuilder::experimental_type::ExternalConnectionType;
+  connections_ =
+      builder.experimental().AddExternalConnectionAcceptor(Connections::FROM_FD, *credentials);
   builder.RegisterService(&inference_service_);
   builder.RegisterService(&model_service_);
   grpc_server_ = builder.BuildAndStart();
-  if (grpc_server_ == nullptr || grpc_port_ == 0) {
-    grpc_server_ = nullptr;
-    return CannotListen("grpc_address", config_.grpc_address);
-  }
+  if (grpc_server_ == nullptr) return absl::UnavailableError("gRPC cannot be started");
   SetServing(false);
+  acceptor_->Start(
+      [this](int listener, int connection) {
+        grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
+        parameters.listener_fd = listener;
+        parameters.fd = connection;
+        connections_->HandleNewConnection(&parameters);
+      },
+      [this] { metrics_.OnConnectionRefused(); });
   spdlog::info("listening grpc_address={} metrics_address={}",
                WithPort(config_.grpc_address, grpc_port_),
                WithPort(config_.metrics_address, metrics_port_));
@@ -161,6 +186,7 @@ std::map<std::string, HttpServer::Handler> Server::Pages() {
   // Kubelet's gRPC probes speak no TLS: these say the same to its HTTP probes.
   return {{"/metrics",
            [this] {
+             metrics_.SetConnections(acceptor_->NumConnections());
              return HttpServer::Page{.content_type = "text/plain; version=0.0.4; charset=utf-8",
                                      .body = metrics_.Text()};
            }},
@@ -199,6 +225,7 @@ absl::Status Server::Serve() {
   }
   models_.StopAdmission();
   StopEngines();
+  acceptor_->Stop();
   grpc_server_->Shutdown(std::chrono::system_clock::now());
   grpc_server_->Wait();
   return failure;

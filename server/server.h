@@ -15,6 +15,7 @@
 #include "server/api_keys.h"
 #include "server/compute_thread.h"
 #include "server/config.h"
+#include "server/connection_acceptor.h"
 #include "server/engine/mutex.h"
 #include "server/file_watcher.h"
 #include "server/http_server.h"
@@ -102,8 +103,10 @@ class Server {
   // Constant after Listen.
   int grpc_port_ = 0;
   int metrics_port_ = 0;
+  std::unique_ptr<ConnectionAcceptor> acceptor_;
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> connections_;  // gRPC's end
   std::unique_ptr<grpc::Server> grpc_server_;
-  std::unique_ptr<HttpServer> http_server_;  // shows metrics_ and state_
+  std::unique_ptr<HttpServer> http_server_;  // shows metrics_, acceptor_, state_
   std::unique_ptr<FileWatcher> api_keys_watcher_;
 
   std::thread load_thread_;

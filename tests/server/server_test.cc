@@ -781,6 +781,8 @@ TEST(ServerTest, HasEveryMetric) {
        {"reason=\"queue_full\"", "reason=\"tokens_full\"", "reason=\"deadline_infeasible\"",
         "reason=\"too_large\"", "reason=\"draining\"", "reason=\"loading\"",
         "reason=\"rate_limited\""}},
+      {"ddl_connections", "gauge", {""}},
+      {"ddl_connections_refused_total", "counter", {""}},
       {"ddl_api_keys_reloads_total", "counter", {"result=\"ok\"", "result=\"failed\""}},
       {"ddl_requests_running", "gauge", tasks},
       {"ddl_requests_waiting", "gauge", tasks},
