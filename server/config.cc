@@ -20,7 +20,10 @@ namespace ddl::flags {
 
 enum class Device { kAuto, kCpu, kCuda };
 enum class DType { kAuto, kFloat32, kBFloat16 };
-// Bytes; 0 is "auto".
+struct Memory {
+  int64_t bytes = 0;
+};
+// 0 is "auto".
 struct CacheMemory {
   int64_t bytes = 0;
 };
@@ -66,6 +69,21 @@ bool AbslParseFlag(absl::string_view text, DType* dtype, std::string* error) {
   return ParseWord(kDTypes, text, dtype, error);
 }
 std::string AbslUnparseFlag(DType dtype) { return UnparseWord(kDTypes, dtype); }
+
+bool AbslParseFlag(absl::string_view text, Memory* memory, std::string* error) {
+  const absl::StatusOr<int64_t> bytes = ParseMemorySize(std::string(text));
+  if (!bytes.ok()) {
+    *error = std::string(bytes.status().message());
+    return false;
+  }
+  memory->bytes = *bytes;
+  return true;
+}
+std::string AbslUnparseFlag(Memory memory) {
+  constexpr int64_t kMebibyte = 1 << 20;
+  return memory.bytes % kMebibyte == 0 ? absl::StrCat(memory.bytes / kMebibyte, "MiB")
+                                       : absl::StrCat(memory.bytes);
+}
 
 bool AbslParseFlag(absl::string_view text, CacheMemory* memory, std::string* error) {
   if (text == "auto") {
@@ -157,6 +175,9 @@ ABSL_FLAG(bool, reflection, true,
 ABSL_FLAG(int32_t, max_message_bytes, 4 << 20,
           "Longest message that a client may send; a longer one is refused with "
           "RESOURCE_EXHAUSTED. Answers have no bound.");
+ABSL_FLAG(ddl::flags::Memory, max_connection_memory, {int64_t{256} << 20},
+          "Memory for what clients have sent and calls have not taken yet, of all connections "
+          "together, such as 256MiB. Past it the calls that hold most are dropped.");
 ABSL_FLAG(int32_t, max_concurrent_streams, 1024,
           "Calls that may run at a time on one connection; clients hold back more.");
 ABSL_FLAG(int32_t, max_connections, 1000,
@@ -274,6 +295,8 @@ absl::Status CheckNumbers(const ServerConfig& config) {
       {"max_step_tokens", config.max_step_tokens, 1, 1 << 20},
       {"kv_block_size", config.kv_block_size, 1, 1024},
       {"max_message_bytes", config.max_message_bytes, 1024, kMaxInt},
+      {"max_connection_memory", config.max_connection_memory, config.max_message_bytes,
+       int64_t{1} << 50},
       {"max_concurrent_streams", config.max_concurrent_streams, 1, kMaxInt},
       {"max_connections", config.max_connections, 1, 1 << 20},
   };
@@ -347,6 +370,7 @@ ServerConfig ConfigFromFlags() {
   config.api_keys_reload_interval = absl::GetFlag(FLAGS_api_keys_reload_interval);
   config.reflection = absl::GetFlag(FLAGS_reflection);
   config.max_message_bytes = absl::GetFlag(FLAGS_max_message_bytes);
+  config.max_connection_memory = absl::GetFlag(FLAGS_max_connection_memory).bytes;
   config.max_concurrent_streams = absl::GetFlag(FLAGS_max_concurrent_streams);
   config.max_connections = absl::GetFlag(FLAGS_max_connections);
   config.max_connection_idle = absl::GetFlag(FLAGS_max_connection_idle);
@@ -412,9 +436,9 @@ absl::Span<const FlagGroup> ServerFlagGroups() {
         "tls_reload_interval"}},
       {"Callers", {"api_keys_file", "api_keys_reload_interval", "reflection"}},
       {"Connections",
-       {"max_message_bytes", "max_concurrent_streams", "max_connections", "max_connection_idle",
-        "max_connection_age", "handshake_timeout", "min_ping_interval", "keepalive_interval",
-        "keepalive_timeout"}},
+       {"max_message_bytes", "max_connection_memory", "max_concurrent_streams", "max_connections",
+        "max_connection_idle", "max_connection_age", "handshake_timeout", "min_ping_interval",
+        "keepalive_interval", "keepalive_timeout"}},
       {"Requests", {"max_context_length", "max_client_batch_size", "default_max_tokens"}},
       {"Engine",
        {"max_running_sequences", "max_waiting_requests", "max_waiting_tokens", "max_step_tokens",

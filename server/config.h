@@ -35,6 +35,7 @@ struct ServerConfig {
   bool reflection = true;
 
   int32_t max_message_bytes = 4 << 20;  // of a message to the server
+  int64_t max_connection_memory = int64_t{256} << 20;  // bytes, of all connections together
   int32_t max_concurrent_streams = 1024;
   int32_t max_connections = 1000;
   absl::Duration max_connection_idle = absl::Minutes(5);

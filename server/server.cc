@@ -54,6 +54,11 @@ int Milliseconds(absl::Duration duration) {
 
 void LimitConnections(const ServerConfig& config, grpc::ServerBuilder* builder) {
   builder->SetMaxReceiveMessageSize(config.max_message_bytes);
+  // gRPC reads a message to its end, however long its sender says it is, before it finds it too
+  // long. Past this it drops the streams that hold most.
+  grpc::ResourceQuota quota("connections");
+  quota.Resize(static_cast<size_t>(config.max_connection_memory));
+  builder->SetResourceQuota(quota);
   const std::pair<const char*, int> arguments[] = {
       {GRPC_ARG_MAX_CONCURRENT_STREAMS, config.max_concurrent_streams},
       {GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(config.max_connection_idle)},
