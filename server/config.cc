@@ -175,9 +175,9 @@ ABSL_FLAG(bool, reflection, true,
 ABSL_FLAG(int32_t, max_message_bytes, 4 << 20,
           "Longest message that a client may send; a longer one is refused with "
           "RESOURCE_EXHAUSTED. Answers have no bound.");
-ABSL_FLAG(ddl::flags::Memory, max_connection_memory, {int64_t{256} << 20},
+ABSL_FLAG(ddl::flags::Memory, max_connection_memory, {int64_t{512} << 20},
           "Memory for what clients have sent and calls have not taken yet, of all connections "
-          "together, such as 256MiB. Past it the calls that hold most are dropped.");
+          "together, such as 512MiB. Past it the calls that hold most are dropped.");
 ABSL_FLAG(int32_t, max_concurrent_streams, 1024,
           "Calls that may run at a time on one connection; clients hold back more.");
 ABSL_FLAG(int32_t, max_connections, 1000,

@@ -34,8 +34,8 @@ struct ServerConfig {
   absl::Duration api_keys_reload_interval = absl::Seconds(10);
   bool reflection = true;
 
-  int32_t max_message_bytes = 4 << 20;  // of a message to the server
-  int64_t max_connection_memory = int64_t{256} << 20;  // bytes, of all connections together
+  int32_t max_message_bytes = 4 << 20;                 // of a message to the server
+  int64_t max_connection_memory = int64_t{512} << 20;  // bytes, of all connections together
   int32_t max_concurrent_streams = 1024;
   int32_t max_connections = 1000;
   absl::Duration max_connection_idle = absl::Minutes(5);

@@ -3,8 +3,13 @@
 
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/impl/codegen/proto_utils.h>
+#include <grpcpp/impl/codegen/rpc_service_method.h>
+#include <grpcpp/impl/codegen/server_callback_handlers.h>
+#include <grpcpp/impl/codegen/service_type.h>
+#include <grpcpp/support/server_callback.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -75,10 +80,9 @@ struct ReceivedCall {
 
 // Also gives the call its ids: those of its request come before those of its metadata.
 template <typename Request>
-ReceivedCall<Request> Receive(const RpcSurroundings& surroundings,
-                              grpc::CallbackServerContext* context,
+ReceivedCall<Request> Receive(CallOrigin origin, grpc::CallbackServerContext* context,
                               const grpc::ByteBuffer& request_bytes) {
-  ReceivedCall<Request> call{.origin = ReadOrigin(*context, surroundings.keys),
+  ReceivedCall<Request> call{.origin = std::move(origin),
                              .request = {},
                              .status = {},
                              .model = std::string(kUnknownModel)};
@@ -156,40 +160,112 @@ grpc::ByteBuffer ToBytes(const Message& message) {
   return bytes;
 }
 
-// Answers a unary call on the spot.
-class ImmediateCall final : public grpc::ServerUnaryReactor {
+// A call of one message, whatever its answer. To gRPC it is a stream both ways, which looks the
+// same on the wire: gRPC reads a unary call's message to its end, however long that claims to be,
+// before it tells of the call. This one is not read before its key is known to be good.
+class OneMessageReactor : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
-  // Receives a Request, has `answer` make an absl::StatusOr<Response> of it, and finishes the
-  // call with that.
-  template <typename Request, typename AnswerFunction>
-  static grpc::ServerUnaryReactor* Run(const RpcSurroundings& surroundings, Method method,
-                                       grpc::CallbackServerContext* context,
-                                       const grpc::ByteBuffer& request_bytes,
-                                       grpc::ByteBuffer* response_bytes,
-                                       const AnswerFunction& answer) {
-    ReceivedCall<Request> received = Receive<Request>(surroundings, context, request_bytes);
-    auto* call =
-        new ImmediateCall(surroundings, method, std::move(received.origin), received.model);
-    absl::Status status = call->record_.Admit();
-    if (status.ok()) status = received.status;
-    if (status.ok()) {
-      auto response = answer(received.request);
-      status = response.status();
-      if (status.ok()) *response_bytes = ToBytes(*response);
+  void OnReadDone(bool /*ok*/) final { OnRequest(std::move(origin_), context_, request_bytes_); }
+
+ protected:
+  OneMessageReactor(const RpcSurroundings& surroundings, grpc::CallbackServerContext* context)
+      : context_(context), origin_(ReadOrigin(*context, surroundings.keys)) {}
+
+  // In the handler, once.
+  void Begin() {
+    if (origin_.caller.ok()) {
+      StartRead(&request_bytes_);
+    } else {
+      OnRequest(std::move(origin_), context_, request_bytes_);
     }
-    call->Finish(call->record_.Answer(status));
+  }
+  // For Receive. The bytes are invalid where none were read. gRPC's other calls may come at the
+  // same time, but for OnDone.
+  virtual void OnRequest(CallOrigin origin, grpc::CallbackServerContext* context,
+                         const grpc::ByteBuffer& request_bytes) = 0;
+
+  // Ends a call that is unary for its client.
+  void FinishWith(const grpc::Status& status) {
+    if (status.ok()) {
+      StartWriteAndFinish(&response_bytes_, grpc::WriteOptions(), status);
+    } else {
+      Finish(status);
+    }
+  }
+
+  grpc::ByteBuffer response_bytes_;  // for FinishWith
+
+ private:
+  grpc::CallbackServerContext* const context_;
+  CallOrigin origin_;
+  grpc::ByteBuffer request_bytes_;
+};
+
+// A service whose calls are OneMessageReactors.
+class OneMessageService : public grpc::Service {
+ protected:
+  using Handler = std::function<OneMessageReactor*(grpc::CallbackServerContext*)>;
+
+  // `path` lives as long as the program: "/ddl.v1.ModelService/ListModels".
+  void Serve(const char* path, Handler handler) {
+    AddMethod(new grpc::internal::RpcServiceMethod(path, grpc::internal::RpcMethod::BIDI_STREAMING,
+                                                   nullptr));
+    MarkMethodRawCallback(
+        num_methods_++, new grpc::internal::CallbackBidiHandler<grpc::ByteBuffer, grpc::ByteBuffer>(
+                            std::move(handler)));
+  }
+
+ private:
+  int num_methods_ = 0;
+};
+
+// Answers a unary call on the spot: `answer` makes an absl::StatusOr<Response> of a Request.
+template <typename Request, typename AnswerFunction>
+class ImmediateCall final : public OneMessageReactor {
+ public:
+  static OneMessageReactor* Start(const RpcSurroundings& surroundings, Method method,
+                                  grpc::CallbackServerContext* context, AnswerFunction answer) {
+    auto* call = new ImmediateCall(surroundings, method, context, std::move(answer));
+    call->Begin();
     return call;
   }
 
   void OnDone() override { delete this; }
 
  private:
-  ImmediateCall(const RpcSurroundings& surroundings, Method method, CallOrigin origin,
-                std::string_view model)
-      : record_(surroundings, method, std::move(origin), model) {}
+  ImmediateCall(const RpcSurroundings& surroundings, Method method,
+                grpc::CallbackServerContext* context, AnswerFunction answer)
+      : OneMessageReactor(surroundings, context),
+        surroundings_(surroundings),
+        method_(method),
+        answer_(std::move(answer)) {}
 
-  RpcRecord record_;
+  void OnRequest(CallOrigin origin, grpc::CallbackServerContext* context,
+                 const grpc::ByteBuffer& request_bytes) override {
+    ReceivedCall<Request> received = Receive<Request>(std::move(origin), context, request_bytes);
+    record_.emplace(surroundings_, method_, std::move(received.origin), received.model);
+    absl::Status status = record_->Admit();
+    if (status.ok()) status = received.status;
+    if (status.ok()) {
+      auto response = answer_(received.request);
+      status = response.status();
+      if (status.ok()) response_bytes_ = ToBytes(*response);
+    }
+    FinishWith(record_->Answer(status));
+  }
+
+  const RpcSurroundings& surroundings_;
+  const Method method_;
+  const AnswerFunction answer_;
+  std::optional<RpcRecord> record_;
 };
+
+template <typename Request, typename AnswerFunction>
+OneMessageReactor* AnswerAtOnce(const RpcSurroundings& surroundings, Method method,
+                                grpc::CallbackServerContext* context, AnswerFunction answer) {
+  return ImmediateCall<Request, AnswerFunction>::Start(surroundings, method, context,
+                                                       std::move(answer));
+}
 
 }  // namespace ddl
 

@@ -1,6 +1,6 @@
 """Clients that do what they should not, in a process of their own.
 
-    python abusers.py KIND ADDRESS [FOLDER with the TLS files ca.crt, client.crt, client.key]
+    python abusers.py KIND ADDRESS [KEY, or FOLDER with the TLS files ca.crt, client.crt, client.key]
 
 prints a line once it has begun, goes on until stdin ends, then prints what became of its attempts: {outcome: count}.
 """
@@ -112,10 +112,10 @@ def expired_certificate(address, folder):
                 count(error.code.name)
 
 
-def long_message(address):
+def long_message(address, key=None):
     """One a second: about what a network of 1 Gbit/s carries."""
     texts = ["a" * LONG_MESSAGE]
-    with Client(address, timeout=60) as client:
+    with Client(address, timeout=60, api_key=key) as client:
         while not stop.is_set():
             try:
                 client.tokenize(texts)
@@ -123,6 +123,10 @@ def long_message(address):
             except RpcError as error:
                 count(error.code.name)
             stop.wait(1)
+
+
+def long_message_without_key(address):
+    long_message(address)
 
 
 def endless_message(address):
@@ -171,6 +175,8 @@ def endless_message(address):
                             stream_window += int.from_bytes(payload, "big")
                         else:
                             connection_window += int.from_bytes(payload, "big")
+                    case (kind, _, _, payload) if kind == HEADERS:
+                        outcome = "refused"  # the status, before the message was there
                     case (kind, _, _, payload) if kind == RST_STREAM:
                         outcome = "reset"
                     case (kind, _, _, payload) if kind == GOAWAY:
@@ -220,13 +226,13 @@ def pings(address):
 
 
 KINDS = {each.__name__: each for each in (no_key, wrong_key, expired_certificate, long_message,
-                                          endless_message, idle, pings)}
+                                          long_message_without_key, endless_message, idle, pings)}
 
 
 def main():
     kind, *arguments = sys.argv[1:]
     threads = [threading.Thread(target=KINDS[kind], args=arguments)
-               for _ in range(1 if kind in ("idle", "long_message") else THREADS)]
+               for _ in range(1 if kind.startswith(("idle", "long_message")) else THREADS)]
     for thread in threads:
         thread.start()
     begun.wait()

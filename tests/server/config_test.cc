@@ -314,7 +314,7 @@ TEST_F(ConfigTest, HelpShowsEveryFlagOnce) {
   EXPECT_THAT(help, HasSubstr("\nEngine:\n"));
   EXPECT_THAT(help, HasSubstr("--max_running_sequences=64\n"));
   EXPECT_THAT(help, HasSubstr("--kv_cache_memory=auto\n"));
-  EXPECT_THAT(help, HasSubstr("--max_connection_memory=256MiB\n"));
+  EXPECT_THAT(help, HasSubstr("--max_connection_memory=512MiB\n"));
 }
 
 TEST(ParseModelSourcesTest, Accepts) {
