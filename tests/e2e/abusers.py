@@ -215,7 +215,7 @@ def idle(address):
 
 
 def pings(address):
-    """Many at once on one connection after the other."""
+    """Many at once on one connection after the other, each a little later: a client of gRPC would wait a second."""
     while not stop.is_set():
         connection = Http2(address)
         try:
@@ -223,6 +223,7 @@ def pings(address):
         except OSError:
             pass
         count(connection.until_closed())
+        stop.wait(0.1)
 
 
 KINDS = {each.__name__: each for each in (no_key, wrong_key, expired_certificate, long_message,
