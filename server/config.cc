@@ -21,7 +21,11 @@ namespace ddl::flags {
 enum class Device { kAuto, kCpu, kCuda };
 enum class DType { kAuto, kFloat32, kBFloat16 };
 enum class Weights { kNone, kInt8 };
-// Bytes; 0 is "auto".
+// Bytes.
+struct Memory {
+  int64_t bytes = 0;
+};
+// 0 is "auto".
 struct CacheMemory {
   int64_t bytes = 0;
 };
@@ -75,6 +79,21 @@ bool AbslParseFlag(absl::string_view text, Weights* weights, std::string* error)
 }
 std::string AbslUnparseFlag(Weights weights) { return UnparseWord(kWeights, weights); }
 
+bool AbslParseFlag(absl::string_view text, Memory* memory, std::string* error) {
+  const absl::StatusOr<int64_t> bytes = ParseMemorySize(std::string(text));
+  if (!bytes.ok()) {
+    *error = std::string(bytes.status().message());
+    return false;
+  }
+  memory->bytes = *bytes;
+  return true;
+}
+std::string AbslUnparseFlag(Memory memory) {
+  constexpr int64_t kMebibyte = 1 << 20;
+  return memory.bytes % kMebibyte == 0 ? absl::StrCat(memory.bytes / kMebibyte, "MiB")
+                                       : absl::StrCat(memory.bytes);
+}
+
 bool AbslParseFlag(absl::string_view text, CacheMemory* memory, std::string* error) {
   if (text == "auto") {
     memory->bytes = 0;
@@ -104,6 +123,13 @@ bool AbslParseFlag(absl::string_view text, LogLevel* level, std::string* error) 
   return flags::ParseWord(kLogLevels, text, level, error);
 }
 std::string AbslUnparseFlag(LogLevel level) { return flags::UnparseWord(kLogLevels, level); }
+
+constexpr flags::Word<LogFormat> kLogFormats[] = {{"text", LogFormat::kText},
+                                                  {"json", LogFormat::kJson}};
+bool AbslParseFlag(absl::string_view text, LogFormat* format, std::string* error) {
+  return flags::ParseWord(kLogFormats, text, format, error);
+}
+std::string AbslUnparseFlag(LogFormat format) { return flags::UnparseWord(kLogFormats, format); }
 
 }  // namespace ddl
 
@@ -150,9 +176,43 @@ ABSL_FLAG(std::string, tls_client_ca, "",
           "TLS).");
 ABSL_FLAG(absl::Duration, tls_reload_interval, absl::Seconds(10),
           "How often the files of TLS are looked at for a change.");
+
+ABSL_FLAG(std::string, api_keys_file, "",
+          "File of the keys that calls need, as 'authorization: Bearer KEY': a line for each, NAME "
+          "sha256:HEX [priority=high] [requests_per_minute=N] [tokens_per_minute=N]. Replace the "
+          "file, and the new keys are in force. Health checks need none. Empty: nobody needs one.");
+ABSL_FLAG(absl::Duration, api_keys_reload_interval, absl::Seconds(10),
+          "How often the file of keys is looked at for a change.");
+ABSL_FLAG(bool, reflection, true,
+          "Tell whoever asks, key or not, what services and messages there are.");
+
+ABSL_FLAG(int32_t, max_message_bytes, 4 << 20,
+          "Longest message that a client may send; a longer one is refused with "
+          "RESOURCE_EXHAUSTED. Answers have no bound.");
+ABSL_FLAG(ddl::flags::Memory, max_connection_memory, {int64_t{512} << 20},
+          "Memory for what clients have sent and calls have not taken yet, of all connections "
+          "together, such as 512MiB. Past it the calls that hold most are dropped.");
+ABSL_FLAG(int32_t, max_concurrent_streams, 1024,
+          "Calls that may run at a time on one connection; clients hold back more.");
+ABSL_FLAG(int32_t, max_connections, 1000,
+          "Connections that may stand at a time; more are closed as soon as they come. Each takes "
+          "a file descriptor.");
+ABSL_FLAG(absl::Duration, max_connection_idle, absl::Minutes(5),
+          "Connections without a call for so long are asked to go; clients come back when they "
+          "have one. inf: never.");
 ABSL_FLAG(absl::Duration, max_connection_age, absl::InfiniteDuration(),
           "Connections older than this are asked to go, once their calls have ended; clients come "
           "back through the load balancer, and reach new replicas. inf: never.");
+ABSL_FLAG(absl::Duration, handshake_timeout, absl::Seconds(20),
+          "How long a new connection may take until it speaks HTTP/2.");
+ABSL_FLAG(absl::Duration, min_ping_interval, absl::Seconds(10),
+          "Clients that send keepalive pings more often, with nothing else, lose their connection: "
+          "GOAWAY, too_many_pings.");
+ABSL_FLAG(absl::Duration, keepalive_interval, absl::Minutes(2),
+          "How long a connection may be silent before the server pings it, to notice clients that "
+          "are gone. inf: never.");
+ABSL_FLAG(absl::Duration, keepalive_timeout, absl::Seconds(20),
+          "How long a client may take to answer such a ping.");
 
 ABSL_FLAG(int32_t, max_context_length, 0,
           "Longest sequence, prompt and completion together, in tokens. 0: block_size of the "
@@ -211,6 +271,8 @@ ABSL_FLAG(bool, check, false,
           "would fail. Takes the memory and time of a start.");
 ABSL_FLAG(ddl::LogLevel, log_level, ddl::LogLevel::kInfo,
           "Least severe lines to log to stderr: debug, info, warning or error.");
+ABSL_FLAG(ddl::LogFormat, log_format, ddl::LogFormat::kText,
+          "text, or json: an object a line. Either has a line for each call, at level info.");
 
 namespace ddl {
 namespace {
@@ -256,6 +318,11 @@ absl::Status CheckNumbers(const ServerConfig& config) {
       {"max_waiting_tokens", config.max_waiting_tokens, 1, int64_t{1} << 40},
       {"max_step_tokens", config.max_step_tokens, 1, 1 << 20},
       {"kv_block_size", config.kv_block_size, 1, 1024},
+      {"max_message_bytes", config.max_message_bytes, 1024, kMaxInt},
+      {"max_connection_memory", config.max_connection_memory, config.max_message_bytes,
+       int64_t{1} << 50},
+      {"max_concurrent_streams", config.max_concurrent_streams, 1, kMaxInt},
+      {"max_connections", config.max_connections, 1, 1 << 20},
   };
   for (const Range<int64_t>& range : ranges) {
     if (absl::Status status = CheckRange(range); !status.ok()) return status;
@@ -335,7 +402,19 @@ ServerConfig ConfigFromFlags() {
                 .private_key = absl::GetFlag(FLAGS_tls_private_key),
                 .client_ca = absl::GetFlag(FLAGS_tls_client_ca)};
   config.tls_reload_interval = absl::GetFlag(FLAGS_tls_reload_interval);
+  config.api_keys_file = absl::GetFlag(FLAGS_api_keys_file);
+  config.api_keys_reload_interval = absl::GetFlag(FLAGS_api_keys_reload_interval);
+  config.reflection = absl::GetFlag(FLAGS_reflection);
+  config.max_message_bytes = absl::GetFlag(FLAGS_max_message_bytes);
+  config.max_connection_memory = absl::GetFlag(FLAGS_max_connection_memory).bytes;
+  config.max_concurrent_streams = absl::GetFlag(FLAGS_max_concurrent_streams);
+  config.max_connections = absl::GetFlag(FLAGS_max_connections);
+  config.max_connection_idle = absl::GetFlag(FLAGS_max_connection_idle);
   config.max_connection_age = absl::GetFlag(FLAGS_max_connection_age);
+  config.handshake_timeout = absl::GetFlag(FLAGS_handshake_timeout);
+  config.min_ping_interval = absl::GetFlag(FLAGS_min_ping_interval);
+  config.keepalive_interval = absl::GetFlag(FLAGS_keepalive_interval);
+  config.keepalive_timeout = absl::GetFlag(FLAGS_keepalive_timeout);
   switch (absl::GetFlag(FLAGS_dtype)) {
     case flags::DType::kAuto:
       break;
@@ -385,6 +464,7 @@ ServerConfig ConfigFromFlags() {
   config.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   config.drain_delay = absl::GetFlag(FLAGS_drain_delay);
   config.log_level = absl::GetFlag(FLAGS_log_level);
+  config.log_format = absl::GetFlag(FLAGS_log_format);
   return config;
 }
 
@@ -397,7 +477,12 @@ absl::Span<const FlagGroup> ServerFlagGroups() {
         "obey_dv_shortconv_causal"}},
       {"Addresses",
        {"grpc_address", "metrics_address", "tls_certificate", "tls_private_key", "tls_client_ca",
-        "tls_reload_interval", "max_connection_age"}},
+        "tls_reload_interval"}},
+      {"Callers", {"api_keys_file", "api_keys_reload_interval", "reflection"}},
+      {"Connections",
+       {"max_message_bytes", "max_connection_memory", "max_concurrent_streams", "max_connections",
+        "max_connection_idle", "max_connection_age", "handshake_timeout", "min_ping_interval",
+        "keepalive_interval", "keepalive_timeout"}},
       {"Requests", {"max_context_length", "max_client_batch_size", "default_max_tokens"}},
       {"Engine",
        {"max_running_sequences", "max_waiting_requests", "max_waiting_tokens", "max_step_tokens",
@@ -405,7 +490,7 @@ absl::Span<const FlagGroup> ServerFlagGroups() {
         "prefix_cache"}},
       {"Operation",
        {"slow_reader_timeout", "step_timeout", "drain_timeout", "drain_delay",
-        "gate_sample_interval", "log_level", "check"}},
+        "gate_sample_interval", "log_level", "log_format", "check"}},
   };
   return *groups;
 }
@@ -437,8 +522,17 @@ absl::StatusOr<CommandLine> ReadCommandLine(absl::Span<const std::string> argume
         CheckDuration("gate_sample_interval", config.gate_sample_interval, absl::ZeroDuration(),
                       absl::InfiniteDuration()),
         CheckDuration("tls_reload_interval", config.tls_reload_interval, absl::Seconds(1)),
+        CheckDuration("api_keys_reload_interval", config.api_keys_reload_interval,
+                      absl::Milliseconds(1)),
+        CheckDuration("max_connection_idle", config.max_connection_idle, absl::Seconds(1),
+                      absl::InfiniteDuration()),
         CheckDuration("max_connection_age", config.max_connection_age, absl::Seconds(1),
                       absl::InfiniteDuration()),
+        CheckDuration("handshake_timeout", config.handshake_timeout, absl::Seconds(1)),
+        CheckDuration("min_ping_interval", config.min_ping_interval),
+        CheckDuration("keepalive_interval", config.keepalive_interval, absl::Seconds(1),
+                      absl::InfiniteDuration()),
+        CheckDuration("keepalive_timeout", config.keepalive_timeout, absl::Seconds(1)),
         CheckDuration("drain_timeout", config.drain_timeout),
         CheckDuration("drain_delay", config.drain_delay)}) {
     if (!status.ok()) return status;

@@ -30,7 +30,20 @@ struct ServerConfig {
   std::string metrics_address = "0.0.0.0:9464";
   TlsFiles tls;
   absl::Duration tls_reload_interval = absl::Seconds(10);
+  std::string api_keys_file;  // empty: nobody needs a key
+  absl::Duration api_keys_reload_interval = absl::Seconds(10);
+  bool reflection = true;
+
+  int32_t max_message_bytes = 4 << 20;                 // of a message to the server
+  int64_t max_connection_memory = int64_t{512} << 20;  // bytes, of all connections together
+  int32_t max_concurrent_streams = 1024;
+  int32_t max_connections = 1000;
+  absl::Duration max_connection_idle = absl::Minutes(5);
   absl::Duration max_connection_age = absl::InfiniteDuration();
+  absl::Duration handshake_timeout = absl::Seconds(20);
+  absl::Duration min_ping_interval = absl::Seconds(10);
+  absl::Duration keepalive_interval = absl::Minutes(2);
+  absl::Duration keepalive_timeout = absl::Seconds(20);
 
   std::optional<RunnerDevice> device;  // unset: the GPU where there is one
   double gpu_memory_fraction = 0.9;
@@ -59,6 +72,7 @@ struct ServerConfig {
   absl::Duration drain_timeout = absl::Seconds(20);
   absl::Duration drain_delay;
   LogLevel log_level = LogLevel::kInfo;
+  LogFormat log_format = LogFormat::kText;
 };
 
 struct CommandLine {

@@ -16,6 +16,8 @@ constexpr absl::Duration kDeadlineSlack = absl::Milliseconds(20);
 void EngineCall::Release() { const std::shared_ptr<EngineCall> self = std::move(self_); }
 
 absl::Status EngineCall::Submit(Engine& engine, const Request& request) {
+  const MutexLock lock(mu_);
+  if (cancelled_) return absl::CancelledError("cancelled before it was submitted");
   engine_ = &engine;
   deadline_ = request.deadline;
   const absl::StatusOr<RequestHandle> handle = engine.Submit(request, shared_from_this());
@@ -24,10 +26,13 @@ absl::Status EngineCall::Submit(Engine& engine, const Request& request) {
 }
 
 void EngineCall::CancelInEngine() {
+  const MutexLock lock(mu_);
+  cancelled_ = true;
   if (handle_.has_value() && deadline_ - absl::Now() > kDeadlineSlack) engine_->Cancel(*handle_);
 }
 
 void EngineCall::ResumeInEngine() {
+  const MutexLock lock(mu_);
   if (handle_.has_value()) engine_->Resume(*handle_);
 }
 

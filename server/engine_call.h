@@ -5,9 +5,11 @@
 #include <optional>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "server/engine/engine.h"
+#include "server/engine/mutex.h"
 #include "server/engine/request.h"
 #include "server/reply_thread.h"
 
@@ -28,10 +30,10 @@ class EngineCall : public RequestSink, public std::enable_shared_from_this<Engin
   // The transport's last word; `this` may be gone afterwards.
   void Release();
 
-  // `engine` outlives the call. As Engine::Submit.
+  // `engine` outlives the call. As Engine::Submit; CANCELLED after CancelInEngine.
   absl::Status Submit(Engine& engine, const Request& request);
 
-  // The transport's side may call these only after Submit has returned.
+  // The transport's side, at any time.
   void CancelInEngine();
   void ResumeInEngine();
 
@@ -45,10 +47,12 @@ class EngineCall : public RequestSink, public std::enable_shared_from_this<Engin
  private:
   ReplyThread& replies_;
   std::shared_ptr<EngineCall> self_;
-  // Constant after Submit.
-  Engine* engine_ = nullptr;
-  std::optional<RequestHandle> handle_;
-  absl::Time deadline_ = absl::InfiniteFuture();
+
+  Mutex mu_;  // held while the request is submitted: what the engine brings may be ahead of it
+  bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
+  Engine* engine_ ABSL_GUARDED_BY(mu_) = nullptr;
+  std::optional<RequestHandle> handle_ ABSL_GUARDED_BY(mu_);
+  absl::Time deadline_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
 };
 
 }  // namespace ddl

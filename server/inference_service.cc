@@ -45,49 +45,53 @@ struct Prepared {
   Call call;
 };
 
-template <typename Call, typename Request>
-absl::StatusOr<Prepared<Call>> Prepare(const RpcSurroundings& surroundings,
-                                       const grpc::CallbackServerContext& context,
-                                       const absl::Status& parsed, const Request& request,
-                                       absl::StatusOr<Call> (*parse)(const Request&,
-                                                                     const RequestLimits&)) {
-  if (!parsed.ok()) return parsed;
-  const absl::StatusOr<const ReadyModel*> model = FindModel(surroundings, request.model());
-  if (!model.ok()) return model.status();
-  absl::StatusOr<Call> call = parse(request, (*model)->limits);
-  if (!call.ok()) return call.status();
-  call->request.deadline = ToDeadline(context.deadline());
-  return Prepared<Call>{*model, *std::move(call)};
+// The most tokens that a request may come to: those of its inputs, and the longest completions.
+int64_t MostTokens(const Request& request, int64_t max_context_length) {
+  int64_t tokens = 0;
+  if (const auto* generate = std::get_if<GenerateParams>(&request.params)) {
+    const auto prompt = static_cast<int64_t>(generate->prompt.size());
+    return prompt + generate->n * std::min<int64_t>(generate->stopping.max_tokens,
+                                                    max_context_length - prompt);
+  }
+  const auto* embed = std::get_if<EmbedParams>(&request.params);
+  for (const auto& input :
+       embed != nullptr ? embed->inputs : std::get<ScoreParams>(request.params).inputs) {
+    tokens += static_cast<int64_t>(input.size());
+  }
+  return tokens;
 }
 
-template <typename Request>
-std::string ModelAskedFor(const Request& request, const absl::Status& parsed) {
-  return parsed.ok() ? request.model() : std::string(kUnknownModel);
+// Of a call whose key may have it computed.
+template <typename Call, typename ProtoRequest>
+absl::StatusOr<Prepared<Call>> Prepare(
+    const RpcSurroundings& surroundings, const grpc::CallbackServerContext& context,
+    const ReceivedCall<ProtoRequest>& received,
+    absl::StatusOr<Call> (*parse)(const ProtoRequest&, const RequestLimits&), RpcRecord* record) {
+  if (absl::Status status = record->Admit(); !status.ok()) return status;
+  if (!received.status.ok()) return received.status;
+  const absl::StatusOr<const ReadyModel*> model = FindModel(surroundings, received.request.model());
+  if (!model.ok()) return model.status();
+  const RequestLimits& limits = (*model)->limits;
+  absl::StatusOr<Call> call = parse(received.request, limits);
+  if (!call.ok()) return call.status();
+  Request& request = call->request;
+  if (absl::Status status = record->CheckRight(request.priority); !status.ok()) return status;
+  const int64_t tokens = MostTokens(request, limits.max_context_length);
+  if (absl::Status status = record->TakeTokens(tokens); !status.ok()) return status;
+  request.deadline = ToDeadline(context.deadline());
+  return Prepared<Call>{*model, *std::move(call)};
 }
 
 // A call with one answer, made of what the engine brings until the end. `Derived` takes that,
 // says how to Parse a ProtoRequest, and makes the response: Respond(end).
 template <typename Derived, typename ProtoRequest, typename Call>
-class UnaryCall : public grpc::ServerUnaryReactor, public EngineCall {
+class UnaryCall : public OneMessageReactor, public EngineCall {
  public:
-  static grpc::ServerUnaryReactor* Start(const RpcSurroundings& surroundings,
-                                         const grpc::CallbackServerContext& context,
-                                         const grpc::ByteBuffer& request_bytes,
-                                         grpc::ByteBuffer* response_bytes) {
-    ProtoRequest request;
-    const absl::Status parsed = ParseRequest(request_bytes, &request);
-    auto call = std::make_shared<Derived>(surroundings, ModelAskedFor(request, parsed));
-    call->response_bytes_ = response_bytes;
+  static OneMessageReactor* Start(const RpcSurroundings& surroundings,
+                                  grpc::CallbackServerContext* context) {
+    auto call = std::make_shared<Derived>(surroundings, context);
     call->Hold();
-    auto prepared = Prepare(surroundings, context, parsed, request, Derived::kParse);
-    absl::Status status = prepared.status();
-    if (status.ok()) {
-      call->model_ = prepared->model;
-      call->call_ = std::move(prepared->call);
-      call->BeforeSubmit();
-      status = call->Submit(*call->model_->engine, call->call_.request);
-    }
-    if (!status.ok()) call->Finish(call->record_->Answer(status));
+    call->Begin();
     return call.get();
   }
 
@@ -97,9 +101,10 @@ class UnaryCall : public grpc::ServerUnaryReactor, public EngineCall {
   void OnEmbedding(InputEmbedding /*embedding*/) override {}
   void OnScore(InputScore /*score*/) override {}
   void OnEnd(RequestEnd end) override {
+    record_->SetOutcome(end.usage, end.timings);
     Reply([this, end = std::move(end)] {
-      if (end.status.ok()) *response_bytes_ = ToBytes(static_cast<Derived*>(this)->Respond(end));
-      Finish(record_->Answer(end.status));
+      if (end.status.ok()) response_bytes_ = ToBytes(static_cast<Derived*>(this)->Respond(end));
+      FinishWith(record_->Answer(end.status));
     });
   }
 
@@ -111,27 +116,44 @@ class UnaryCall : public grpc::ServerUnaryReactor, public EngineCall {
   }
 
  protected:
-  UnaryCall(const RpcSurroundings& surroundings, Method method, const std::string& model)
-      : EngineCall(surroundings.replies),
+  UnaryCall(const RpcSurroundings& surroundings, Method method,
+            grpc::CallbackServerContext* context)
+      : OneMessageReactor(surroundings, context),
+        EngineCall(surroundings.replies),
         surroundings_(surroundings),
-        record_(std::in_place, surroundings, method, model) {}
+        method_(method) {}
 
   const RpcSurroundings& surroundings_;
-  // Constant after the handler.
+  // Constant once the request is submitted.
   const ReadyModel* model_ = nullptr;
   Call call_;
 
  private:
-  std::optional<RpcRecord> record_;  // until gRPC is done with the call
-  grpc::ByteBuffer* response_bytes_ = nullptr;
+  void OnRequest(CallOrigin origin, grpc::CallbackServerContext* context,
+                 const grpc::ByteBuffer& request_bytes) override {
+    auto received = Receive<ProtoRequest>(std::move(origin), context, request_bytes);
+    record_.emplace(surroundings_, method_, std::move(received.origin), received.model);
+    auto prepared = Prepare(surroundings_, *context, received, Derived::kParse, &*record_);
+    absl::Status status = prepared.status();
+    if (status.ok()) {
+      model_ = prepared->model;
+      call_ = std::move(prepared->call);
+      static_cast<Derived*>(this)->BeforeSubmit();
+      status = Submit(*model_->engine, call_.request);
+    }
+    if (!status.ok()) FinishWith(record_->Answer(status));
+  }
+
+  const Method method_;
+  std::optional<RpcRecord> record_;  // from the request until gRPC is done with the call
 };
 
 class UnaryGenerate final : public UnaryCall<UnaryGenerate, v1::GenerateRequest, GenerateCall> {
  public:
   static constexpr auto kParse = ParseGenerate;
 
-  UnaryGenerate(const RpcSurroundings& surroundings, const std::string& model)
-      : UnaryCall(surroundings, Method::kGenerate, model) {}
+  UnaryGenerate(const RpcSurroundings& surroundings, grpc::CallbackServerContext* context)
+      : UnaryCall(surroundings, Method::kGenerate, context) {}
 
   void BeforeSubmit() { wholes_.resize(call_.params().n); }
 
@@ -157,8 +179,8 @@ class UnaryEmbed final : public UnaryCall<UnaryEmbed, v1::EmbedRequest, EmbedCal
  public:
   static constexpr auto kParse = ParseEmbed;
 
-  UnaryEmbed(const RpcSurroundings& surroundings, const std::string& model)
-      : UnaryCall(surroundings, Method::kEmbed, model) {}
+  UnaryEmbed(const RpcSurroundings& surroundings, grpc::CallbackServerContext* context)
+      : UnaryCall(surroundings, Method::kEmbed, context) {}
 
   void BeforeSubmit() {
     surroundings_.metrics.OnEmbedInputs(model_->identity.name, call_.params().inputs.size());
@@ -180,8 +202,8 @@ class UnaryScore final : public UnaryCall<UnaryScore, v1::ScoreRequest, ScoreCal
  public:
   static constexpr auto kParse = ParseScore;
 
-  UnaryScore(const RpcSurroundings& surroundings, const std::string& model)
-      : UnaryCall(surroundings, Method::kScore, model) {}
+  UnaryScore(const RpcSurroundings& surroundings, grpc::CallbackServerContext* context)
+      : UnaryCall(surroundings, Method::kScore, context) {}
 
   void BeforeSubmit() {}
 
@@ -207,37 +229,27 @@ CallReference Reference(grpc_call* call) {
 }
 
 // The stream over gRPC, whose buffers hold some events as well.
-class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
-                               public StreamCall<grpc::ByteBuffer> {
+class StreamedGenerate final : public OneMessageReactor, public StreamCall<grpc::ByteBuffer> {
  public:
-  static grpc::ServerWriteReactor<grpc::ByteBuffer>* Start(const RpcSurroundings& surroundings,
-                                                           grpc::CallbackServerContext* context,
-                                                           const grpc::ByteBuffer& request_bytes) {
-    v1::GenerateRequest request;
-    const absl::Status parsed = ParseRequest(request_bytes, &request);
-    auto call = std::make_shared<StreamedGenerate>(surroundings, ModelAskedFor(request, parsed),
-                                                   context->c_call());
+  static OneMessageReactor* Start(const RpcSurroundings& surroundings,
+                                  grpc::CallbackServerContext* context) {
+    auto call = std::make_shared<StreamedGenerate>(surroundings, context);
     call->Hold();
-    auto prepared = Prepare(surroundings, *context, parsed, request, ParseGenerate);
-    absl::Status status = prepared.status();
-    if (status.ok()) {
-      call->model_ = prepared->model;
-      call->call_ = std::move(prepared->call);
-      Engine& engine = *call->model_->engine;
-      call->Begin({.num_completions = call->call_.params().n,
-                   .stream_interval = call->call_.stream_interval,
-                   .echo = call->call_.echo,
-                   .end_grace = std::max(engine.options().slow_reader_timeout, kLeastEndGrace)});
-      status = call->Submit(engine, call->call_.request);
-    }
-    if (!status.ok()) call->FinishStream(status);
+    call->OneMessageReactor::Begin();
     return call.get();
   }
 
-  StreamedGenerate(const RpcSurroundings& surroundings, const std::string& model, grpc_call* call)
-      : StreamCall(surroundings.replies),
-        record_(std::in_place, surroundings, Method::kGenerateStream, model),
-        grpc_call_(Reference(call)) {}
+  StreamedGenerate(const RpcSurroundings& surroundings, grpc::CallbackServerContext* context)
+      : OneMessageReactor(surroundings, context),
+        StreamCall(surroundings.replies),
+        surroundings_(surroundings),
+        grpc_call_(Reference(context->c_call())) {}
+
+  // The step thread.
+  void OnEnd(RequestEnd end) override {
+    record_->SetOutcome(end.usage, end.timings);
+    StreamCall::OnEnd(std::move(end));
+  }
 
   // gRPC's threads.
   void OnWriteDone(bool ok) override { OnTaken(ok); }
@@ -257,6 +269,27 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
   }
 
  private:
+  void OnRequest(CallOrigin origin, grpc::CallbackServerContext* context,
+                 const grpc::ByteBuffer& request_bytes) override {
+    auto received = Receive<v1::GenerateRequest>(std::move(origin), context, request_bytes);
+    record_.emplace(surroundings_, Method::kGenerateStream, std::move(received.origin),
+                    received.model);
+    auto prepared = Prepare(surroundings_, *context, received, ParseGenerate, &*record_);
+    absl::Status status = prepared.status();
+    if (status.ok()) {
+      model_ = prepared->model;
+      call_ = std::move(prepared->call);
+      Engine& engine = *model_->engine;
+      StreamCall::Begin(
+          {.num_completions = call_.params().n,
+           .stream_interval = call_.stream_interval,
+           .echo = call_.echo,
+           .end_grace = std::max(engine.options().slow_reader_timeout, kLeastEndGrace)});
+      status = Submit(engine, call_.request);
+    }
+    if (!status.ok()) FinishStream(status);
+  }
+
   grpc::ByteBuffer MakeStart(const RequestStart& start) override {
     return ToBytes(ToStreamStart(call_, model_->identity, model_->tokenizer.get(), start));
   }
@@ -291,10 +324,11 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
     grpc_call_cancel(call.get(), nullptr);
   }
 
-  // Constant after the handler.
+  const RpcSurroundings& surroundings_;
+  // Constant once the request is submitted.
   const ReadyModel* model_ = nullptr;
   GenerateCall call_;
-  std::optional<RpcRecord> record_;  // until gRPC is done with the call
+  std::optional<RpcRecord> record_;  // from the request until gRPC is done with the call
 
   Mutex mu_;
   CallReference grpc_call_ ABSL_GUARDED_BY(mu_);  // null once gRPC is done with it
@@ -303,52 +337,40 @@ class StreamedGenerate final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
 
 }  // namespace
 
-grpc::ServerUnaryReactor* InferenceService::Generate(grpc::CallbackServerContext* context,
-                                                     const grpc::ByteBuffer* request,
-                                                     grpc::ByteBuffer* response) {
-  return UnaryGenerate::Start(surroundings_, *context, *request, response);
-}
-
-grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::GenerateStream(
-    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
-  return StreamedGenerate::Start(surroundings_, context, *request);
-}
-
-grpc::ServerUnaryReactor* InferenceService::Embed(grpc::CallbackServerContext* context,
-                                                  const grpc::ByteBuffer* request,
-                                                  grpc::ByteBuffer* response) {
-  return UnaryEmbed::Start(surroundings_, *context, *request, response);
-}
-
-grpc::ServerUnaryReactor* InferenceService::Score(grpc::CallbackServerContext* context,
-                                                  const grpc::ByteBuffer* request,
-                                                  grpc::ByteBuffer* response) {
-  return UnaryScore::Start(surroundings_, *context, *request, response);
-}
-
-grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* /*context*/,
-                                                     const grpc::ByteBuffer* request,
-                                                     grpc::ByteBuffer* response) {
-  return ImmediateCall::Run<v1::TokenizeRequest>(
-      surroundings_, Method::kTokenize, *request, response,
-      [&](const v1::TokenizeRequest& tokenize) -> absl::StatusOr<v1::TokenizeResponse> {
-        const absl::StatusOr<const ReadyModel*> model = FindModel(surroundings_, tokenize.model());
-        if (!model.ok()) return model.status();
-        return ddl::Tokenize(tokenize, (*model)->limits);
-      });
-}
-
-grpc::ServerUnaryReactor* InferenceService::Detokenize(grpc::CallbackServerContext* /*context*/,
-                                                       const grpc::ByteBuffer* request,
-                                                       grpc::ByteBuffer* response) {
-  return ImmediateCall::Run<v1::DetokenizeRequest>(
-      surroundings_, Method::kDetokenize, *request, response,
-      [&](const v1::DetokenizeRequest& detokenize) -> absl::StatusOr<v1::DetokenizeResponse> {
-        const absl::StatusOr<const ReadyModel*> model =
-            FindModel(surroundings_, detokenize.model());
-        if (!model.ok()) return model.status();
-        return ddl::Detokenize(detokenize, (*model)->limits);
-      });
+InferenceService::InferenceService(const RpcSurroundings& surroundings)
+    : surroundings_(surroundings) {
+  Serve("/ddl.v1.InferenceService/Generate", [this](grpc::CallbackServerContext* context) {
+    return UnaryGenerate::Start(surroundings_, context);
+  });
+  Serve("/ddl.v1.InferenceService/GenerateStream", [this](grpc::CallbackServerContext* context) {
+    return StreamedGenerate::Start(surroundings_, context);
+  });
+  Serve("/ddl.v1.InferenceService/Embed", [this](grpc::CallbackServerContext* context) {
+    return UnaryEmbed::Start(surroundings_, context);
+  });
+  Serve("/ddl.v1.InferenceService/Score", [this](grpc::CallbackServerContext* context) {
+    return UnaryScore::Start(surroundings_, context);
+  });
+  Serve("/ddl.v1.InferenceService/Tokenize", [this](grpc::CallbackServerContext* context) {
+    return AnswerAtOnce<v1::TokenizeRequest>(
+        surroundings_, Method::kTokenize, context,
+        [this](const v1::TokenizeRequest& tokenize) -> absl::StatusOr<v1::TokenizeResponse> {
+          const absl::StatusOr<const ReadyModel*> model =
+              FindModel(surroundings_, tokenize.model());
+          if (!model.ok()) return model.status();
+          return Tokenize(tokenize, (*model)->limits);
+        });
+  });
+  Serve("/ddl.v1.InferenceService/Detokenize", [this](grpc::CallbackServerContext* context) {
+    return AnswerAtOnce<v1::DetokenizeRequest>(
+        surroundings_, Method::kDetokenize, context,
+        [this](const v1::DetokenizeRequest& detokenize) -> absl::StatusOr<v1::DetokenizeResponse> {
+          const absl::StatusOr<const ReadyModel*> model =
+              FindModel(surroundings_, detokenize.model());
+          if (!model.ok()) return model.status();
+          return Detokenize(detokenize, (*model)->limits);
+        });
+  });
 }
 
 }  // namespace ddl

@@ -10,34 +10,9 @@ namespace ddl {
 
 // ddl.v1.InferenceService. Calls are parsed, checked and tokenized on gRPC's threads; the engine
 // brings their results to reactors, which answer from the reply thread.
-class InferenceService final
-    : public v1::InferenceService::WithRawCallbackMethod_Generate<
-          v1::InferenceService::WithRawCallbackMethod_GenerateStream<
-              v1::InferenceService::WithRawCallbackMethod_Embed<
-                  v1::InferenceService::WithRawCallbackMethod_Score<
-                      v1::InferenceService::WithRawCallbackMethod_Tokenize<
-                          v1::InferenceService::WithRawCallbackMethod_Detokenize<
-                              v1::InferenceService::Service>>>>>> {
+class InferenceService final : public OneMessageService {
  public:
-  explicit InferenceService(const RpcSurroundings& surroundings) : surroundings_(surroundings) {}
-
-  grpc::ServerUnaryReactor* Generate(grpc::CallbackServerContext* context,
-                                     const grpc::ByteBuffer* request,
-                                     grpc::ByteBuffer* response) override;
-  grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateStream(
-      grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) override;
-  grpc::ServerUnaryReactor* Embed(grpc::CallbackServerContext* context,
-                                  const grpc::ByteBuffer* request,
-                                  grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context,
-                                  const grpc::ByteBuffer* request,
-                                  grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
-                                     const grpc::ByteBuffer* request,
-                                     grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
-                                       const grpc::ByteBuffer* request,
-                                       grpc::ByteBuffer* response) override;
+  explicit InferenceService(const RpcSurroundings& surroundings);
 
  private:
   const RpcSurroundings surroundings_;

@@ -2,12 +2,18 @@
 
 #include <google/protobuf/stubs/logging.h>
 #include <grpc/support/log.h>
+#include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 
 namespace ddl {
 namespace {
@@ -47,6 +53,41 @@ void LogForProtobuf(google::protobuf::LogLevel /*level*/, const char* /*file*/, 
   spdlog::debug("protobuf: {}", message);
 }
 
+class JsonFormatter final : public spdlog::formatter {
+ public:
+  void format(const spdlog::details::log_msg& line, spdlog::memory_buf_t& out) override {
+    const std::string_view payload(line.payload.data(), line.payload.size());
+    const absl::string_view level = LevelName(line.level);
+    std::string text = absl::StrCat(
+        "{\"time\":\"",
+        absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::FromChrono(line.time), absl::UTCTimeZone()),
+        "\",\"level\":\"", level, "\",\"message\":");
+    if (std::string_view(line.logger_name.data(), line.logger_name.size()) == kRequestLogger) {
+      absl::StrAppend(&text, "\"request\",", absl::string_view(payload.data(), payload.size()));
+    } else {
+      text += nlohmann::json(payload).dump(-1, ' ', /*ensure_ascii=*/false,
+                                           nlohmann::json::error_handler_t::replace);
+    }
+    text += "}\n";
+    out.append(text.data(), text.data() + text.size());
+  }
+  std::unique_ptr<spdlog::formatter> clone() const override {
+    return std::make_unique<JsonFormatter>();
+  }
+
+ private:
+  static absl::string_view LevelName(spdlog::level::level_enum level) {
+    const spdlog::string_view_t name = spdlog::level::to_string_view(level);
+    return {name.data(), name.size()};
+  }
+};
+
+std::unique_ptr<spdlog::formatter> MakeFormatter(LogFormat format) {
+  if (format == LogFormat::kJson) return std::make_unique<JsonFormatter>();
+  return std::make_unique<spdlog::pattern_formatter>("%Y-%m-%dT%H:%M:%S.%eZ %l %v",
+                                                     spdlog::pattern_time_type::utc);
+}
+
 }  // namespace
 
 void ChangeLogLevel(LogLevel level) {
@@ -58,10 +99,10 @@ void ChangeLogLevel(LogLevel level) {
   spdlog::set_level(next);
 }
 
-void SetUpLogging(LogLevel level) {
+void SetUpLogging(LogLevel level, LogFormat format) {
   auto logger = std::make_shared<spdlog::logger>("ddl_server",
                                                  std::make_shared<spdlog::sinks::stderr_sink_mt>());
-  logger->set_pattern("%Y-%m-%dT%H:%M:%S.%eZ %l %v", spdlog::pattern_time_type::utc);
+  logger->set_formatter(MakeFormatter(format));
   logger->set_level(SpdlogLevel(level));
   logger->flush_on(spdlog::level::debug);
   spdlog::set_default_logger(std::move(logger));

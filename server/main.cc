@@ -100,7 +100,7 @@ int main(int argc, char** argv) {
     case ddl::CommandLineAction::kRun:
       break;
   }
-  ddl::SetUpLogging(command_line->config.log_level);
+  ddl::SetUpLogging(command_line->config.log_level, command_line->config.log_format);
   return command_line->action == ddl::CommandLineAction::kCheck ? Check(command_line->config)
                                                                 : Run(command_line->config);
 }

@@ -143,8 +143,8 @@ class Metrics::RpcMetrics {
       InFlight(method);
       Of(method, 0);
     }
-    for (const char* reason :
-         {"queue_full", "tokens_full", "deadline_infeasible", "too_large", "draining", "loading"}) {
+    for (const char* reason : {"queue_full", "tokens_full", "deadline_infeasible", "too_large",
+                               "draining", "loading", "rate_limited"}) {
       Rejections(reason);
     }
     EmbedInputs();
@@ -514,6 +514,16 @@ struct Metrics::Impl {
   Gauge& ready = GaugeFamily(*registry, "ddl_server_ready", "1 while health says SERVING.").Add({});
   Gauge& draining =
       GaugeFamily(*registry, "ddl_server_draining", "1 after the signal to stop.").Add({});
+  Family<Counter>& api_keys_reloads =
+      CounterFamily(*registry, "ddl_api_keys_reloads_total",
+                    "Changes of the file of keys: in force (ok), or bad and left out (failed).");
+  Counter& api_keys_reloaded = api_keys_reloads.Add({{"result", "ok"}});
+  Counter& api_keys_failed = api_keys_reloads.Add({{"result", "failed"}});
+  Gauge& connections = GaugeFamily(*registry, "ddl_connections", "Connections that stand.").Add({});
+  Counter& connections_refused =
+      CounterFamily(*registry, "ddl_connections_refused_total",
+                    "Connections closed because --max_connections stood.")
+          .Add({});
   std::map<std::string, RpcMetrics, std::less<>> rpc;  // by model; constant after construction
   std::vector<std::unique_ptr<ModelMetrics>> models;
 
@@ -585,6 +595,13 @@ void Metrics::OnStepTimeout(std::string_view model) {
   impl_->step_timeouts.Add({{"model", std::string(model)}}).Increment();
 }
 
+void Metrics::OnApiKeysReload(bool ok) {
+  (ok ? impl_->api_keys_reloaded : impl_->api_keys_failed).Increment();
+}
+void Metrics::OnConnectionRefused() { impl_->connections_refused.Increment(); }
+void Metrics::SetConnections(int64_t connections) {
+  impl_->connections.Set(static_cast<double>(connections));
+}
 void Metrics::SetReady(bool ready) { impl_->ready.Set(ready ? 1 : 0); }
 void Metrics::SetDraining(bool draining) { impl_->draining.Set(draining ? 1 : 0); }
 

@@ -68,7 +68,7 @@ class Metrics {
   void OnRpcEnd(Method method, std::string_view model, int code, absl::Duration duration);
   // An Embed with this many inputs is about to be submitted.
   void OnEmbedInputs(std::string_view model, size_t inputs);
-  // A call was refused before it reached an engine. reason: "loading", "draining".
+  // A call was refused before it reached an engine. reason: "loading", "draining", "rate_limited".
   void OnRejected(std::string_view model, std::string_view reason);
 
   // phase: "read", "pack", "warmup".
@@ -77,6 +77,11 @@ class Metrics {
   void SetDeviceMemory(std::string_view model, std::string_view kind, int64_t bytes);
   // A step of the model has been running for longer than --step_timeout. Once per step.
   void OnStepTimeout(std::string_view model);
+  // The file of keys has changed, and its content is now in force, or cannot be.
+  void OnApiKeysReload(bool ok);
+  // A connection was closed because there are too many.
+  void OnConnectionRefused();
+  void SetConnections(int64_t connections);
   void SetReady(bool ready);
   void SetDraining(bool draining);
 

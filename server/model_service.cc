@@ -65,38 +65,35 @@ v1::ModelInfo ToProto(const ServedModel& model) {
 
 }  // namespace
 
-grpc::ServerUnaryReactor* ModelService::ListModels(grpc::CallbackServerContext* /*context*/,
-                                                   const grpc::ByteBuffer* request,
-                                                   grpc::ByteBuffer* response) {
-  return ImmediateCall::Run<v1::ListModelsRequest>(
-      surroundings_, Method::kListModels, *request, response,
-      [&](const v1::ListModelsRequest&) -> absl::StatusOr<v1::ListModelsResponse> {
-        v1::ListModelsResponse models;
-        for (const auto& model : surroundings_.models.all()) {
-          *models.add_models() = ToProto(*model);
-        }
-        return models;
-      });
-}
-
-grpc::ServerUnaryReactor* ModelService::GetModelInfo(grpc::CallbackServerContext* /*context*/,
-                                                     const grpc::ByteBuffer* request,
-                                                     grpc::ByteBuffer* response) {
-  return ImmediateCall::Run<v1::GetModelInfoRequest>(
-      surroundings_, Method::kGetModelInfo, *request, response,
-      [&](const v1::GetModelInfoRequest& asked) -> absl::StatusOr<v1::ModelInfo> {
-        const absl::StatusOr<ServedModel*> model = surroundings_.models.Find(asked.model());
-        if (!model.ok()) return model.status();
-        return ToProto(**model);
-      });
-}
-
-grpc::ServerUnaryReactor* ModelService::GetServerInfo(grpc::CallbackServerContext* /*context*/,
-                                                      const grpc::ByteBuffer* request,
-                                                      grpc::ByteBuffer* response) {
-  return ImmediateCall::Run<v1::GetServerInfoRequest>(
-      surroundings_, Method::kGetServerInfo, *request, response,
-      [&](const v1::GetServerInfoRequest&) -> absl::StatusOr<v1::ServerInfo> { return Info(); });
+ModelService::ModelService(const RpcSurroundings& surroundings, const ServerState& state)
+    : surroundings_(surroundings), state_(state) {
+  Serve("/ddl.v1.ModelService/ListModels", [this](grpc::CallbackServerContext* context) {
+    return AnswerAtOnce<v1::ListModelsRequest>(
+        surroundings_, Method::kListModels, context,
+        [this](const v1::ListModelsRequest&) -> absl::StatusOr<v1::ListModelsResponse> {
+          v1::ListModelsResponse models;
+          for (const auto& model : surroundings_.models.all()) {
+            *models.add_models() = ToProto(*model);
+          }
+          return models;
+        });
+  });
+  Serve("/ddl.v1.ModelService/GetModelInfo", [this](grpc::CallbackServerContext* context) {
+    return AnswerAtOnce<v1::GetModelInfoRequest>(
+        surroundings_, Method::kGetModelInfo, context,
+        [this](const v1::GetModelInfoRequest& asked) -> absl::StatusOr<v1::ModelInfo> {
+          const absl::StatusOr<ServedModel*> model = surroundings_.models.Find(asked.model());
+          if (!model.ok()) return model.status();
+          return ToProto(**model);
+        });
+  });
+  Serve("/ddl.v1.ModelService/GetServerInfo", [this](grpc::CallbackServerContext* context) {
+    return AnswerAtOnce<v1::GetServerInfoRequest>(
+        surroundings_, Method::kGetServerInfo, context,
+        [this](const v1::GetServerInfoRequest&) -> absl::StatusOr<v1::ServerInfo> {
+          return Info();
+        });
+  });
 }
 
 v1::ServerInfo ModelService::Info() const {

@@ -22,23 +22,9 @@ struct ServerState {
 
 // ddl.v1.ModelService: what is served and how busy it is. Answers from the start, also while
 // models load.
-class ModelService final
-    : public v1::ModelService::WithRawCallbackMethod_ListModels<
-          v1::ModelService::WithRawCallbackMethod_GetModelInfo<
-              v1::ModelService::WithRawCallbackMethod_GetServerInfo<v1::ModelService::Service>>> {
+class ModelService final : public OneMessageService {
  public:
-  ModelService(const RpcSurroundings& surroundings, const ServerState& state)
-      : surroundings_(surroundings), state_(state) {}
-
-  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
-                                       const grpc::ByteBuffer* request,
-                                       grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
-                                         const grpc::ByteBuffer* request,
-                                         grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context,
-                                          const grpc::ByteBuffer* request,
-                                          grpc::ByteBuffer* response) override;
+  ModelService(const RpcSurroundings& surroundings, const ServerState& state);
 
  private:
   v1::ServerInfo Info() const;

@@ -8,17 +8,16 @@
 #include <limits>
 #include <map>
 #include <numeric>
-#include <random>
 #include <type_traits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "model/check.h"
 #include "server/engine/status_details.h"
+#include "server/random_ids.h"
 
 namespace ddl {
 namespace {
@@ -29,7 +28,6 @@ constexpr int kMaxStopTokenIds = 256;
 constexpr uint32_t kMaxLogprobs = 20;
 constexpr uint32_t kMaxCompletions = 16;
 constexpr float kMaxLogitBias = 100;
-constexpr size_t kMaxRequestIdBytes = 128;
 
 // beta = 0 leaves the state as it is, 1 erases what the key points at, 2 reflects it.
 constexpr float kIdentityGate = 0.1f;
@@ -84,22 +82,6 @@ class FieldErrors {
  private:
   std::vector<FieldViolation> violations_;
 };
-
-uint64_t RandomBits() {
-  thread_local std::mt19937_64 generator([] {
-    std::random_device device;
-    std::seed_seq seed{device(), device(), device(), device()};
-    return std::mt19937_64(seed);
-  }());
-  return generator();
-}
-
-std::string NewRequestId() {  // a UUID of version 4
-  const uint64_t high = (RandomBits() & ~uint64_t{0xF000}) | 0x4000;
-  const uint64_t low = (RandomBits() & ~(uint64_t{3} << 62)) | (uint64_t{1} << 63);
-  return absl::StrFormat("%08x-%04x-%04x-%04x-%012x", high >> 32, (high >> 16) & 0xFFFF,
-                         high & 0xFFFF, low >> 48, low & 0xFFFFFFFFFFFF);
-}
 
 std::string RequestId(const std::string& asked, FieldErrors* errors) {
   if (asked.empty()) return NewRequestId();

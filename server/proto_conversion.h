@@ -4,6 +4,7 @@
 #include <grpcpp/support/status.h>
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -24,6 +25,8 @@
 // violation for every field that is wrong, unless said otherwise.
 
 namespace ddl {
+
+inline constexpr size_t kMaxRequestIdBytes = 128;
 
 // What requests to one model are checked against, and turned into tokens by.
 struct RequestLimits {

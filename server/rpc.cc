@@ -1,5 +1,6 @@
 #include "server/rpc.h"
 
+#include "absl/strings/str_cat.h"
 #include "server/engine/status_details.h"
 
 namespace ddl {
@@ -34,9 +35,11 @@ void ActiveCalls::Interrupt() {
   changed_.NotifyAll();
 }
 
-RpcRecord::RpcRecord(const RpcSurroundings& surroundings, Method method, std::string_view model)
+RpcRecord::RpcRecord(const RpcSurroundings& surroundings, Method method, CallOrigin origin,
+                     std::string_view model)
     : surroundings_(surroundings),
       method_(method),
+      origin_(std::move(origin)),
       model_([&] {
         const absl::StatusOr<ServedModel*> found = surroundings.models.Find(model);
         return found.ok() ? (*found)->name() : std::string(kUnknownModel);
@@ -50,12 +53,62 @@ RpcRecord::~RpcRecord() {
   if (counted_) surroundings_.active.Leave();
 }
 
+absl::Status RpcRecord::Admit() {
+  if (!origin_.caller.ok()) return origin_.caller.status();
+  return CountRefusal(surroundings_.keys.TakeRequest(*origin_.caller));
+}
+
+absl::Status RpcRecord::CheckRight(Priority priority) const {
+  if (priority != Priority::kHigh || origin_.caller->high_priority) return absl::OkStatus();
+  return absl::PermissionDeniedError(
+      absl::StrCat("the key '", origin_.caller->name, "' has no right to priority: PRIORITY_HIGH"));
+}
+
+absl::Status RpcRecord::TakeTokens(int64_t tokens) {
+  absl::Status status = CountRefusal(surroundings_.keys.TakeTokens(*origin_.caller, tokens));
+  if (status.ok()) taken_tokens_ = tokens;
+  return status;
+}
+
+void RpcRecord::SetOutcome(const RequestUsage& usage, const RequestTimings& timings) {
+  usage_ = usage;
+  timings_ = timings;
+}
+
 grpc::Status RpcRecord::Answer(const absl::Status& status) {
   DDL_CHECK(!answered_, "a call is answered once");
   answered_ = true;
-  surroundings_.metrics.OnRpcEnd(method_, model_, static_cast<int>(status.code()),
-                                 absl::Now() - start_);
+  if (taken_tokens_ > 0) {
+    const int64_t used = usage_.has_value() ? usage_->prompt_tokens + usage_->completion_tokens : 0;
+    surroundings_.keys.ReturnTokens(*origin_.caller, taken_tokens_ - used);
+  }
+  const absl::Duration duration = absl::Now() - start_;
+  surroundings_.metrics.OnRpcEnd(method_, model_, static_cast<int>(status.code()), duration);
+  Log(status, duration);
   return ToGrpcStatus(status);
+}
+
+absl::Status RpcRecord::CountRefusal(absl::Status status) const {
+  if (!status.ok()) surroundings_.metrics.OnRejected(model_, "rate_limited");
+  return status;
+}
+
+void RpcRecord::Log(const absl::Status& status, absl::Duration duration) const {
+  RequestLogEntry entry;
+  entry.request_id = origin_.request_id;
+  entry.trace = origin_.trace;
+  entry.peer = origin_.peer;
+  if (origin_.caller.ok()) entry.key = origin_.caller->name;
+  entry.method = MethodName(method_);
+  entry.model = model_;
+  entry.code = StatusCodeName(static_cast<int>(status.code()));
+  entry.reason = DetailsOf(status).reason;
+  // The messages of other errors may quote the request.
+  if (absl::IsInternal(status)) entry.message = std::string(status.message());
+  entry.duration = duration;
+  entry.usage = usage_;
+  entry.timings = timings_;
+  surroundings_.log.Write(entry);
 }
 
 }  // namespace ddl

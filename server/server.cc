@@ -3,8 +3,10 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -59,6 +61,46 @@ std::string Summary(const ReadyModel& model) {
       " weights_sha256=", model.weights_sha256);
 }
 
+// gRPC's arguments are int; INT_MAX milliseconds are never.
+int Milliseconds(absl::Duration duration) {
+  return static_cast<int>(
+      std::min<int64_t>(absl::ToInt64Milliseconds(duration), std::numeric_limits<int>::max()));
+}
+
+void LimitConnections(const ServerConfig& config, grpc::ServerBuilder* builder) {
+  builder->SetMaxReceiveMessageSize(config.max_message_bytes);
+  // gRPC reads a message to its end, however long its sender says it is, before it finds it too
+  // long. Past this it drops the streams that hold most.
+  grpc::ResourceQuota quota("connections");
+  quota.Resize(static_cast<size_t>(config.max_connection_memory));
+  builder->SetResourceQuota(quota);
+  const std::pair<const char*, int> arguments[] = {
+      {GRPC_ARG_MAX_CONCURRENT_STREAMS, config.max_concurrent_streams},
+      {GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(config.max_connection_idle)},
+      {GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(config.max_connection_age)},
+      {GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, Milliseconds(config.handshake_timeout)},
+      {GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+       Milliseconds(config.min_ping_interval)},
+      {GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(config.keepalive_interval)},
+      {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, Milliseconds(config.keepalive_timeout)},
+      // Both ways also while no call runs: otherwise the least interval would be two hours then.
+      {GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1},
+  };
+  for (const auto& [name, value] : arguments) builder->AddChannelArgument(name, value);
+}
+
+// Each connection takes a file descriptor, and the server itself some.
+void RaiseFileLimit(int max_connections) {
+  constexpr rlim_t kOwnFiles = 256;
+  const rlim_t wanted = static_cast<rlim_t>(max_connections) + kOwnFiles;
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
+  limit.rlim_cur = std::min(wanted, limit.rlim_max);
+  if (setrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur == wanted) return;
+  spdlog::warn("--max_connections={} is more than the {} files that may be open allow",
+               max_connections, limit.rlim_cur);
+}
+
 int64_t ResidentBytes() {
   const std::optional<ProcessStats> stats = ReadProcessStats();
   return stats.has_value() ? stats->resident_bytes : 0;
@@ -72,7 +114,8 @@ Server::Server(const ServerConfig& config, ModelLoader loader, std::function<abs
       now_(std::move(now)),
       metrics_(GetBuildInfo(), Names(config.models)),
       models_(Names(config.models)),
-      surroundings_{models_, metrics_, active_calls_, replies_},
+      request_log_(config.log_format),
+      surroundings_{models_, metrics_, active_calls_, replies_, api_keys_, request_log_},
       inference_service_(surroundings_),
       model_service_(surroundings_, state_),
       watchdog_(config.step_timeout, config.models.size()) {
@@ -84,6 +127,7 @@ Server::~Server() {
   if (load_thread_.joinable()) load_thread_.join();
   if (grpc_server_ != nullptr) {
     StopEngines();
+    acceptor_->Stop();
     grpc_server_->Shutdown(std::chrono::system_clock::now());
     grpc_server_->Wait();
   }
@@ -94,7 +138,7 @@ absl::Status Server::ReadFiles() {
       MakeServerCredentials(config_.tls, config_.tls_reload_interval);
   if (!credentials.ok()) return credentials.status();
   credentials_ = *std::move(credentials);
-  return absl::OkStatus();
+  return WatchApiKeys();
 }
 
 absl::StatusOr<std::vector<std::string>> Server::Check() {
@@ -111,6 +155,12 @@ absl::StatusOr<std::vector<std::string>> Server::Check() {
 
 absl::Status Server::Listen() {
   if (absl::Status status = ReadFiles(); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<ConnectionAcceptor>> acceptor =
+      ConnectionAcceptor::Listen(config_.grpc_address, config_.max_connections);
+  if (!acceptor.ok()) return CannotListen("grpc_address", config_.grpc_address);
+  acceptor_ = *std::move(acceptor);
+  grpc_port_ = acceptor_->port();
+  RaiseFileLimit(config_.max_connections);
   absl::StatusOr<std::unique_ptr<HttpServer>> http_server =
       HttpServer::Start(config_.metrics_address, Pages());
   if (!http_server.ok()) {
@@ -120,27 +170,54 @@ absl::Status Server::Listen() {
   metrics_port_ = http_server_->port();
 
   grpc::EnableDefaultHealthCheckService(true);
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  if (config_.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
-  // Without this a second server could share the port of the first, and its clients.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  if (config_.max_connection_age < absl::InfiniteDuration()) {
-    builder.AddChannelArgument(
-        GRPC_ARG_MAX_CONNECTION_AGE_MS,
-        static_cast<int>(absl::ToInt64Milliseconds(config_.max_connection_age)));
-  }
-  builder.AddListeningPort(config_.grpc_address, credentials_, &grpc_port_);
+  LimitConnections(config_, &builder);
+  using Connections = grpc::ServerBuilder::experimental_type::ExternalConnectionType;
+  connections_ =
+      builder.experimental().AddExternalConnectionAcceptor(Connections::FROM_FD, credentials_);
   builder.RegisterService(&inference_service_);
   builder.RegisterService(&model_service_);
   grpc_server_ = builder.BuildAndStart();
-  if (grpc_server_ == nullptr || grpc_port_ == 0) {
-    grpc_server_ = nullptr;
-    return CannotListen("grpc_address", config_.grpc_address);
-  }
+  if (grpc_server_ == nullptr) return absl::UnavailableError("gRPC cannot be started");
   SetServing(false);
+  acceptor_->Start(
+      [this](int listener, int connection) {
+        grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
+        parameters.listener_fd = listener;
+        parameters.fd = connection;
+        connections_->HandleNewConnection(&parameters);
+      },
+      [this] { metrics_.OnConnectionRefused(); });
   spdlog::info("listening grpc_address={} metrics_address={}",
                WithPort(config_.grpc_address, grpc_port_),
                WithPort(config_.metrics_address, metrics_port_));
+  return absl::OkStatus();
+}
+
+absl::Status Server::WatchApiKeys() {
+  const std::string& path = config_.api_keys_file;
+  if (path.empty()) return absl::OkStatus();
+  const absl::StatusOr<std::string> content = ReadFile(path);
+  absl::StatusOr<std::vector<ApiKey>> keys =
+      content.ok() ? ParseApiKeys(*content, path) : content.status();
+  if (!keys.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--api_keys_file: ", keys.status().message()));
+  }
+  spdlog::info("{} API keys in force", keys->size());
+  api_keys_.Replace(*std::move(keys));
+  api_keys_watcher_ = std::make_unique<FileWatcher>(
+      path, *content, config_.api_keys_reload_interval, [this, path](const std::string& changed) {
+        absl::StatusOr<std::vector<ApiKey>> others = ParseApiKeys(changed, path);
+        metrics_.OnApiKeysReload(others.ok());
+        if (!others.ok()) {
+          spdlog::warn("the API keys stay as they were: {}",
+                       std::string(others.status().message()));
+          return;
+        }
+        spdlog::info("{} API keys in force", others->size());
+        api_keys_.Replace(*std::move(others));
+      });
   return absl::OkStatus();
 }
 
@@ -148,6 +225,7 @@ std::map<std::string, HttpServer::Handler> Server::Pages() {
   // Kubelet's gRPC probes speak no TLS: these say the same to its HTTP probes.
   return {{"/metrics",
            [this] {
+             metrics_.SetConnections(acceptor_->NumConnections());
              return HttpServer::Page{.content_type = "text/plain; version=0.0.4; charset=utf-8",
                                      .body = metrics_.Text()};
            }},
@@ -195,6 +273,7 @@ absl::Status Server::Serve() {
   }
   models_.StopAdmission();
   StopEngines();
+  acceptor_->Stop();
   grpc_server_->Shutdown(std::chrono::system_clock::now());
   grpc_server_->Wait();
   return failure;

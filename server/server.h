@@ -17,15 +17,19 @@
 #include "absl/status/statusor.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "server/api_keys.h"
 #include "server/compute_thread.h"
 #include "server/config.h"
+#include "server/connection_acceptor.h"
 #include "server/engine/mutex.h"
+#include "server/file_watcher.h"
 #include "server/http_server.h"
 #include "server/inference_service.h"
 #include "server/metrics.h"
 #include "server/model_loader.h"
 #include "server/model_service.h"
 #include "server/reply_thread.h"
+#include "server/request_log.h"
 #include "server/rpc.h"
 #include "server/served_models.h"
 #include "server/step_watchdog.h"
@@ -46,7 +50,7 @@ class Server {
 
   // Listens on both addresses. Health says NOT_SERVING; calls are answered, most of them with
   // UNAVAILABLE. UNAVAILABLE, in one line, when an address cannot be listened on; INVALID_ARGUMENT
-  // when the files for TLS cannot serve.
+  // when the files for TLS or the file of keys cannot serve.
   absl::Status Listen();
   int grpc_port() const { return grpc_port_; }        // after Listen
   int metrics_port() const { return metrics_port_; }  // after Listen
@@ -76,6 +80,8 @@ class Server {
   };
 
   std::map<std::string, HttpServer::Handler> Pages();
+  // Puts the file's keys in force, and again whenever it changes.
+  absl::Status WatchApiKeys();
 
   // The first of Listen and Check: the files that flags name, but for the checkpoints.
   absl::Status ReadFiles();
@@ -110,7 +116,9 @@ class Server {
   std::optional<ComputeThread> compute_thread_;  // of several models; their engines use it
   ServedModels models_;
   ActiveCalls active_calls_;
-  ReplyThread replies_;
+  ApiKeys api_keys_;
+  RequestLog request_log_;
+  ReplyThread replies_;  // may still answer, which logs, when it ends
   const RpcSurroundings surroundings_;
   InferenceService inference_service_;
   ModelService model_service_;
@@ -120,8 +128,11 @@ class Server {
   std::shared_ptr<grpc::ServerCredentials> credentials_;
   int grpc_port_ = 0;
   int metrics_port_ = 0;
+  std::unique_ptr<ConnectionAcceptor> acceptor_;
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> connections_;  // gRPC's end
   std::unique_ptr<grpc::Server> grpc_server_;
-  std::unique_ptr<HttpServer> http_server_;  // shows metrics_ and state_
+  std::unique_ptr<HttpServer> http_server_;  // shows metrics_, acceptor_, state_
+  std::unique_ptr<FileWatcher> api_keys_watcher_;
 
   std::thread load_thread_;
   std::atomic<bool> loading_ = false;

@@ -85,7 +85,7 @@ def all_manifests():
         "monitoring": render(KUBERNETES / "overlays" / "monitoring"),
         "gpu, keda, object storage": compose("gpu", "monitoring", "autoscaling-keda",
                                              "models-object-storage"),
-        "cpu, pvc": compose("cpu", "models-pvc"),
+        "cpu, pvc, keys": compose("cpu", "models-pvc", "api-keys"),
         "kserve": read(KUBERNETES / "kserve" / "inferenceservice.yaml"),
     }
 

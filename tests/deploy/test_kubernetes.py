@@ -113,13 +113,15 @@ def test_ports_exist(manifests):
 @each_manifests
 def test_references(manifests):
     """What is named is there, or is one of the things that the user makes."""
-    made_by_the_user = {("Secret", "ddl-model-storage")}
+    made_by_the_user = {("Secret", "ddl-model-storage"), ("Secret", "ddl-api-keys")}
     present = {(document["kind"], document["metadata"]["name"]) for document in manifests.documents}
     for _, pod, _ in manifests.pods():
         volumes = {volume["name"] for volume in pod.get("volumes", [])}
         for volume in pod.get("volumes", []):
             if claim := volume.get("persistentVolumeClaim"):
                 assert ("PersistentVolumeClaim", claim["claimName"]) in present
+            if secret := volume.get("secret"):
+                assert ("Secret", secret["secretName"]) in made_by_the_user
         for container in pod["containers"] + pod.get("initContainers", []):
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
             for source in container.get("envFrom", []):
@@ -225,6 +227,19 @@ def test_the_user_of_the_image():
         for name, pod, _ in manifests.pods():
             context = pod["securityContext"]
             assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user, name
+
+
+def test_api_keys():
+    """The flag names a file of the Secret's folder, which the server's group may read."""
+    manifests = MANIFESTS["cpu, pvc, keys"]
+    pod = manifests.one("Deployment")["spec"]["template"]["spec"]
+    container = server_container(pod)
+    [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "api-keys"]
+    assert manifests.environment(container)["DDL_API_KEYS_FILE"] == f'{mount["mountPath"]}/keys'
+    assert mount["readOnly"] and "subPath" not in mount, "a file mounted alone never changes"
+    [volume] = [volume for volume in pod["volumes"] if volume["name"] == "api-keys"]
+    assert volume["secret"]["defaultMode"] == 0o440
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
 
 
 def test_gpu():

@@ -109,7 +109,7 @@ class Server:
         self.process = launch(*self._arguments, **self._variables)
         self.log = Log(self.process.stderr)
         try:
-            match = self.log.wait_for(r"listening grpc_address=(\S+) metrics_address=(\S+)")
+            match = self.log.wait_for(r"listening grpc_address=(\S+) metrics_address=([^\s\"]+)")
             self.address, self.metrics_address = match.groups()
             self.client = Client(self.address, timeout=START_SECONDS)
             if self._ready:

@@ -1,8 +1,10 @@
 """What probes see over HTTP, and gRPC over TLS with certificates that change while it serves."""
 
+import collections
 import datetime
 import os
 import signal
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -125,18 +127,50 @@ def test_mutual_tls(certificates):
 
 def test_certificates_are_rotated_under_load(certificates):
     """Connections that stand go on, new ones get the new certificate, and no call fails."""
+    old, new = certificates.authority, trustme.CA()
+    both = grpc.ssl_channel_credentials(old.cert_pem.bytes() + new.cert_pem.bytes())
+    stop = threading.Event()
+    answers = collections.Counter()
+
+    def call(channel):
+        try:
+            completion = Client(channel=channel, timeout=20).generate(
+                PROMPT, max_tokens=2, temperature=0, ignore_eos=True).completions[0]
+            answers[len(completion.tokens)] += 1
+        except RpcError as error:
+            answers[error.code] += 1
+
+    def standing():
+        with grpc.secure_channel(address, both, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            while not stop.is_set():
+                call(channel)
+
+    def reconnecting():
+        while not stop.is_set():
+            with grpc.secure_channel(address, both, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+                call(channel)
+
     with TlsServer(*certificates.flags()) as server:
-        old, new = certificates.authority, trustme.CA()
-        credentials = grpc.ssl_channel_credentials(old.cert_pem.bytes())
-        with grpc.secure_channel(server.address, credentials) as channel:
-            standing = Client(channel=channel, timeout=20)
+        address = server.address
+        threads = [threading.Thread(target=each) for each in (standing, standing, reconnecting, reconnecting)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert generate(address, old) == 2
             certificates.issue(new)
             deadline = time.monotonic() + 30
-            while generate(server.address, new) != 2:
+            while generate(address, new) != 2:
                 assert time.monotonic() < deadline, "the new certificate was never used"
-                assert standing.generate(PROMPT, max_tokens=1).completions
-            assert generate(server.address, old) == grpc.StatusCode.UNAVAILABLE
-            assert standing.generate(PROMPT, max_tokens=1).completions
+            assert generate(address, old) == grpc.StatusCode.UNAVAILABLE
+            seen = sum(answers.values())
+            while sum(answers.values()) < seen + 50:
+                assert time.monotonic() < deadline + 30, answers
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert answers.keys() == {2}, f"calls failed: {answers}"
+        assert sum(answers.values()) > 50
 
 
 def test_files_that_cannot_serve(certificates, tmp_path):

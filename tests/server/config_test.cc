@@ -233,6 +233,18 @@ TEST_F(ConfigTest, Refusals) {
       {{model, "--gpu_memory_fraction=nan"}, {}, {"gpu_memory_fraction=nan"}},
       {{model, "--gpu_memory_fraction=half"}, {}, {"gpu_memory_fraction", "half"}},
       {{model, "--log_level=verbose"}, {}, {"debug, info, warning, error"}},
+      {{model, "--log_format=xml"}, {}, {"log_format", "text, json"}},
+      {{model, "--max_message_bytes=1023"}, {}, {"--max_message_bytes=1023", "1024..."}},
+      {{model, "--max_connection_memory=auto"}, {}, {"max_connection_memory", "512MiB"}},
+      {{model, "--max_connection_memory=4MiB", "--max_message_bytes=4194305"},
+       {},
+       {"--max_connection_memory=4194304", "4194305..."}},
+      {{model, "--max_concurrent_streams=0"}, {}, {"--max_concurrent_streams=0", "1..."}},
+      {{model, "--max_connections=0"}, {}, {"--max_connections=0", "1..."}},
+      {{model, "--max_connection_idle=0s"}, {}, {"--max_connection_idle=0", "1s...inf"}},
+      {{model, "--handshake_timeout=inf"}, {}, {"--handshake_timeout=inf", "1s...24h"}},
+      {{model, "--keepalive_timeout=0s"}, {}, {"--keepalive_timeout=0", "1s...24h"}},
+      {{model, "--api_keys_reload_interval=0s"}, {}, {"--api_keys_reload_interval=0"}},
       {{model, "--kv_cache_memory=lots"}, {}, {"kv_cache_memory", "2GiB", "auto"}},
       {{model}, {{"DDL_THREADS", "many"}}, {"DDL_THREADS in the environment", "many"}},
       // Files.
@@ -315,6 +327,7 @@ TEST_F(ConfigTest, HelpShowsEveryFlagOnce) {
   EXPECT_THAT(help, HasSubstr("\nEngine:\n"));
   EXPECT_THAT(help, HasSubstr("--max_running_sequences=64\n"));
   EXPECT_THAT(help, HasSubstr("--kv_cache_memory=auto\n"));
+  EXPECT_THAT(help, HasSubstr("--max_connection_memory=512MiB\n"));
 }
 
 TEST(ParseModelSourcesTest, Accepts) {

@@ -126,13 +126,16 @@ class Client:
     address: host:port
     model: whom the calls ask; empty for the server's default model
     timeout: seconds that a call may take unless it says otherwise; None for no limit
+    api_key: for servers that want one; it is sent with every call, so use a channel with TLS
     channel: a grpc.Channel to use in place of a plain-text one to `address`; it stays open
     """
 
-    def __init__(self, address="127.0.0.1:8500", *, model="", timeout=None, channel=None):
+    def __init__(self, address="127.0.0.1:8500", *, model="", timeout=None, api_key=None,
+                 channel=None):
         self.address = address
         self.model = model
         self.timeout = timeout
+        self._metadata = [("authorization", f"Bearer {api_key}")] if api_key else None
         self._own_channel = grpc.insecure_channel(address, _CHANNEL_OPTIONS) if not channel else None
         self.channel = channel or self._own_channel
         self._inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
@@ -161,7 +164,8 @@ class Client:
         """The same completion as a Stream, which gives each token when it is made."""
         request = self._generate_request(prompt, parameters)
         with raising_rpc_error():
-            return Stream(self._inference.GenerateStream(request, timeout=self._timeout(timeout)))
+            return Stream(self._inference.GenerateStream(request, timeout=self._timeout(timeout),
+                                                         metadata=self._metadata))
 
     def embed(self, inputs, *, model=None, request_id="", pooling=None, normalize=None,
               dimensions=None, layer=None, readout=None, channel=None, truncate=None,
@@ -256,4 +260,4 @@ class Client:
 
     def _unary(self, method, request, timeout):
         with raising_rpc_error():
-            return method(request, timeout=self._timeout(timeout))
+            return method(request, timeout=self._timeout(timeout), metadata=self._metadata)

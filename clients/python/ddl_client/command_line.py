@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 
@@ -27,7 +28,7 @@ def _read(text):
 def build_parser():
     parser = argparse.ArgumentParser(
         prog="ddl_client", description="Calls a Deep Delta Learning inference server.",
-        epilog="Exit codes: 0 done, 1 the server did not do it (the reason is on stderr), "
+        epilog="DDL_API_KEY in the environment is the key for servers that want one. Exit codes: 0 done, 1 the server did not do it (the reason is on stderr), "
                "2 a mistake in the command line.")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT",
@@ -215,7 +216,8 @@ def main(arguments=None):
     if arguments.command == "embed" and arguments.similarity and arguments.pooling == "none":
         parser.error("--similarity compares one vector a text: not with --pooling none")
     try:
-        with Client(arguments.address, model=arguments.model, timeout=arguments.timeout) as client:
+        with Client(arguments.address, model=arguments.model, timeout=arguments.timeout,
+                    api_key=os.environ.get("DDL_API_KEY")) as client:
             return arguments.run(client, arguments)
     except RpcError as error:
         print(f"ddl_client: {describe(error, arguments.address)}", file=sys.stderr)

@@ -1,0 +1,34 @@
+#ifndef DDL_SERVER_CALL_ORIGIN_H_
+#define DDL_SERVER_CALL_ORIGIN_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "server/api_keys.h"
+#include "server/trace_context.h"
+
+namespace ddl {
+
+// Who makes a call, and what its metadata call it.
+struct CallOrigin {
+  std::string request_id;  // never empty
+  std::optional<TraceContext> trace;
+  std::string peer;  // "ipv4:127.0.0.1:4711"
+  // UNAUTHENTICATED where the call's key is none of `keys`.
+  absl::StatusOr<ApiKeys::Caller> caller = ApiKeys::Caller{};
+};
+
+// Reads authorization, x-request-id and traceparent. An id that is not fit to be sent back (more
+// than kMaxRequestIdBytes, or other than visible ASCII) counts as none, and one is drawn.
+CallOrigin ReadOrigin(const grpc::CallbackServerContext& context, const ApiKeys& keys);
+
+// Has the answer's initial metadata say x-request-id and, for a call in a trace, traceparent.
+// Before the call's handler returns. An id that metadata cannot carry is left out.
+void SendIds(const CallOrigin& origin, grpc::CallbackServerContext* context);
+
+}  // namespace ddl
+
+#endif  // DDL_SERVER_CALL_ORIGIN_H_
