@@ -3,6 +3,9 @@
 # The libraries that come from Debian (gRPC, protobuf, prometheus-cpp, PCRE2 ...) stay the system's.
 if(TARGET ddl_server)
   install(TARGETS ddl_server RUNTIME DESTINATION bin)
+endif()
+# With CUDA they are 3 GB and find each other by their places in the wheels: an installed server takes them from there.
+if(TARGET ddl_server AND NOT DDL_CUDA)
   install(PROGRAMS
             ${DDL_LIBTORCH_LIB_DIR}/libtorch_cpu.so
             ${DDL_LIBTORCH_LIB_DIR}/libc10.so

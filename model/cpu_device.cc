@@ -15,6 +15,7 @@ class CpuDevice final : public Device {
  public:
   std::string name() const override { return "cpu"; }
   at::Device tensors() const override { return at::kCPU; }
+  int64_t product_multiple() const override { return 1; }  // packing pads by itself
   kernels::Executor executor() const override { return CpuExecutor(); }
   StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const override {
     return {.batch = batch, .ids = ids.data(), .memory = {}};

@@ -102,6 +102,7 @@ class CudaDevice final : public Device {
 
   std::string name() const override { return "cuda:0"; }
   at::Device tensors() const override { return tensors_; }
+  int64_t product_multiple() const override { return 8; }  // tensor cores, in bfloat16
   kernels::Executor executor() const override {
     return {.parallel_for = nullptr, .device = &kernels_};
   }

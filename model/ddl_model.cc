@@ -1,5 +1,6 @@
 #include "model/ddl_model.h"
 
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
@@ -19,6 +20,18 @@ namespace {
 bool ChannelsAreCausal(const Checkpoint& checkpoint, const RunnerOptions& options) {
   return checkpoint.config().ddl_state_dv_shortconv_causal &&
          (checkpoint.legacy_cc() || options.obey_dv_shortconv_causal);
+}
+
+int64_t RoundUp(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// `weight` with zeros added up to [rows, columns]; itself where it has that shape. Zero rows of
+// c_fc1 and c_fc2 give silu(0) * 0 = 0, and zero columns of c_proj take them: the products are the
+// same.
+at::Tensor PaddedTo(int64_t rows, int64_t columns, const at::Tensor& weight) {
+  if (weight.size(0) == rows && weight.size(1) == columns) return weight;
+  return at::constant_pad_nd(weight, {0, columns - weight.size(1), 0, rows - weight.size(0)});
 }
 
 int64_t MaxContextLength(const Checkpoint& checkpoint, const RunnerOptions& options) {
@@ -41,7 +54,8 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
                                                        : kernels::Rewrite::kDelta),
       d_(checkpoint_->config().hidden_size),
       dv_(checkpoint_->value_channels()),
-      mlp_width_(MlpWidth(checkpoint_->config(), checkpoint_->variant())),
+      mlp_width_(RoundUp(MlpWidth(checkpoint_->config(), checkpoint_->variant()),
+                         device->product_multiple())),
       k_eps_(static_cast<float>(checkpoint_->config().ddl_k_eps)),
       rotary_(checkpoint_->config(), MaxContextLength(*checkpoint_, options), device->tensors()) {
   const Checkpoint& checkpoint = *checkpoint_;
@@ -70,9 +84,11 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
         {DeltaResidual::BeforeSublayer(checkpoint, prefix, "attn", dv_causal, device->tensors()),
          Attention(checkpoint, prefix + "attn.", activations, options.quantization, &rotary_),
          DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal, device->tensors()),
-         Linear({weight(prefix + "mlp.c_fc1.weight"), weight(prefix + "mlp.c_fc2.weight")},
+         Linear({PaddedTo(mlp_width_, d_, weight(prefix + "mlp.c_fc1.weight")),
+                 PaddedTo(mlp_width_, d_, weight(prefix + "mlp.c_fc2.weight"))},
                 options.quantization),
-         Linear({weight(prefix + "mlp.c_proj.weight")}, options.quantization)});
+         Linear({PaddedTo(d_, mlp_width_, weight(prefix + "mlp.c_proj.weight"))},
+                options.quantization)});
   }
   before_head_ = DeltaResidual::BeforeHead(checkpoint, dv_causal, device->tensors());
 

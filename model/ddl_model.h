@@ -108,7 +108,7 @@ class DdlModel {
   kernels::Rewrite rewrite_;
   int64_t d_ = 0;
   int64_t dv_ = 1;
-  int64_t mlp_width_ = 0;
+  int64_t mlp_width_ = 0;  // m, rounded up to the device's multiple
   int64_t input_taps_ = 1;
   bool has_tails_ = false;
   float k_eps_ = 0.0f;

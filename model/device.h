@@ -37,6 +37,9 @@ class Device {
 
   virtual std::string name() const = 0;  // "cpu" | "cuda:N"
   virtual at::Device tensors() const = 0;
+  // Products are fast when what they sum over is a multiple of so many elements: others are padded
+  // with zeros where a model is free to.
+  virtual int64_t product_multiple() const = 0;
   // Valid as long as the device.
   virtual kernels::Executor executor() const = 0;
 

@@ -93,6 +93,8 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
                                       const std::atomic<bool>& abandoned) {
   LoadedModel loaded;
   const absl::Time start = absl::Now();
+  RunnerOptions options;
+  options.device = ChooseDevice(config);  // first: LibTorch's CUDA part comes before its other uses
   absl::StatusOr<Checkpoint> opened = Checkpoint::Open(source.folder);
   if (!opened.ok()) return opened.status();
   const auto checkpoint = std::make_shared<const Checkpoint>(*std::move(opened));
@@ -119,8 +121,6 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
                  loaded.max_context_length, model.block_size);
   }
 
-  RunnerOptions options;
-  options.device = ChooseDevice(config);
   options.gpu_memory_fraction = MemoryFraction(source, config);
   options.dtype = ChooseDType(*checkpoint, config);
   options.quantization = config.quantization;

@@ -44,7 +44,10 @@ MUTATIONS = [
     Mutation("block.cuh", "value = fmaxf(value, scratch[w]);", "value = scratch[w];", LONG),
     # delta_step.cu
     Mutation("delta_step.cu", "(old_v[j] - inverse_norm * sum[1 + j])", "(old_v[j] + inverse_norm * sum[1 + j])", DELTA),
-    Mutation("delta_step.cu", "sum[0] + args.k_eps * args.k_eps", "sum[0] - args.k_eps * args.k_eps", DELTA),
+    Mutation("delta_step.cu", "    const float inverse_norm = 1.0f / sqrtf(sum[0] + args", "    const float inverse_norm = 1.0f / sqrtf(sum[0] - args",
+             DELTA),
+    Mutation("delta_step.cu", "return;\n  const float inverse_norm = 1.0f / sqrtf(sum[0] + args",
+             "return;\n  const float inverse_norm = 1.0f / sqrtf(sum[0] - args", DELTA),
     Mutation("delta_step.cu", "sum[1 + j] += value * ToFloat(x_pack.element[i * kChannels + j]);",
              "sum[1 + j] += value * ToFloat(x_pack.element[i * kChannels]);", DELTA),
     Mutation("delta_step.cu", "if (phases.keep) StoreFeatures<kDv, kGroup>(row + g * kGroup * dv, x_pack, dv);",
