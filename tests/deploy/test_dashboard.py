@@ -1,9 +1,12 @@
 """Every query of the dashboard, and every rule, on a real Prometheus that scrapes a real server."""
 
 import concurrent.futures
+import contextlib
+import hashlib
 import json
 import math
 import re
+import socket
 import threading
 
 import grpc
@@ -26,8 +29,10 @@ QUERIES = {f'{panel["title"]} {target["refId"]}': target["expr"]
 # What stays at zero as long as nothing is wrong with the machine, and nobody stops the server.
 FAULTS = {"Non-finite logits A", "Steps beyond --step_timeout A", "Draining A"}
 # More than the server of the test can hold: requests wait and are refused, sequences preempted.
-SMALL = ["--max_running_sequences=8", "--max_waiting_requests=4", "--kv_cache_memory=12MiB"]
+SMALL = ["--max_running_sequences=8", "--max_waiting_requests=4", "--kv_cache_memory=12MiB",
+         "--max_connections=16", "--api_keys_reload_interval=1s"]
 OVERLOAD_THREADS = 20
+API_KEY = "key of the test"
 each_query = pytest.mark.parametrize(("name", "query"), QUERIES.items(), ids=QUERIES)
 
 
@@ -79,7 +84,7 @@ def overload(server, prometheus):
     def read_nothing():
         """More, and larger, events than buffers on the way can hold, whose windows do not grow."""
         with grpc.insecure_channel(server.address, [("grpc.http2.bdp_probe", 0)]) as channel:
-            stream = Client(channel=channel).stream("She was", max_tokens=400, n=4, logprobs=20,
+            stream = Client(channel=channel, api_key=API_KEY).stream("She was", max_tokens=400, n=4, logprobs=20,
                                                     ignore_eos=True)
             next(iter(stream))
             server.wait_for_metrics(lambda scrape: scrape.value("ddl_sequences_paused",
@@ -110,12 +115,31 @@ def flags_of_the_deployment():
     return flags | {"DDL_DRAIN_DELAY": "0"}
 
 
+def come_and_change_keys(server, keys):
+    """More connections than the server allows; a file of keys that is bad, and a good one."""
+    host, port = server.address.rsplit(":", 1)
+    with contextlib.ExitStack() as connections:
+        for _ in range(20):
+            connections.enter_context(socket.create_connection((host, int(port))))
+        server.wait_for_metrics(lambda scrape: scrape.value("ddl_connections_refused_total") > 0)
+    good = keys.read_text()
+    for content, result in (("what is this", "failed"), (good + "# the same\n", "ok")):
+        keys.write_text(content)
+        server.wait_for_metrics(lambda scrape, result=result: scrape.value(
+            "ddl_api_keys_reloads_total", result=result) > 0)
+
+
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory, flags_of_the_deployment):
     """(Prometheus, server) after some load, and with two more scrapes behind it."""
-    with (Server(MODEL, *SMALL, **flags_of_the_deployment) as server,
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"tester sha256:{hashlib.sha256(API_KEY.encode()).hexdigest()}\n")
+    with (Server(MODEL, *SMALL, f"--api_keys_file={keys}", **flags_of_the_deployment) as server,
           Prometheus(tmp_path_factory.mktemp("prometheus"), server.metrics_address) as prometheus):
+        server.client.close()
+        server.client = Client(server.address, api_key=API_KEY)
         prometheus.wait_for_samples(1)  # the counters at zero
+        come_and_change_keys(server, keys)
         for _ in range(2):
             with concurrent.futures.ThreadPoolExecutor(4) as pool:
                 for call in [pool.submit(calls_of_all_kinds, server.client) for _ in range(4)]:
