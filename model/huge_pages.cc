@@ -15,10 +15,9 @@ at::Tensor EmptyOnHugePages(at::IntArrayRef sizes, at::ScalarType type) {
   size_t bytes = c10::elementSize(type);
   for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
   const size_t whole = bytes / kHugePage * kHugePage;
-  // The last, partial one would be taken whole.
-  const size_t allocated = (bytes + kPage - 1) / kPage * kPage;
-  void* memory = std::aligned_alloc(whole > 0 ? kHugePage : kPage, allocated);
-  if (memory == nullptr && allocated > 0) throw std::bad_alloc();
+  void* memory = nullptr;
+  if (posix_memalign(&memory, whole > 0 ? kHugePage : kPage, bytes) != 0) throw std::bad_alloc();
+  // Only whole ones: the last would take memory that nobody uses.
   // A kernel that has none, or is told to give none, says so: ordinary pages do as well.
   if (whole > 0) static_cast<void>(madvise(memory, whole, MADV_HUGEPAGE));
   return at::from_blob(
