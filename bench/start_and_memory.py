@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""How long a server takes from its start to the first token, and what memory it keeps.
+
+    bench/start_and_memory.py [--rounds 7] [--flags=--quantization=int8]
+
+Starts the server --rounds times, each time with one request for one token as soon as it is ready: from exec to the token's
+arrival. Then compares anonymous resident memory (mapped files are not in it) with that of a server on the tiny checkpoint: what is
+left is the model's, to be held against its weights' bytes and the K/V cache in use. Then, on the tiny checkpoint, memory before and
+after --tokens generated tokens.
+"""
+
+import argparse
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+
+import make_checkpoints
+from ddl_client import Client
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PROMPT = list(range(1, 33))
+
+
+class Server:
+    def __init__(self, build, folder, flags):
+        self.start = time.monotonic()
+        self.process = subprocess.Popen(
+            [build / "bin/ddl_server", f"--model={folder}", "--grpc_address=127.0.0.1:0", "--metrics_address=127.0.0.1:0", *flags],
+            stderr=subprocess.PIPE, text=True)
+        self.log = ""
+        for line in self.process.stderr:
+            self.log += line
+            if listening := re.search(r"\bgrpc_address=(\S+)", line):
+                address = listening.group(1)
+            if " ready " in line:
+                break
+        else:
+            sys.exit(f"the server did not start:\n{self.log}")
+        self.client = Client(address, timeout=600)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+        self.process.terminate()
+        self.process.communicate()
+
+    def first_token(self):
+        """Seconds since the start, once it has arrived."""
+        next(iter(self.client.stream(PROMPT, max_tokens=1, temperature=0)))
+        return time.monotonic() - self.start
+
+    def anonymous_bytes(self):
+        rollup = pathlib.Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
+        return int(re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE).group(1)) * 1024
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=pathlib.Path, default=ROOT / "build/bench/checkpoints",
+                        help="made if missing (default build/bench/checkpoints)")
+    parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--flags", action="append", default=[], help="of the server, in every start")
+    arguments = parser.parse_args()
+    arguments.checkpoints.mkdir(parents=True, exist_ok=True)
+    small, tiny = (make_checkpoints.make(arguments.checkpoints, size, "ccec") for size in ("small", "tiny"))
+
+    seconds, own = [], []
+    for number in range(arguments.rounds):
+        print(f"start {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
+        with Server(arguments.build, small, arguments.flags) as server:
+            seconds.append(server.first_token())
+            parameters = server.client.model_info().parameter_count
+            loaded = server.anonymous_bytes()
+        with Server(arguments.build, tiny, arguments.flags) as server:
+            server.first_token()
+            own.append(loaded - server.anonymous_bytes())
+    print(f"from exec to the first token: {statistics.median(seconds):.2f} s ({min(seconds):.2f}..{max(seconds):.2f})")
+    mebibytes = statistics.median(own) / 2**20
+    print(f"anonymous memory of the model: {mebibytes:.0f} MiB for {parameters:,} parameters, "
+          f"{statistics.median(own) / parameters:.3f} bytes each")
+
+    with Server(arguments.build, tiny, arguments.flags) as server:
+        info = server.client.model_info()
+        tokens = min(900, info.max_context_length - 2)
+        streams, n = 16, 4
+        resident, generated = [], 0
+        while generated < arguments.tokens:
+            stubs = [server.client.stream([i + 1, generated % 97 + 1], max_tokens=tokens, n=n, ignore_eos=True,
+                                          temperature=1, stream_interval=100) for i in range(streams)]
+            for stub in stubs:
+                generated += sum(len(delta.tokens) for delta in stub)
+            resident.append(server.anonymous_bytes())
+            print(f"{generated:,} of {arguments.tokens:,} tokens, {resident[-1] / 2**20:.1f} MiB", end="\r", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+        print(f"anonymous memory of the tiny model's server while {generated:,} tokens were generated: "
+              f"{resident[0] / 2**20:.1f} MiB after the first {streams * n * tokens:,}, "
+              f"{resident[len(resident) // 2] / 2**20:.1f} half-way, {resident[-1] / 2**20:.1f} at the end")
+
+
+if __name__ == "__main__":
+    main()
