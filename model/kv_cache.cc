@@ -2,19 +2,14 @@
 
 #include <ATen/ops/empty.h>
 
-#include "model/huge_pages.h"
-
 namespace ddl {
 
 KvCache::KvCache(const Shape& shape, const at::TensorOptions& options) : shape_(shape) {
-  const auto empty = [&](at::IntArrayRef sizes) {
-    return options.device().is_cpu()
-               ? EmptyOnHugePages(sizes, c10::typeMetaToScalarType(options.dtype()))
-               : at::empty(sizes, options);
-  };
+  // Not on huge pages: of all these tensors, in one and the same step, a new one of 2 MiB would
+  // have to be found and cleared, and a stream would see that.
   for (int64_t layer = 0; layer < shape.layers; ++layer) {
-    k_.push_back(empty({shape.blocks, shape.heads, shape.head_dim, shape.block_size}));
-    v_.push_back(empty({shape.blocks, shape.heads, shape.block_size, shape.head_dim}));
+    k_.push_back(at::empty({shape.blocks, shape.heads, shape.head_dim, shape.block_size}, options));
+    v_.push_back(at::empty({shape.blocks, shape.heads, shape.block_size, shape.head_dim}, options));
   }
 }
 
