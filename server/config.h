@@ -49,7 +49,7 @@ struct ServerConfig {
   double gpu_memory_fraction = 0.9;
   std::optional<RunnerDType> dtype;  // unset: as stored in the checkpoint
   Quantization quantization = Quantization::kNone;
-  int num_threads = 0;               // 0: by the model's size
+  int num_threads = 0;  // 0: by the model's size
   bool obey_dv_shortconv_causal = false;
 
   int32_t max_context_length = 0;  // tokens; 0: block_size of the checkpoint

@@ -24,8 +24,7 @@ void PagedAttentionBody(const Executor& executor, const Batch& batch,
                         const PagedAttentionArgs& args);
 void SwiGluBody(const Executor& executor, int64_t tokens, const SwiGluArgs& args);
 void ProductBody(const Executor& executor, int64_t rows, const ProductArgs& args);
-void QuantizedProductBody(const Executor& executor, int64_t rows,
-                          const QuantizedProductArgs& args);
+void QuantizedProductBody(const Executor& executor, int64_t rows, const QuantizedProductArgs& args);
 float SoftmaxWeightsBody(const float* logits, int64_t n, float max, float inverse_temperature,
                          float* weights);
 
