@@ -16,19 +16,18 @@ that says so:
 """
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
 import pathlib
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 
 import make_checkpoints
+import our_server
 import plots
 
 BENCH = pathlib.Path(__file__).resolve().parent
@@ -134,11 +133,12 @@ class OurServer:
 
     def __init__(self, build, folder, variant):
         self.name = f"ddl_server {variant}"
-        self._bin = build / "bin"
+        self._build = build
         self._folder = folder
 
     def measure(self, batches, new, seed):
-        with self._running() as address:
+        with our_server.running(self._build, self._folder, f"--max_context_length={CONTEXT}",
+                                f"--threads={len(os.sched_getaffinity(0))}") as (_, address):
             decode = {batch: self._decode(address, batch, new, seed) for batch in batches}
             row = self._bench(address, seed + 1, "--concurrency=1", "--requests=3", f"--prompt_tokens={PREFILL}",
                               "--output_tokens=2")
@@ -154,32 +154,12 @@ class OurServer:
 
     def _bench(self, address, seed, *flags):
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
-            output_of(self._bin / "ddl_bench", f"--address={address}", f"--seed={seed}", f"--json={file.name}",
+            output_of(self._build / "bin/ddl_bench", f"--address={address}", f"--seed={seed}", f"--json={file.name}",
                       "--warmup_requests=1", "--noprogress", *flags)
             [row] = json.load(file)["rows"]
         if row["failed"]:
             sys.exit(f"{self.name}: {row['failed']} requests failed: {row['failures_by_code']}")
         return row
-
-    @contextlib.contextmanager
-    def _running(self):
-        command = [self._bin / "ddl_server", f"--model={self._folder}", "--grpc_address=127.0.0.1:0",
-                   "--metrics_address=127.0.0.1:0", f"--max_context_length={CONTEXT}", f"--threads={len(os.sched_getaffinity(0))}"]
-        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-        try:
-            log, address = "", None
-            for line in process.stderr:
-                log += line
-                if listening := re.search(r"\bgrpc_address=(\S+)", line):
-                    address = listening.group(1)
-                if " ready " in line:
-                    break
-            else:
-                sys.exit(f"{self.name} did not start:\n{log}")
-            yield address
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.communicate()
 
 
 def find_peers(folder, size):

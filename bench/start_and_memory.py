@@ -13,11 +13,11 @@ import argparse
 import pathlib
 import re
 import statistics
-import subprocess
 import sys
 import time
 
 import make_checkpoints
+import our_server
 from ddl_client import Client
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -26,28 +26,17 @@ PROMPT = list(range(1, 33))
 
 class Server:
     def __init__(self, build, folder, flags):
-        self.start = time.monotonic()
-        self.process = subprocess.Popen(
-            [build / "bin/ddl_server", f"--model={folder}", "--grpc_address=127.0.0.1:0", "--metrics_address=127.0.0.1:0", *flags],
-            stderr=subprocess.PIPE, text=True)
-        self.log = ""
-        for line in self.process.stderr:
-            self.log += line
-            if listening := re.search(r"\bgrpc_address=(\S+)", line):
-                address = listening.group(1)
-            if " ready " in line:
-                break
-        else:
-            sys.exit(f"the server did not start:\n{self.log}")
-        self.client = Client(address, timeout=600)
+        self._running = our_server.running(build, folder, *flags)
 
     def __enter__(self):
+        self.start = time.monotonic()
+        self.process, address = self._running.__enter__()
+        self.client = Client(address, timeout=600)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *error):
         self.client.close()
-        self.process.terminate()
-        self.process.communicate()
+        return self._running.__exit__(*error)
 
     def first_token(self):
         """Seconds since the start, once it has arrived."""
