@@ -1,6 +1,7 @@
-// Times the kernels between the matrix products, on one thread, and says which share of the speed
-// of a plain copy of the same number of bytes they reach: they do little arithmetic, so that share
-// is what there is to win. --benchmark_filter=REGEX picks some; --help lists the rest.
+// Times the kernels on one thread. Those between the matrix products do little arithmetic: with
+// them stands the share that they reach of the speed of a plain copy of as many bytes, which is
+// what there is to win. Products tell their operations per second, 2 n k of each row.
+// --benchmark_filter=REGEX picks some; --help lists the rest.
 
 #include <benchmark/benchmark.h>
 #include <time.h>
@@ -288,6 +289,42 @@ void Register(const std::string& name, Body body) {
   benchmark::RegisterBenchmark(name.c_str(), body);
 }
 
+void CountOperations(benchmark::State& state, int64_t rows, int64_t n, int64_t k) {
+  const double operations = 2.0 * static_cast<double>(rows * n * k);
+  state.counters["operations_per_second"] = benchmark::Counter(
+      operations, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::kIs1000);
+}
+
+void RunProduct(benchmark::State& state, int64_t rows, int64_t n, int64_t k) {
+  Tensor weight(Type::kBFloat16, n * k), packed(Type::kBFloat16, PackedWeightSize(n, k));
+  Tensor x(Type::kBFloat16, rows * k), y(Type::kBFloat16, rows * n);
+  PackWeight(weight.data(), n, k, packed.data());
+  ProductArgs args;
+  args.n = n;
+  args.k = k;
+  args.weight = packed.data();
+  args.x = x.data();
+  args.y = y.data();
+  Measure(state, 2 * (n * k + rows * (n + k)), [&] { Product({}, rows, args); });
+  CountOperations(state, rows, n, k);
+}
+
+void RunQuantizedProduct(benchmark::State& state, int64_t rows, int64_t n, int64_t k) {
+  Tensor weight(Type::kBFloat16, n * k), x(Type::kBFloat16, rows * k), y(Type::kBFloat16, rows * n);
+  std::vector<int8_t> packed(QuantizedWeightSize(n, k));
+  std::vector<float> scales(n);
+  std::vector<int32_t> sums(n);
+  QuantizeWeight(weight.data(), n, k, packed.data(), scales.data(), sums.data());
+  QuantizedProductArgs args;
+  args.n = n;
+  args.k = k;
+  args.weight = {packed.data(), scales.data(), sums.data()};
+  args.x = x.data();
+  args.y = y.data();
+  Measure(state, n * k + 2 * rows * (n + k), [&] { QuantizedProduct({}, rows, args); });
+  CountOperations(state, rows, n, k);
+}
+
 std::string Slash(const std::vector<std::string>& parts) {
   std::string name;
   for (const std::string& part : parts) {
@@ -357,6 +394,14 @@ void RegisterAll() {
             Slash({"ExpandInput", TypeName(type), N("d", 768), N("dv", dv), N("tokens", tokens)}),
             [=](benchmark::State& state) { RunExpandInput(state, type, tokens, 768, dv); });
       }
+    }
+  }
+  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{4096, 768}, {768, 2048}}) {
+    for (const int64_t rows : {1, 2, 4, 8, 16, 32, 512}) {
+      Register(Slash({"Product", N("n", n), N("k", k), N("rows", rows)}),
+               [=](benchmark::State& state) { RunProduct(state, rows, n, k); });
+      Register(Slash({"QuantizedProduct", N("n", n), N("k", k), N("rows", rows)}),
+               [=](benchmark::State& state) { RunQuantizedProduct(state, rows, n, k); });
     }
   }
   Register(Slash({"SoftmaxWeights", N("n", 50304)}),

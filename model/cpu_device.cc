@@ -1,14 +1,29 @@
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+#include <atomic>
+
 #include "model/check.h"
 #include "model/device.h"
 
 namespace ddl {
 namespace {
 
+// Several parts for each thread, which take them in turn: the rows of a chunk of a prompt differ in
+// work, and a thread that had to let another program run leaves its parts to the others.
 void ParallelForOnTorchThreads(int64_t n, int64_t grain, kernels::Executor::Body body,
                                void* context) {
-  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+  constexpr int64_t kPartsOfThread = 8;
+  const int64_t threads = at::get_num_threads();
+  const int64_t even = (n + threads * kPartsOfThread - 1) / (threads * kPartsOfThread);
+  const int64_t size = std::max(grain, even);
+  const int64_t parts = (n + size - 1) / size;
+  std::atomic<int64_t> next = 0;
+  at::parallel_for(0, std::min(threads, parts), 1, [&](int64_t /*begin*/, int64_t /*end*/) {
+    for (int64_t part = next++; part < parts; part = next++) {
+      body(context, part * size, std::min(n, (part + 1) * size));
+    }
+  });
 }
 
 class CpuDevice final : public Device {

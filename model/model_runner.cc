@@ -7,7 +7,6 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <cstring>
 #include <exception>
 #include <limits>
 #include <optional>
@@ -29,13 +28,7 @@ absl::Status TensorLibraryError(absl::string_view doing, const std::exception& e
 }
 
 bool AllFinite(absl::Span<const float> values) {
-  bool finite = true;
-  for (const float value : values) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    finite &= (bits & 0x7f800000u) != 0x7f800000u;
-  }
-  return finite;
+  return kernels::FindLargest(values.data(), static_cast<int64_t>(values.size())).all_finite;
 }
 
 // The packed form of a step's chunks: what kernels::Batch points into.

@@ -30,15 +30,7 @@ Scratch& ThreadScratch() {
 }
 
 float Largest(absl::Span<const float> values) {
-  constexpr size_t kLanes = 16;  // independent, so that the loop vectorises
-  float lanes[kLanes];
-  std::fill(lanes, lanes + kLanes, -kInfinity);
-  size_t i = 0;
-  for (; i + kLanes <= values.size(); i += kLanes) {
-    for (size_t l = 0; l < kLanes; ++l) lanes[l] = std::max(lanes[l], values[i + l]);
-  }
-  for (; i < values.size(); ++i) lanes[0] = std::max(lanes[0], values[i]);
-  return *std::max_element(lanes, lanes + kLanes);
+  return kernels::FindLargest(values.data(), static_cast<int64_t>(values.size())).value;
 }
 
 // The `count` ids whose values are largest, largest first, ties to the lower id.

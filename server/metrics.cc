@@ -241,6 +241,7 @@ class Metrics::ModelMetrics final : public EngineObserver {
     Find(step_tokens_, phase).Observe(step.prefill_tokens + step.decode_tokens);
     Find(step_batch_size_, phase).Observe(step.sequences);
     scheduler_duration_.Observe(Seconds(step.scheduler_duration));
+    model_duration_.Observe(Seconds(step.model_duration));
     last_step_.SetToCurrentTime();
   }
 
@@ -437,6 +438,9 @@ class Metrics::ModelMetrics final : public EngineObserver {
       "ddl_step_batch_size", "Sequences that a step computed.", batch_, "phase", kPhases);
   Histogram& scheduler_duration_ = NewHistogram(
       "ddl_scheduler_duration_seconds", "Time to decide what a step computes.", ShortSeconds());
+  Histogram& model_duration_ = NewHistogram(
+      "ddl_model_duration_seconds",
+      "Time of a step in the model: its forward pass and the drawing of tokens.", ShortSeconds());
   Gauge& kv_usage_ = NewGauge("ddl_kv_cache_usage_ratio", "Part of the K/V blocks in use, 0 to 1.");
   Series<Gauge, 3> kv_blocks_ =
       NewGauges<3>("ddl_kv_blocks",

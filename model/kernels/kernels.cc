@@ -101,6 +101,10 @@ void QuantizedProduct(const Executor& executor, int64_t rows, const QuantizedPro
   BestCpuKernels().quantized_product(executor, rows, args);
 }
 
+Largest FindLargest(const float* values, int64_t n) {
+  return BestCpuKernels().find_largest(values, n);
+}
+
 float SoftmaxWeights(const float* logits, int64_t n, float max, float inverse_temperature,
                      float* weights) {
   return BestCpuKernels().softmax_weights(logits, n, max, inverse_temperature, weights);

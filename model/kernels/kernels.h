@@ -266,10 +266,17 @@ struct QuantizedProductArgs {
 };
 void QuantizedProduct(const Executor& executor, int64_t rows, const QuantizedProductArgs& args);
 
-// ---- Sampling
+// ---- Sampling, on the calling thread
+
+// Of n values. `value` is undefined with a NaN among them; infinities are compared as numbers.
+struct Largest {
+  float value = 0.0f;
+  bool all_finite = true;  // no NaN, no infinity
+};
+Largest FindLargest(const float* values, int64_t n);
 
 // weights[i] = exp((logits[i] - max) * inverse_temperature) for i in [0, n), all finite; returns
-// their sum. `max` is the largest logit. Runs on the calling thread.
+// their sum. `max` is the largest logit.
 float SoftmaxWeights(const float* logits, int64_t n, float max, float inverse_temperature,
                      float* weights);
 

@@ -17,6 +17,7 @@ struct CpuKernels {
   decltype(&SwiGlu) swiglu;
   decltype(&Product) product;
   decltype(&QuantizedProduct) quantized_product;
+  decltype(&FindLargest) find_largest;
   decltype(&SoftmaxWeights) softmax_weights;
 };
 

@@ -98,10 +98,15 @@ bool Engine::StepFrom(absl::Time begin) {
   const absl::Time scheduled = now_();
   MarkStarted(plan, scheduled);
 
-  auto outputs = runner_->Forward(ToChunks(plan));
+  const std::vector<SequenceChunk> chunks = ToChunks(plan);
+  const absl::Time computing = now_();
+  auto outputs = runner_->Forward(chunks);
+  const absl::Time computed = now_();
 
   Postprocess(plan, std::move(outputs));
-  ReportStep(plan, scheduled - scheduling, now_() - begin);
+  ReportStep(plan, {.whole = now_() - begin,
+                    .scheduling = scheduled - scheduling,
+                    .model = computed - computing});
   DeliverEnds();
   return true;
 }
@@ -256,16 +261,17 @@ void Engine::Postprocess(const StepPlan& plan, absl::StatusOr<std::vector<ChunkO
 }
 
 // Before DeliverEnds, so that a client that has its answer finds it counted.
-void Engine::ReportStep(const StepPlan& plan, absl::Duration scheduling, absl::Duration whole) {
-  step_times_.Record(plan.decode_tokens, plan.prefill_tokens, whole);
+void Engine::ReportStep(const StepPlan& plan, const StepDurations& durations) {
+  step_times_.Record(plan.decode_tokens, plan.prefill_tokens, durations.whole);
   observer_->OnStep({.prefill_tokens = plan.prefill_tokens,
                      .decode_tokens = plan.decode_tokens,
                      .sequences = static_cast<int32_t>(plan.chunks.size()),
-                     .duration = NotNegative(whole),
-                     .scheduler_duration = NotNegative(scheduling)});
+                     .duration = NotNegative(durations.whole),
+                     .scheduler_duration = NotNegative(durations.scheduling),
+                     .model_duration = NotNegative(durations.model)});
   MutexLock lock(mu_);
   if (started_in_step_ > 0 || load_.waiting() > 0) {
-    starts_.Record(started_in_step_, NotNegative(whole));
+    starts_.Record(started_in_step_, NotNegative(durations.whole));
   }
   started_in_step_ = 0;
   UpdateLoad();

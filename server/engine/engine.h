@@ -146,7 +146,10 @@ class Engine {
   void MarkStarted(const StepPlan& plan, absl::Time now);
   std::vector<SequenceChunk> ToChunks(const StepPlan& plan);
   void Postprocess(const StepPlan& plan, absl::StatusOr<std::vector<ChunkOutput>> outputs);
-  void ReportStep(const StepPlan& plan, absl::Duration scheduling, absl::Duration whole);
+  struct StepDurations {
+    absl::Duration whole, scheduling, model;
+  };
+  void ReportStep(const StepPlan& plan, const StepDurations& durations);
   // Tells observer and sinks of the requests that End took out. False when there were none.
   bool DeliverEnds();
 

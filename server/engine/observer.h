@@ -23,6 +23,7 @@ struct StepStats {
   int32_t sequences = 0;
   absl::Duration duration;            // the whole step
   absl::Duration scheduler_duration;  // of it, deciding what to run
+  absl::Duration model_duration;      // of it, the forward pass and the drawing of tokens
 };
 
 // The engine's state after a step or a change of its queues.

@@ -199,6 +199,8 @@ def test_steps(mixed_traffic):
     steps = scrape.value("ddl_step_duration_seconds_count")
     assert scrape.value("ddl_step_batch_size_count") == steps
     assert scrape.value("ddl_scheduler_duration_seconds_count") == steps
+    assert scrape.value("ddl_model_duration_seconds_count") == steps
+    assert 0 < scrape.value("ddl_model_duration_seconds_sum") < scrape.value("ddl_step_duration_seconds_sum")
     assert scrape.value("ddl_engine_last_step_timestamp_seconds") > 1.6e9
 
 

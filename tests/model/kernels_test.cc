@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <iterator>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -902,14 +903,17 @@ TEST_P(KernelsTest, Product) {
   struct Shape {
     int64_t n, k;
   };
-  constexpr Shape kShapes[] = {{1, 1},  {1, 2},   {31, 3},  {32, 32}, {33, 31},
-                               {64, 2}, {65, 66}, {100, 7}, {96, 257}};
+  // Of the last so few rows fit into a core's cache that it takes several turns.
+  constexpr Shape kShapes[] = {{1, 1},  {1, 2},   {31, 3},  {32, 32},  {33, 31},
+                               {64, 2}, {65, 66}, {100, 7}, {96, 257}, {33, 12345}};
   // Around the rows that a tile may have, and twice as many.
-  constexpr int64_t kRows[] = {1, 2, 3, 4, 5, 7, 11, 12, 13, 23, 24, 25, 40};
+  constexpr int64_t kRows[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 40};
   constexpr int64_t kMost = 40;
   for (const Shape& shape : kShapes) {
     const auto [n, k] = shape;
-    const std::vector<float> w = random_.Values(n * k, 0.5f, Type::kBFloat16);
+    // Sums of any length stay about as large, and so does the rounding of their terms.
+    const float scale = std::min(0.5f, 5.0f / std::sqrt(static_cast<float>(k)));
+    const std::vector<float> w = random_.Values(n * k, scale, Type::kBFloat16);
     const std::vector<float> x = random_.Values(kMost * k, 1.0f, Type::kBFloat16);
     Buffer weight(Type::kBFloat16, w), packed(Type::kBFloat16, PackedWeightSize(n, k));
     PackWeight(weight.data(), n, k, packed.data());
@@ -949,8 +953,9 @@ TEST_P(KernelsTest, QuantizedProduct) {
   struct Shape {
     int64_t n, k;
   };
-  constexpr Shape kShapes[] = {{1, 1}, {1, 4}, {31, 3}, {32, 32}, {33, 31}, {65, 66}, {96, 257}};
-  constexpr int64_t kRows[] = {1, 2, 3, 7, 11, 12, 13, 25, 30};
+  constexpr Shape kShapes[] = {{1, 1},   {1, 4},   {31, 3},   {32, 32},
+                               {33, 31}, {65, 66}, {96, 257}, {33, 30001}};
+  constexpr int64_t kRows[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 25, 30};
   constexpr int64_t kMost = 30;
   for (const Shape& shape : kShapes) {
     const auto [n, k] = shape;
@@ -1004,6 +1009,62 @@ TEST_P(KernelsTest, QuantizedProduct) {
       ExpectClose(
           out.Floats(), std::vector<double>(want.begin() + first * n, want.end()), type(),
           std::to_string(n) + " x " + std::to_string(k) + ", " + std::to_string(rows) + " rows");
+    }
+  }
+}
+
+// No integer stands for a NaN or an infinity: the whole row says so, and no other.
+TEST_P(KernelsTest, QuantizedProductOfWhatIsNotFinite) {
+  constexpr int64_t kN = 40, kRows = 3;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const int64_t k : {5, 64, 70}) {
+    for (const float special : {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity}) {
+      for (const int64_t at : {int64_t{0}, k - 1}) {
+        std::vector<float> x = random_.Values(kRows * k, 1.0f, Type::kBFloat16);
+        x[k + at] = special;
+        Buffer weight(Type::kBFloat16, random_.Values(kN * k, 0.5f, Type::kBFloat16));
+        std::vector<int8_t> packed(QuantizedWeightSize(kN, k));
+        std::vector<float> scales(2 * kProductPanel);
+        std::vector<int32_t> sums(2 * kProductPanel);
+        QuantizeWeight(weight.data(), kN, k, packed.data(), scales.data(), sums.data());
+        Buffer in(Type::kBFloat16, x), out(type(), kRows * kN);
+        QuantizedProductArgs args;
+        args.n = kN;
+        args.k = k;
+        args.weight = {packed.data(), scales.data(), sums.data()};
+        args.x = in.data();
+        args.y_type = type();
+        args.y = out.data();
+        kernels().quantized_product(executor_, kRows, args);
+        const std::vector<float> found = out.Floats();
+        for (int64_t i = 0; i < kRows * kN; ++i) {
+          EXPECT_EQ(std::isfinite(found[i]), i / kN != 1) << k << " " << special << " " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelsTest, FindLargest) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  for (const int64_t n : {1, 15, 16, 17, 63, 64, 65, 128, 1000}) {
+    for (const int64_t at : {int64_t{0}, n / 2, n - 1}) {  // where something special is
+      const std::string where = std::to_string(at) + " of " + std::to_string(n);
+      std::vector<float> values = random_.Values(n, 10.0f);
+      for (float& value : values) value = -std::abs(value) - 1.0f;
+      values[at] = -0.5f;
+      Largest largest = kernels().find_largest(values.data(), n);
+      EXPECT_EQ(largest.value, -0.5f) << where;
+      EXPECT_TRUE(largest.all_finite) << where;
+      for (const float special : {-kInfinity, kInfinity, kNaN, -kNaN}) {
+        values[at] = special;
+        largest = kernels().find_largest(values.data(), n);
+        EXPECT_FALSE(largest.all_finite) << where << ", " << special;
+        if (std::isnan(special)) continue;
+        EXPECT_EQ(largest.value, *std::max_element(values.begin(), values.end()))
+            << where << ", " << special;
+      }
     }
   }
 }

@@ -808,6 +808,7 @@ TEST(ServerTest, HasEveryMetric) {
       {"ddl_step_tokens", "histogram", phases},
       {"ddl_step_batch_size", "histogram", phases},
       {"ddl_scheduler_duration_seconds", "histogram", {""}},
+      {"ddl_model_duration_seconds", "histogram", {""}},
       {"ddl_kv_cache_usage_ratio", "gauge", {""}},
       {"ddl_kv_blocks", "gauge", {"state=\"free\"", "state=\"used\"", "state=\"cached\""}},
       {"ddl_prefix_cache_query_tokens_total", "counter", {""}},

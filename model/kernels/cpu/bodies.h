@@ -25,6 +25,7 @@ void PagedAttentionBody(const Executor& executor, const Batch& batch,
 void SwiGluBody(const Executor& executor, int64_t tokens, const SwiGluArgs& args);
 void ProductBody(const Executor& executor, int64_t rows, const ProductArgs& args);
 void QuantizedProductBody(const Executor& executor, int64_t rows, const QuantizedProductArgs& args);
+Largest FindLargestBody(const float* values, int64_t n);
 float SoftmaxWeightsBody(const float* logits, int64_t n, float max, float inverse_temperature,
                          float* weights);
 

@@ -18,6 +18,13 @@ constexpr int64_t kMaxTileRows = kSums == 16 ? 8 : 4;
 
 constexpr int AtMost(int value, int limit) { return value < limit ? value : limit; }
 
+// With a row or two to serve, it is memory that takes the time, and a block is too small for the
+// processor to see where the next is: what comes next is asked for meanwhile. Into the second-level
+// cache, which can wait for more lines at a time than the first.
+constexpr bool Prefetches(int rows) { return rows <= 2; }
+DDL_INLINE void Prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
+constexpr int64_t kLine = 64;  // bytes
+
 template <int kCount>
 struct Constant {
   static constexpr int kValue = kCount;
@@ -83,10 +90,6 @@ void ScoreGroups(const typename Products<T>::Operand* query, const Past<T>& past
                  int64_t groups, int64_t head_dim, float scale, float* scores,
                  int64_t score_stride) {
   using P = Products<T>;
-  // With a row or two to serve, it is memory that takes the time, and a block is too small for the
-  // processor to see where the next is: the keys of the groups after these, and these groups'
-  // values, are asked for meanwhile.
-  constexpr bool kPrefetches = kRows <= 2;
   const T* keys[kGroups];
   const char* next_keys[kGroups];
   const char* values[kGroups];
@@ -94,7 +97,7 @@ void ScoreGroups(const typename Products<T>::Operand* query, const Past<T>& past
   const auto clamped = [&](int64_t g) { return g < groups ? g : groups - 1; };
   DDL_UNROLL for (int g = 0; g < kGroups; ++g) {
     keys[g] = past.key_groups[clamped(group + g)];
-    if constexpr (kPrefetches) {
+    if constexpr (Prefetches(kRows)) {
       next_keys[g] = reinterpret_cast<const char*>(past.key_groups[clamped(group + kGroups + g)]);
       values[g] = reinterpret_cast<const char*>(past.value_rows[clamped(group + g) * kLanes]);
     }
@@ -105,10 +108,9 @@ void ScoreGroups(const typename Products<T>::Operand* query, const Past<T>& past
     DDL_UNROLL for (int g = 0; g < kGroups; ++g) {
       const T* first = keys[g] + n * past.key_stride;
       key[g] = P::Interleave(first, whole ? first + past.key_stride : past.zeros);
-      if constexpr (kPrefetches) {
-        constexpr int64_t kLine = 64;  // bytes; as many of a group's keys in a step
-        __builtin_prefetch(next_keys[g] + n / P::kStep * kLine);
-        __builtin_prefetch(values[g] + n / P::kStep * kLine);
+      if constexpr (Prefetches(kRows)) {  // the keys of the groups after these, and these's values
+        Prefetch(next_keys[g] + n / P::kStep * kLine);
+        Prefetch(values[g] + n / P::kStep * kLine);
       }
     }
     DDL_UNROLL for (int r = 0; r < kRows; ++r) {

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kVectors = static_cast<int>(kProductPanel / kLanes);
 // Rows of a tile at most: their sums stay in registers, kVectors * kParts for each.
-constexpr int kMaxRows = kParts == 1 ? 12 : (kParts == 2 ? 2 : 1);
+constexpr int kMaxRows = kParts == 1 ? 8 : (kParts == 2 ? 2 : 1);
 
 struct Words {
   PartWords part[kParts];
@@ -85,17 +85,37 @@ struct Rows {
   int64_t stride = 0;  // bytes
   int64_t words = 0;
   bool half = false;
+};
 
-  DDL_INLINE uint32_t Word(int64_t row, int64_t i) const {
-    uint32_t word;
-    memcpy(&word, data + row * stride + i * 4, sizeof(word));
+// One place in each row of a tile. A pointer for each would take more registers than there are, and
+// the compiler would then keep sums in memory: two pointers, and multiples of the stride.
+class Column {
+ public:
+  DDL_INLINE Column(const Rows& x, int64_t first)
+      : low_(x.data + first * x.stride),
+        high_(low_ + 6 * x.stride),
+        stride_(x.stride),
+        three_(3 * x.stride),
+        five_(5 * x.stride) {
+    // As numbers of their own, not to be made from one another again.
+    asm("" : "+r"(low_), "+r"(high_), "+r"(stride_), "+r"(three_), "+r"(five_));
+  }
+  DDL_INLINE void Advance() {
+    low_ += sizeof(uint32_t);
+    high_ += sizeof(uint32_t);
+  }
+  template <typename Word>
+  DDL_INLINE uint32_t Of(int row) const {
+    Word word;
+    memcpy(&word, row < 6 ? low_ + Times(row) : high_ + Times(row - 6), sizeof(word));
     return word;
   }
-  DDL_INLINE uint32_t HalfWord(int64_t row) const {
-    uint16_t half_word;
-    memcpy(&half_word, data + row * stride + words * 4, sizeof(half_word));
-    return half_word;
-  }
+
+ private:
+  DDL_INLINE int64_t Times(int n) const { return n == 5 ? five_ : (n == 3 ? three_ : n * stride_); }
+  const unsigned char* low_;
+  const unsigned char* high_;
+  int64_t stride_, three_, five_;
 };
 
 // kRows rows of x from `first` by one panel; result(row, j, sums) takes the sums of sixteen
@@ -103,9 +123,9 @@ struct Rows {
 template <typename W, int kRows, typename Result>
 __attribute__((noinline)) void Tile(const Rows& x, int64_t first, const uint32_t* panel,
                                     const Result& result) {
-  // The processor's own prefetching stops at every page, and is too late for one row.
+  // The processor's own prefetching stops at every page, and is too late for few rows.
   constexpr bool kPrefetches = kRows <= 4;
-  constexpr int64_t kAhead = 1024 / sizeof(uint32_t);
+  constexpr int64_t kAhead = 2048 / sizeof(uint32_t);
   typename W::Sums sums[kRows][kVectors];
   DDL_UNROLL for (int r = 0; r < kRows; ++r) {
     DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = W::Zero();
@@ -114,24 +134,22 @@ __attribute__((noinline)) void Tile(const Rows& x, int64_t first, const uint32_t
     Words w[kVectors];
     DDL_UNROLL for (int j = 0; j < kVectors; ++j) {
       w[j] = LoadWords(weights + j * kLanes);
-      if constexpr (kPrefetches) __builtin_prefetch(weights + j * kLanes + kAhead);
+      if constexpr (kPrefetches) __builtin_prefetch(weights + j * kLanes + kAhead, 0, 2);
     }
     DDL_UNROLL for (int r = 0; r < kRows; ++r) {
       const uint32_t f = factors(r);
       DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = W::Add(sums[r][j], w[j], f);
     }
   };
-  for (int64_t i = 0; i < x.words; ++i) {
+  Column column(x, first);
+  for (const uint32_t* const end = panel + x.words * kProductPanel; panel < end;
+       panel += kProductPanel, column.Advance()) {
     step(
-        panel + i * kProductPanel, [&](int r) __attribute__((always_inline)) {
-          return x.Word(first + r, i);
-        });
+        panel, [&](int r) __attribute__((always_inline)) { return column.Of<uint32_t>(r); });
   }
   if (x.half) {
     step(
-        panel + x.words * kProductPanel, [&](int r) __attribute__((always_inline)) {
-          return x.HalfWord(first + r);
-        });
+        panel, [&](int r) __attribute__((always_inline)) { return column.Of<uint16_t>(r); });
   }
   DDL_UNROLL for (int r = 0; r < kRows; ++r) {
     DDL_UNROLL for (int j = 0; j < kVectors; ++j) result(first + r, j, sums[r][j]);
@@ -139,8 +157,7 @@ __attribute__((noinline)) void Tile(const Rows& x, int64_t first, const uint32_t
 }
 
 template <typename W, int kRows, typename Result>
-void TileOf(int64_t rows, const Rows& x, int64_t first, const uint32_t* panel,
-            const Result& result) {
+void TileOf(int64_t rows, const Rows& x, int64_t first, const uint32_t* panel, const Result& result) {
   if (rows == kRows) return Tile<W, kRows>(x, first, panel, result);
   if constexpr (kRows > 1) TileOf<W, kRows - 1>(rows, x, first, panel, result);
 }
@@ -152,22 +169,35 @@ void Multiply(const Executor& executor, int64_t rows, const Rows& x, const void*
   const int64_t panels = (n + kProductPanel - 1) / kProductPanel;
   const int64_t words = x.words + (x.half ? 1 : 0);
   const int64_t panel_words = words * kProductPanel;
+  // Rows that stay in a core's own cache while the panels go by.
+  constexpr int64_t kCachedBytes = 384 * 1024;
+  const int64_t cached_rows = kCachedBytes / (words * 4) / kMaxRows * kMaxRows;
+  const int64_t rows_at_once = cached_rows > kMaxRows ? cached_rows : kMaxRows;
   ParallelFor(executor, panels, RowGrain(rows * words * 4), [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      const uint32_t* panel = static_cast<const uint32_t*>(weight) + p * panel_words;
-      const auto to_columns = [&](int64_t row, int j, const typename W::Sums& sums)
-          __attribute__((always_inline)) {
-        result(row, p * kProductPanel + j * kLanes, sums);
-      };
-      // Tiles of about the same size: a small last one would cost nearly as much as a large one.
-      for (int64_t row = 0; row < rows;) {
-        const int64_t left = rows - row, tiles = (left + kMaxRows - 1) / kMaxRows;
-        const int64_t size = (left + tiles - 1) / tiles;
-        TileOf<W, kMaxRows>(size, x, row, panel, to_columns);
-        row += size;
+    for (int64_t first = 0; first < rows; first += rows_at_once) {
+      const int64_t last = rows - first < rows_at_once ? rows : first + rows_at_once;
+      for (int64_t p = begin; p < end; ++p) {
+        const uint32_t* panel = static_cast<const uint32_t*>(weight) + p * panel_words;
+        const auto to_columns = [&](int64_t row, int j, const typename W::Sums& sums)
+            __attribute__((always_inline)) {
+          result(row, p * kProductPanel + j * kLanes, sums);
+        };
+        // Tiles of about the same size: a small last one would cost nearly as much as a large one.
+        for (int64_t row = first; row < last;) {
+          const int64_t left = last - row, tiles = (left + kMaxRows - 1) / kMaxRows;
+          const int64_t size = (left + tiles - 1) / tiles;
+          TileOf<W, kMaxRows>(size, x, row, panel, to_columns);
+          row += size;
+        }
       }
     }
   });
+}
+
+// On its own, lest the compiler keep all of a tile's sums where this can index them: in memory.
+template <typename Y>
+__attribute__((noinline)) void StoreLanes(const float* lanes, int64_t count, Y* to) {
+  for (int64_t i = 0; i < count; ++i) Store(to + i, lanes[i]);
 }
 
 // Sixteen values from `column` of a row [n], or those that it has.
@@ -176,7 +206,7 @@ DDL_INLINE void StoreColumns(const Floats& values, int64_t column, int64_t n, Y*
   if (column + kLanes <= n) return StoreVector(row + column, values);
   float lanes[kLanes];
   StoreVector(lanes, values);
-  for (int64_t i = column; i < n; ++i) Store(row + i, lanes[i - column]);
+  StoreLanes(lanes, n - column, row + column);
 }
 
 template <typename Y>
@@ -191,20 +221,52 @@ void ProductTyped(const Executor& executor, int64_t rows, const ProductArgs& arg
       });
 }
 
+// The largest magnitude in a row. NaN where the row has one: its bits are larger than any number's.
+float LargestMagnitude(const BFloat16* x, int64_t k) {
+  PartHalves largest = {};
+  int64_t i = 0;
+  for (; i + kPartLanes <= k; i += kPartLanes) {
+    PartHalves bits;
+    memcpy(&bits, x + i, sizeof(bits));
+    bits &= 0x7fff;
+    largest = bits > largest ? bits : largest;
+  }
+  BFloat16 result = {};
+  for (int lane = 0; lane < kPartLanes; ++lane) {
+    result.bits = largest[lane] > result.bits ? largest[lane] : result.bits;
+  }
+  for (; i < k; ++i) {
+    const uint16_t bits = x[i].bits & 0x7fff;
+    result.bits = bits > result.bits ? bits : result.bits;
+  }
+  return Load(&result);
+}
+
 // x = scale (q - 128), q in [1, 255].
 void QuantizeRow(const BFloat16* x, int64_t k, int64_t padded, unsigned char* q, float* scale) {
-  float largest = 0.0f;
-  for (int64_t i = 0; i < k; ++i) {
-    const float magnitude = fabsf(Load(x + i));
-    largest = magnitude > largest ? magnitude : largest;
-  }
+  const float largest = LargestMagnitude(x, k);
   *scale = largest / 127.0f;
   const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-  for (int64_t i = 0; i < k; ++i) {
-    // Rounds to the nearest, as the conversion truncates what is never negative.
-    q[i] = static_cast<unsigned char>(static_cast<int32_t>(Load(x + i) * inverse + 128.5f));
+  // To the nearest, as the conversion truncates what is never negative.
+  constexpr float kShift = 128.5f;
+  int64_t i = 0;
+  for (; i + kLanes <= k; i += kLanes) {
+    const Floats values = LoadVector(x + i);
+    DDL_UNROLL for (int part = 0; part < kParts; ++part) {
+      const PartInts shifted =
+          __builtin_convertvector(values.part[part] * inverse + kShift, PartInts);
+#if defined(__AVX512F__)
+      const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(shifted));
+#else
+      const PartBytes bytes = __builtin_convertvector(shifted, PartBytes);
+#endif
+      memcpy(q + i + part * kPartLanes, &bytes, sizeof(bytes));
+    }
   }
-  for (int64_t i = k; i < padded; ++i) q[i] = 128;
+  for (; i < k; ++i) {
+    q[i] = static_cast<unsigned char>(static_cast<int32_t>(Load(x + i) * inverse + kShift));
+  }
+  for (; i < padded; ++i) q[i] = 128;
 }
 
 template <typename Y>

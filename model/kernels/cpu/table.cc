@@ -14,6 +14,7 @@ const CpuKernels kCpuKernels = {DDL_STRINGIFY(DDL_KERNELS_NAMESPACE),
                                 SwiGluBody,
                                 ProductBody,
                                 QuantizedProductBody,
+                                FindLargestBody,
                                 SoftmaxWeightsBody};
 
 }  // namespace ddl::kernels::DDL_KERNELS_NAMESPACE

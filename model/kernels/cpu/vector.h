@@ -66,6 +66,7 @@ typedef float PartFloats __attribute__((vector_size(4 * kPartLanes)));
 typedef int32_t PartInts __attribute__((vector_size(4 * kPartLanes)));
 typedef uint32_t PartWords __attribute__((vector_size(4 * kPartLanes)));
 typedef uint16_t PartHalves __attribute__((vector_size(2 * kPartLanes)));
+typedef uint8_t PartBytes __attribute__((vector_size(kPartLanes)));
 
 struct Floats {
   PartFloats part[kParts];
