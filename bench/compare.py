@@ -138,7 +138,7 @@ class OurServer:
 
     def measure(self, batches, new, seed):
         with our_server.running(self._build, self._folder, f"--max_context_length={CONTEXT}",
-                                f"--threads={len(os.sched_getaffinity(0))}") as (_, address):
+                                f"--threads={len(os.sched_getaffinity(0))}") as (_, address, _):
             decode = {batch: self._decode(address, batch, new, seed) for batch in batches}
             row = self._bench(address, seed + 1, "--concurrency=1", "--requests=3", f"--prompt_tokens={PREFILL}",
                               "--output_tokens=2")

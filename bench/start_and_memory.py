@@ -30,7 +30,7 @@ class Server:
 
     def __enter__(self):
         self.start = time.monotonic()
-        self.process, address = self._running.__enter__()
+        self.process, address, _ = self._running.__enter__()
         self.client = Client(address, timeout=600)
         return self
 

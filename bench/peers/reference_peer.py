@@ -2,7 +2,7 @@
 """Times the official DDL code (eager PyTorch with its own K/V cache) on the CPU, with random weights in the paper's small size.
 
     git clone https://github.com/yifanzhang-pro/deep-delta-learning DIR
-    python3 -m venv V && V/bin/pip install torch==2.11.0 transformers==4.57.6        # it does not import under transformers 5
+    python3 -m venv V && V/bin/pip install torch==2.11.0 transformers==4.57.6 pydantic        # it does not import under transformers 5
     V/bin/python bench/peers/reference_peer.py --reference DIR [--model DDL-gpt-mha-rope-CC-EC] [--batches 1,8]
 
 Prints one JSON object: decode and prefill tokens per second of one round.

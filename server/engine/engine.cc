@@ -1,5 +1,7 @@
 #include "server/engine/engine.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -355,6 +357,8 @@ void Engine::Start() {
 }
 
 void Engine::Run() {
+  // For `top -H` and the like. LibTorch's threads, which the first step starts, inherit it.
+  pthread_setname_np(pthread_self(), "ddl-step");
   bool worked = false;
   while (WaitForWork(worked)) worked = Step();
 }
