@@ -20,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "bench/token_lengths.h"
 #include "model/checkpoint.h"
 #include "model/model_runner.h"
 #include "server/command_line.h"
@@ -28,10 +29,10 @@
 ABSL_FLAG(std::string, model, "", "Required. Folder of the checkpoint.");
 ABSL_FLAG(int32_t, streams, 64, "Requests under way at a time; the end of one starts the next.");
 ABSL_FLAG(int32_t, requests, 128, "Requests that are measured. As many streams go before them.");
-ABSL_FLAG(int32_t, prompt_tokens, 64, "Tokens of a prompt.");
-ABSL_FLAG(int32_t, output_tokens, 96, "Tokens of a completion.");
+ABSL_FLAG(std::string, prompt_tokens, "64", "Of a prompt: N, A..B (uniform) or @FILE.");
+ABSL_FLAG(std::string, output_tokens, "96", "Of a completion, likewise.");
 ABSL_FLAG(int32_t, threads, 0, "Threads that compute. 0: as many as the model's size is worth.");
-ABSL_FLAG(uint64_t, seed, 1, "Of the prompts' random tokens.");
+ABSL_FLAG(uint64_t, seed, 1, "Of the random tokens and lengths.");
 
 namespace ddl::bench {
 namespace {
@@ -91,7 +92,11 @@ class StepTimes final : public EngineObserver {
 // Requests with random prompts, so many at a time. The sinks count and submit, on the step thread.
 class Load {
  public:
-  Load(Engine* engine, TokenId vocab_size) : engine_(*engine), vocab_size_(vocab_size) {}
+  Load(Engine* engine, TokenId vocab_size, TokenLengths prompt_tokens, TokenLengths output_tokens)
+      : engine_(*engine),
+        vocab_size_(vocab_size),
+        prompt_tokens_(std::move(prompt_tokens)),
+        output_tokens_(std::move(output_tokens)) {}
 
   // Tokens drawn.
   absl::StatusOr<int64_t> Run(int32_t streams, int32_t requests) {
@@ -132,12 +137,12 @@ class Load {
     std::uniform_int_distribution<TokenId> token(0, vocab_size_ - 1);
     {
       const MutexLock lock(mu_);
-      for (int32_t i = absl::GetFlag(FLAGS_prompt_tokens); i > 0; --i) {
+      for (int32_t i = prompt_tokens_.Draw(random_); i > 0; --i) {
         params.prompt.push_back(token(random_));
       }
+      params.stopping.max_tokens = output_tokens_.Draw(random_);
     }
     params.sampling.temperature = 0.0f;
-    params.stopping.max_tokens = absl::GetFlag(FLAGS_output_tokens);
     params.stopping.ignore_eos = true;
     Request request;
     request.params = std::move(params);
@@ -163,6 +168,7 @@ class Load {
 
   Engine& engine_;
   const TokenId vocab_size_;
+  const TokenLengths prompt_tokens_, output_tokens_;
   Mutex mu_;
   std::mt19937_64 random_{absl::GetFlag(FLAGS_seed)};
   int32_t left_ = 0;     // requests to be submitted
@@ -172,12 +178,13 @@ class Load {
   std::promise<absl::Status> done_;
 };
 
-absl::StatusOr<nlohmann::json> Measure() {
+absl::StatusOr<nlohmann::json> Measure(const TokenLengths& prompt_tokens,
+                                       const TokenLengths& output_tokens) {
   absl::StatusOr<Checkpoint> opened = Checkpoint::Open(absl::GetFlag(FLAGS_model));
   if (!opened.ok()) return opened.status();
   const auto checkpoint = std::make_shared<const Checkpoint>(*std::move(opened));
   const int32_t streams = absl::GetFlag(FLAGS_streams);
-  const int32_t length = absl::GetFlag(FLAGS_prompt_tokens) + absl::GetFlag(FLAGS_output_tokens);
+  const int32_t length = prompt_tokens.longest() + output_tokens.longest();
 
   EngineOptions engine_options;
   engine_options.max_running_sequences = streams;
@@ -202,7 +209,7 @@ absl::StatusOr<nlohmann::json> Measure() {
   if (!engine.ok()) return engine.status();
   if (absl::Status status = (*engine)->WarmUp(); !status.ok()) return status;
   (*engine)->Start();
-  Load load(engine->get(), vocab_size);
+  Load load(engine->get(), vocab_size, prompt_tokens, output_tokens);
   if (const auto warm = load.Run(streams, streams); !warm.ok()) return warm.status();
   (*engine)->WaitUntilIdle(absl::InfiniteFuture());
   const StepTimes before = times;
@@ -241,8 +248,6 @@ int Main(const std::vector<std::string>& arguments) {
   };
   for (const Number& number : {Number{"streams", absl::GetFlag(FLAGS_streams), 1},
                                Number{"requests", absl::GetFlag(FLAGS_requests), 1},
-                               Number{"prompt_tokens", absl::GetFlag(FLAGS_prompt_tokens), 1},
-                               Number{"output_tokens", absl::GetFlag(FLAGS_output_tokens), 1},
                                Number{"threads", absl::GetFlag(FLAGS_threads), 0}}) {
     if (number.value < number.least || number.value > 1 << 20) {
       return Fail(
@@ -251,7 +256,16 @@ int Main(const std::vector<std::string>& arguments) {
           kExitBadSetting);
     }
   }
-  const absl::StatusOr<nlohmann::json> result = Measure();
+  const auto prompt_tokens = TokenLengths::Parse(absl::GetFlag(FLAGS_prompt_tokens));
+  const auto output_tokens = TokenLengths::Parse(absl::GetFlag(FLAGS_output_tokens));
+  for (const auto& [flag, lengths] :
+       {std::pair{"prompt_tokens", &prompt_tokens}, std::pair{"output_tokens", &output_tokens}}) {
+    if (lengths->ok()) continue;
+    return Fail(
+        absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", lengths->status().message())),
+        kExitBadSetting);
+  }
+  const absl::StatusOr<nlohmann::json> result = Measure(*prompt_tokens, *output_tokens);
   if (!result.ok()) return Fail(result.status(), kExitFailed);
   std::printf("%s\n", result->dump().c_str());
   return kExitDone;

@@ -26,7 +26,7 @@ import make_checkpoints
 import our_server
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PROMPT, NEW = 64, 96  # tokens
+PROMPT, SHORTEST, LONGEST = 64, 64, 128  # tokens of prompts, and of completions: streams do not end together
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds
 
 
@@ -56,21 +56,21 @@ def run_json(*command):
 def through_server(build, folder, streams, requests, threads, seed):
     """(output tokens per second, seconds of the step thread outside the model in a step, share of processor time outside it)"""
     with our_server.running(build, folder, f"--threads={threads}", f"--max_running_sequences={streams}",
-                            f"--max_context_length={PROMPT + NEW}") as (process, address, metrics_address), \
+                            f"--max_context_length={PROMPT + LONGEST}") as (process, address, metrics_address), \
             tempfile.NamedTemporaryFile(suffix=".json") as file:
         snapshots = [Snapshot(process, metrics_address)]
         load_ended = threading.Event()
 
         def watch():
-            """Snapshots while every stream runs: from after the prompts to before the first stream's end."""
-            for steps in (streams * PROMPT / 512 + NEW * 0.2, NEW * 0.6):
+            """Snapshots while so many streams run all the time: after the first prompts, and before the last requests."""
+            for steps in (streams * PROMPT / 512 + SHORTEST / 2, SHORTEST * (requests / streams - 1.5)):
                 goal = snapshots[-1].steps + steps
-                while (now := Snapshot(process, metrics_address)).steps < goal and not load_ended.wait(0.02):
+                while (now := Snapshot(process, metrics_address)).steps < goal and not load_ended.wait(0.25):
                     pass
                 snapshots.append(now)
 
         command = [build / "bin/ddl_bench", f"--address={address}", f"--concurrency={streams}", f"--prompt_tokens={PROMPT}",
-                   f"--output_tokens={NEW}", "--noprogress", f"--seed={seed}"]
+                   f"--output_tokens={SHORTEST}..{LONGEST}", "--noprogress", f"--seed={seed}"]
         subprocess.run([*command, f"--requests={streams}"], stdout=subprocess.DEVNULL, check=True)
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -107,12 +107,12 @@ def main():
     if (folder := arguments.model) is None:
         arguments.checkpoints.mkdir(parents=True, exist_ok=True)
         folder = make_checkpoints.make(arguments.checkpoints, "small", "ccec")
-    requests = 2 * arguments.streams
+    requests = 4 * arguments.streams
     ratios, outside, shares, served, driven, alone = [], [], [], [], [], []
     for number in range(arguments.rounds):
         print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
         engine = run_json(arguments.build / "bin/engine_streams", f"--model={folder}", f"--streams={arguments.streams}",
-                          f"--requests={requests}", f"--prompt_tokens={PROMPT}", f"--output_tokens={NEW}",
+                          f"--requests={requests}", f"--prompt_tokens={PROMPT}", f"--output_tokens={SHORTEST}..{LONGEST}",
                           f"--threads={arguments.threads}", f"--seed={number + 1}")
         throughput, seconds, share = through_server(arguments.build, folder, arguments.streams, requests, arguments.threads,
                                                     number + 1)
@@ -122,7 +122,7 @@ def main():
         ratios.append(throughput / driven[-1])
         outside.append(seconds)
         shares.append(share)
-    print(f"{arguments.streams} streams of {PROMPT} + {NEW} tokens, {folder.name}, "
+    print(f"{arguments.streams} streams of {PROMPT} + {SHORTEST}..{LONGEST} tokens, {folder.name}, "
           f"{arguments.threads} threads; medians of {arguments.rounds} interleaved rounds (smallest..largest)")
     print(f"throughput over gRPC                      {text_of(served)} tokens/s")
     print(f"throughput of the engine in one process   {text_of(driven)} tokens/s")
