@@ -1,11 +1,15 @@
 #include "model/cuda_runtime.h"
 
+#include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
+
+#include <cmath>
+#include <tuple>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -47,6 +51,21 @@ at::Tensor Staging(int64_t bytes) {
 
 std::string ErrorText(kernels::cuda::Error error) {
   return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+
+bool HasFlashAttention(at::ScalarType type, int64_t head_dim) {
+  return type == at::kBFloat16 && head_dim % 8 == 0 && head_dim <= 256;
+}
+
+at::Tensor FlashAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const at::Tensor& row_begin, const at::Tensor& position_begin,
+                          int64_t most_rows, int64_t longest) {
+  // FlashAttention-2 aligns its causal mask to the last row and the last position, unlike
+  // scaled_dot_product_attention, which therefore refuses the mask where q is shorter than k.
+  const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(2)));
+  return std::get<0>(at::_flash_attention_forward(q, k, v, row_begin, position_begin, most_rows,
+                                                  longest, /*dropout_p=*/0.0, /*is_causal=*/true,
+                                                  /*return_debug_mask=*/false, scale));
 }
 
 absl::Status Health() {

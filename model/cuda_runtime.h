@@ -2,6 +2,7 @@
 #define DDL_MODEL_CUDA_RUNTIME_H_
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
 
 #include <cstdint>
 #include <string>
@@ -29,6 +30,22 @@ at::Tensor Staging(int64_t bytes);
 
 // What CUDA calls an error.
 std::string ErrorText(kernels::cuda::Error error);
+// Throws c10::Error when `kernel` was not launched.
+inline void Check(kernels::cuda::Error error, const char* kernel) {
+  TORCH_CHECK(error == kernels::cuda::kSuccess, "the CUDA kernel ", kernel,
+              " failed: ", ErrorText(error));
+}
+
+// Whether FlashAttention takes such tensors: bfloat16 heads of 8, 16, ... 256 elements.
+bool HasFlashAttention(at::ScalarType type, int64_t head_dim);
+// softmax(q K^T / sqrt(hd)) V of packed sequences. `row_begin` and `position_begin`
+// [sequences + 1], int32 on the device, say where each begins in q [rows, H, hd], whose rows may be
+// further apart, and in k and v [positions, H, hd]. A sequence's rows are its last positions, and
+// each sees the positions up to its own. `most_rows` and `longest` are of any sequence.
+// Returns [rows, H, hd].
+at::Tensor FlashAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const at::Tensor& row_begin, const at::Tensor& position_begin,
+                          int64_t most_rows, int64_t longest);
 
 // Waits for all that was launched. UNAVAILABLE after an error that CUDA does not recover from.
 absl::Status Health();

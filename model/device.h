@@ -22,6 +22,7 @@ struct StepInput {
   kernels::Batch batch;
   const int32_t* ids = nullptr;
   at::Tensor memory;  // what the pointers point into; undefined where that is the caller's own
+  std::shared_ptr<const kernels::AttentionPlan> attention_plan;  // the batch's
 };
 
 struct DeviceMemory {

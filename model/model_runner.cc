@@ -190,7 +190,8 @@ class DdlModelRunner final : public ModelRunner {
 
  private:
   // A step of max_step_tokens positions at the end of the context, from which as many tokens are
-  // drawn as can be. Every position is in block 0: what it computes has no meaning.
+  // drawn as can be, most of them of few sequences. Every position is in block 0: what it computes
+  // has no meaning.
   struct Step {
     std::vector<TokenId> tokens;
     std::vector<int32_t> block_table;
@@ -203,14 +204,15 @@ class DdlModelRunner final : public ModelRunner {
     step.block_table.resize((context + options_.kv_block_size - 1) / options_.kv_block_size);
     int32_t left = options_.max_step_tokens;
     for (int32_t slot = 0; slot < options_.max_sequences && left > 0; ++slot) {
-      const int32_t share = (left - 1) / (options_.max_sequences - slot) + 1;
+      // One for each slot to come.
+      const int32_t share = std::clamp(left - (options_.max_sequences - slot - 1), 1, context);
       SequenceChunk& chunk = step.chunks.emplace_back();
       chunk.tokens = step.tokens;
-      chunk.start = context - std::min(share, context);
+      chunk.start = context - share;
       chunk.block_table = step.block_table;
       chunk.slot = slot;
       chunk.sample.emplace().vocab_size = static_cast<TokenId>(description_.vocab_size);
-      left -= std::min(share, context);
+      left -= share;
     }
     return step;
   }
