@@ -35,6 +35,9 @@ class CpuDevice final : public Device {
   StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const override {
     return {.batch = batch, .ids = ids.data(), .memory = {}, .attention_plan = {}};
   }
+  std::unique_ptr<DecodeGraphs> MakeDecodeGraphs(const DecodeGraphShape& /*shape*/) const override {
+    return nullptr;
+  }
   bool CanDraw(const SampleRequest& /*request*/) const override { return false; }
   std::vector<SampledToken> DrawTokens(
       const at::Tensor& /*logits*/, absl::Span<const SampleRequest> /*requests*/) const override {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "model/cuda_attention.h"
+#include "model/cuda_decode_graphs.h"
 #include "model/cuda_parcel.h"
 #include "model/cuda_runtime.h"
 #include "model/device.h"
@@ -79,6 +80,10 @@ class CudaDevice final : public Device {
     }
     input.memory = parcel.Send();
     return input;
+  }
+
+  std::unique_ptr<DecodeGraphs> MakeDecodeGraphs(const DecodeGraphShape& shape) const override {
+    return std::make_unique<CudaDecodeGraphs>(tensors_, shape);
   }
 
   // The lists of most likely tokens are not computed on the device.

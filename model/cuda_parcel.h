@@ -25,8 +25,9 @@ class CudaParcel {
   }
 
   // Makes the pointers those of the device's memory, and copies what they pointed to once all are:
-  // a struct that is itself an item arrives with the device's pointers in it.
-  at::Tensor Send();
+  // a struct that is itself an item arrives with the device's pointers in it. They go into
+  // `memory`, which another parcel of the same sizes has returned, or into new memory.
+  at::Tensor Send(at::Tensor memory = {});
 
  private:
   struct Item {

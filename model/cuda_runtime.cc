@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -16,6 +17,54 @@
 
 namespace ddl::cuda_runtime {
 namespace {
+
+namespace allocator = c10::cuda::CUDACachingAllocator;
+
+void CheckCuda(cudaError_t error, const char* call) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that nobody else finds it
+  TORCH_CHECK(false, call, ": ", ErrorText(error));
+}
+
+constexpr c10::DeviceIndex kDevice = 0;
+// Of the memory that graphs use. LibTorch numbers its pools from 1; a program that captures through
+// it, too, would need another number here.
+constexpr c10::MempoolId_t kGraphPool = {1, 0};
+
+class CapturedGraph final : public Graph {
+ public:
+  // Takes them over, and the use of the pool that they were captured with.
+  explicit CapturedGraph(cudaGraphExec_t launches) : launches_(launches) {}
+  ~CapturedGraph() override {
+    cudaGraphExecDestroy(launches_);
+    allocator::releasePool(kDevice, kGraphPool);
+  }
+  void Replay() override { CheckCuda(cudaGraphLaunch(launches_, CurrentStream()), "replay"); }
+
+ private:
+  const cudaGraphExec_t launches_;
+};
+
+// What `work` launches on `stream`, the current one. The pool's memory is the graph's from here on.
+cudaGraphExec_t CaptureOn(cudaStream_t stream, const std::function<void()>& work) {
+  // Of this thread alone: others may go on using the device.
+  CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "begin a capture");
+  cudaGraph_t graph = nullptr;
+  try {
+    work();
+  } catch (...) {
+    cudaStreamEndCapture(stream, &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    throw;
+  }
+  CheckCuda(cudaStreamEndCapture(stream, &graph), "end a capture");
+  cudaGraphExec_t launches = nullptr;
+  const cudaError_t error = cudaGraphInstantiate(&launches, graph, 0);
+  cudaGraphDestroy(graph);
+  CheckCuda(error, "instantiate a graph");
+  return launches;
+}
 
 // LibTorch's operators for the GPU, which register themselves. Not linked, but loaded where there
 // is a GPU: elsewhere a start would read 3 GB of libraries for nothing, and all threads' stacks
@@ -51,6 +100,26 @@ at::Tensor Staging(int64_t bytes) {
 
 std::string ErrorText(kernels::cuda::Error error) {
   return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+
+std::unique_ptr<Graph> Capture(const std::function<void()>& work) {
+  // The default stream cannot be captured. Always the same one: products keep memory for each.
+  static const c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool(false, kDevice);
+  CheckCuda(cudaDeviceSynchronize(), "wait before a capture");  // the streams do not
+  const c10::cuda::CUDAStreamGuard guard(stream);
+  work();
+  CheckCuda(cudaStreamSynchronize(stream.stream()), "wait before a capture");
+  allocator::beginAllocateToPool(kDevice, kGraphPool,
+                                 [](cudaStream_t asking) { return asking == stream.stream(); });
+  try {
+    auto graph = std::make_unique<CapturedGraph>(CaptureOn(stream.stream(), work));
+    allocator::endAllocateToPool(kDevice, kGraphPool);
+    return graph;
+  } catch (...) {
+    allocator::endAllocateToPool(kDevice, kGraphPool);
+    allocator::releasePool(kDevice, kGraphPool);
+    throw;
+  }
 }
 
 bool HasFlashAttention(at::ScalarType type, int64_t head_dim) {

@@ -5,6 +5,8 @@
 #include <c10/util/Exception.h>
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 
 #include "absl/status/status.h"
@@ -27,6 +29,18 @@ kernels::cuda::Stream CurrentStream();
 
 // `bytes` of host memory from which a copy to the device need not be waited for.
 at::Tensor Staging(int64_t bytes);
+
+// Launches that were captured, and run again in the order in which they were.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  // On the current stream. Reads and writes what the launches' pointers point to by now.
+  virtual void Replay() = 0;
+};
+// Captures what `work` launches, after having run it once, which prepares what products need. All
+// memory that it takes is given back within it, and is used again by each replay: of all graphs
+// only one may run at a time. Throws when `work` does, or does what cannot be captured.
+std::unique_ptr<Graph> Capture(const std::function<void()>& work);
 
 // What CUDA calls an error.
 std::string ErrorText(kernels::cuda::Error error);

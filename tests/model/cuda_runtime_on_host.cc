@@ -7,6 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
+#include "tests/model/kernels/cuda_block.h"
+
 namespace ddl::cuda_runtime {
 
 OnHost on_host;
@@ -21,6 +24,38 @@ kernels::cuda::Stream CurrentStream() {
 at::Tensor Staging(int64_t bytes) { return at::empty({bytes}, at::kByte); }
 
 std::string ErrorText(kernels::cuda::Error error) { return "error " + std::to_string(error); }
+
+namespace {
+
+// Runs the work again, which must come to the same launches: a device would repeat those.
+class RepeatedWork final : public Graph {
+ public:
+  explicit RepeatedWork(const std::function<void()>& work) : work_(work) { Launch(captured_); }
+  void Replay() override {
+    ++on_host.replays;
+    std::vector<kernels::cuda_host::LaunchShape> launches;
+    Launch(launches);
+    TORCH_CHECK(launches == captured_, "a replay whose launches are not those that were captured");
+  }
+
+ private:
+  void Launch(std::vector<kernels::cuda_host::LaunchShape>& launches) {
+    kernels::cuda_host::RecordLaunches(&launches);
+    const absl::Cleanup stop = [] { kernels::cuda_host::RecordLaunches(nullptr); };
+    work_();
+  }
+
+  const std::function<void()> work_;
+  std::vector<kernels::cuda_host::LaunchShape> captured_;
+};
+
+}  // namespace
+
+std::unique_ptr<Graph> Capture(const std::function<void()>& work) {
+  TORCH_CHECK(on_host.capture_error.empty(), on_host.capture_error);
+  ++on_host.captures;
+  return std::make_unique<RepeatedWork>(work);
+}
 
 bool HasFlashAttention(at::ScalarType /*type*/, int64_t /*head_dim*/) {
   return on_host.flash_attention;
