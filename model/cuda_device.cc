@@ -11,6 +11,7 @@
 #include "model/cuda_decode_graphs.h"
 #include "model/cuda_parcel.h"
 #include "model/cuda_runtime.h"
+#include "model/cuda_sample_row.h"
 #include "model/device.h"
 #include "model/kernels/cuda/cuda_kernels.h"
 
@@ -135,17 +136,8 @@ class CudaDevice final : public Device {
     const SamplingParams& params = request.params != nullptr ? *request.params : kDefaults;
     static_assert(sizeof(cuda::SampleBias) == sizeof(LogitBias) &&
                   offsetof(cuda::SampleBias, bias) == offsetof(LogitBias, bias));
-    cuda::SampleRow& row = rows.emplace_back();
-    row.temperature = params.temperature;
-    row.top_k = params.top_k;
-    row.top_p = params.top_p;
-    row.min_p = params.min_p;
-    row.repetition_penalty = params.repetition_penalty;
-    row.frequency_penalty = params.frequency_penalty;
-    row.presence_penalty = params.presence_penalty;
-    row.vocab_size = request.vocab_size;
-    row.seed = params.seed;
-    row.index = request.index;
+    cuda::SampleRow& row =
+        rows.emplace_back(SampleRowOf(params, request.index, request.vocab_size));
     const auto add = [&parcel](const auto** pointer, int32_t* size, const auto* values,
                                size_t count) {
       *pointer = values;

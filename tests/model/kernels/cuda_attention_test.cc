@@ -17,8 +17,6 @@
 namespace ddl::kernels {
 namespace {
 
-double Sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-
 class CudaAttentionTest : public testing::TestWithParam<std::tuple<Engine, Type>> {
  protected:
   const Engine& engine() const { return std::get<0>(GetParam()); }
@@ -27,28 +25,6 @@ class CudaAttentionTest : public testing::TestWithParam<std::tuple<Engine, Type>
   Random random_;
 };
 
-struct Layer {
-  std::string name;
-  int64_t heads, head_dim, rotary_dims, block_size;
-  bool norms, gate, k_shift, v_shift;
-  Activation activation;
-};
-
-std::vector<Layer> Layers() {
-  return {
-      {"plain", 1, 1, 0, 1, false, false, false, false, Activation::kIdentity},
-      {"rope", 2, 8, 8, 4, false, false, false, false, Activation::kIdentity},
-      {"half rope, norm", 3, 10, 4, 5, true, false, false, false, Activation::kIdentity},
-      {"odd head, gate", 2, 7, 6, 16, true, true, false, false, Activation::kSilu},
-      {"shifts", 2, 16, 16, 16, true, false, true, true, Activation::kIdentity},
-      {"k shift, relu", 2, 17, 16, 17, true, false, true, false, Activation::kRelu},
-      {"v shift, elu+1", 1, 33, 32, 32, false, true, false, true, Activation::kElu1},
-      {"wide", 2, 64, 64, 16, true, true, false, false, Activation::kIdentity},
-      {"the models'", 1, 128, 128, 16, true, false, false, false, Activation::kIdentity},
-      {"wider than a block", 1, 136, 72, 8, true, true, true, true, Activation::kSilu},
-  };
-}
-
 TEST_P(CudaAttentionTest, InputThenAttentionEqualsNaiveLoops) {
   // Positions 0...length-1 are filled by a first call, the rest by a second, where for one
   // layer in two every sequence has one row.
@@ -56,7 +32,7 @@ TEST_P(CudaAttentionTest, InputThenAttentionEqualsNaiveLoops) {
   const std::vector<std::pair<int, int>> chunks = {{1, 3}, {17, 1}, {4, 29}};
   const std::vector<std::pair<int, int>> decode = {{1, 1}, {17, 1}, {4, 1}};
   constexpr int64_t kPositions = 64;
-  for (const Layer& layer : Layers()) {
+  for (const AttentionCase& layer : AttentionCases()) {
     for (const auto& second : {chunks, decode}) {
       const int64_t heads = layer.heads, hd = layer.head_dim, d = 45;
       const std::vector<float> q_norm = random_.Values(hd, 1.0f), k_norm = random_.Values(hd, 1.0f);
