@@ -92,8 +92,8 @@ MUTATIONS = [
     Mutation("swiglu.cu", "if (!IsAligned(args.ab, row, kBytes) ||", "if (false ||", SWIGLU),
     # gather_context.cu
     Mutation("gather_context.cu", "position_begin[sequence] + page * block_size", "position_begin[sequence] + page", CONTEXT),
-    Mutation("gather_context.cu", "left < block_size ? static_cast<int>(left)", "left < 0 ? static_cast<int>(left)", CONTEXT),
-    Mutation("gather_context.cu", "if (left <= 0) return;", "if (left < 0) return;", CONTEXT),
+    Mutation("gather_context.cu", "left < block_size ? static_cast<int>(left)", "left < block_size ? static_cast<int>(left - 1)", CONTEXT),
+    Mutation("gather_context.cu", "if (left <= 0) return;", "if (left <= 1) return;", CONTEXT),
     Mutation("gather_context.cu", "block_table[sequence * block_table_stride + page]", "block_table[sequence + page]", CONTEXT),
     Mutation("gather_context.cu", "(block * args.heads + head) * block_size * hd", "(block * args.heads) * block_size * hd",
              CONTEXT),
