@@ -30,7 +30,10 @@ namespace {
 // Runs the work again, which must come to the same launches: a device would repeat those.
 class RepeatedWork final : public Graph {
  public:
-  explicit RepeatedWork(const std::function<void()>& work) : work_(work) { Launch(captured_); }
+  explicit RepeatedWork(const std::function<void()>& work) : work_(work) {
+    work_();
+    Launch(captured_);
+  }
   void Replay() override {
     ++on_host.replays;
     std::vector<kernels::cuda_host::LaunchShape> launches;
