@@ -251,7 +251,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // y of what another kernel has attended to.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) FinishItems(PagedAttentionArgs args, const T* attended) {
+__global__ void __launch_bounds__(kThreads)
+    FinishItems(PagedAttentionArgs args, const T* attended) {
   const int64_t item = blockIdx.x;
   const int hd = static_cast<int>(args.head_dim);
   float* scratch = reinterpret_cast<float*>(SharedMemory());
