@@ -242,6 +242,22 @@ class Benchmark {
     Measure("AttentionInput", geometry.name, tokens, tokens * 6 * inner * kElementBytes,
             [&] { return cuda::AttentionInput(nullptr, batch, input); });
 
+    const bool decode = tokens <= kMostDecodes;
+    if (!decode) {
+      cuda::GatherContextArgs gather;
+      gather.type = Type::kBFloat16;
+      gather.heads = geometry.heads;
+      gather.head_dim = kHeadDim;
+      gather.cache = input.cache;
+      gather.position_begin = batch.row_begin;  // chunks begin with their sequences
+      gather.k = tensors.BFloat16(tokens * inner);
+      gather.v = tensors.BFloat16(tokens * inner);
+      Measure("GatherContext", geometry.name, tokens, tokens * 4 * inner * kElementBytes, [&] {
+        return cuda::GatherContext(nullptr, batch.sequences, batch.block_table,
+                                   batch.block_table_stride, batch.longest, gather);
+      });
+    }
+
     kernels::PagedAttentionArgs args;
     args.type = Type::kBFloat16;
     args.heads = geometry.heads;
@@ -253,7 +269,6 @@ class Benchmark {
     const int64_t workspace = cuda::PagedAttentionWorkspaceFloats(tokens, args, batch.longest);
     float* const floats = workspace > 0 ? tensors.Floats(workspace) : nullptr;
     // A decode reads each sequence's keys and values once. A chunk is bound by arithmetic.
-    const bool decode = tokens <= kMostDecodes;
     const int64_t bytes = (tokens * batch.longest * 2 * inner + 2 * tokens * inner) * kElementBytes;
     Measure("PagedAttention",
             decode ? absl::StrCat(geometry.name, " context ", batch.longest)

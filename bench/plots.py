@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Draws what bench/compare.py has measured.
+"""Draws what the benchmarks have measured.
 
-    bench/plots.py RESULTS.json FOLDER
+    bench/plots.py RESULTS.json FOLDER                                                  what bench/compare.py has written
+    bench/plots.py --kernels KERNELS.json --engine small=SMALL.json ... FOLDER          cuda_kernels_benchmark, engine_benchmark
 """
 
+import argparse
 import json
 import pathlib
 import sys
@@ -20,7 +22,7 @@ def errors(entries):
     return [[entry["median"] - entry["min"] for entry in entries], [entry["max"] - entry["median"] for entry in entries]]
 
 
-def draw_throughput(pyplot, machine, server, path):
+def draw_throughput(pyplot, text, server, path):
     """Decode tokens per second against concurrency, the peers on it."""
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     colours = {True: iter(OURS), False: iter(PEERS)}
@@ -38,10 +40,10 @@ def draw_throughput(pyplot, machine, server, path):
                    "ddl_server over gRPC, peers in their own process", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
-    save(pyplot, figure, machine, path)
+    save(pyplot, figure, text, path)
 
 
-def draw_ratios(pyplot, machine, engine, path):
+def draw_ratios(pyplot, text, engine, path):
     """Speed of each variant by that of the additive baseline."""
     figure, panels = pyplot.subplots(1, len(engine), figsize=(5.5 * len(engine), 4.5), sharey=True, squeeze=False)
     for axes, (size, result) in zip(panels[0], engine.items()):
@@ -58,11 +60,33 @@ def draw_ratios(pyplot, machine, engine, path):
         axes.set_title(f"{size}, context {next((s['tokens'] for s in scenarios if s['kind'] == 'decode'), '-')}", fontsize=10)
         axes.legend(loc="lower right")
     panels[0][0].set_ylabel("speed / additive baseline (gpt)")
-    save(pyplot, figure, machine, path)
+    save(pyplot, figure, text, path)
 
 
-def save(pyplot, figure, machine, path):
-    figure.text(0.01, 0.01, caption(machine), fontsize=7, color="#555555")
+def draw_kernels(pyplot, text, results, path):
+    """What share of a copy's speed each CUDA kernel reaches, by the number of tokens, one panel for each size of model."""
+    lines = {}
+    for result in results:
+        if "of_copy" in result:
+            size, _, case = result["case"].partition(" ")
+            lines.setdefault(size, {}).setdefault(f"{result['kernel']} {case}".strip(), {})[result["tokens"]] = result["of_copy"]
+    figure, panels = pyplot.subplots(1, len(lines), figsize=(5.5 * len(lines), 4.5), sharey=True, squeeze=False)
+    for axes, (size, kernels) in zip(panels[0], lines.items()):
+        for name, shares in kernels.items():
+            axes.plot(list(shares), list(shares.values()), marker="o", label=name)
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("tokens in a call")
+        axes.set_title(size, fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    panels[0][0].set_ylabel("bytes a second / those of a copy")
+    save(pyplot, figure, text, path)
+
+
+def save(pyplot, figure, text, path):
+    figure.text(0.01, 0.01, text, fontsize=7, color="#555555")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -78,13 +102,42 @@ def draw(results, folder):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    text = results["gpu"] if "gpu" in results else caption(results["machine"])
     if "server" in results:
-        draw_throughput(pyplot, results["machine"], results["server"], folder / "throughput.png")
-    if "engine" in results:
-        draw_ratios(pyplot, results["machine"], results["engine"], folder / "variants.png")
+        draw_throughput(pyplot, text, results["server"], folder / "throughput.png")
+    if results.get("engine"):
+        draw_ratios(pyplot, text, results["engine"], folder / "variants.png")
+    if "kernels" in results:
+        draw_kernels(pyplot, text, results["kernels"], folder / "kernels.png")
+
+
+def of_gpu(kernels, engine):
+    """The form that draw() takes, of the files of the two programs that run on a GPU; either may be missing."""
+    results = {"engine": {}}
+    for entry in engine:
+        size, _, path = entry.partition("=")
+        results["engine"][size] = json.loads(pathlib.Path(path).read_text())
+        results["gpu"] = results["engine"][size]["device"]
+    if kernels is not None:
+        measured = json.loads(kernels.read_text())
+        results |= {"kernels": measured["results"], "gpu": measured["gpu"]}
+    return results
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="?", type=pathlib.Path, help="what bench/compare.py has written")
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--kernels", type=pathlib.Path, help="what cuda_kernels_benchmark --json has written")
+    parser.add_argument("--engine", action="append", default=[], metavar="SIZE=FILE", help="what engine_benchmark --json has written")
+    arguments = parser.parse_intermixed_args()
+    if (arguments.results is None) == (arguments.kernels is None and not arguments.engine):
+        parser.error("either RESULTS.json, or --kernels and --engine")
+    if arguments.results is not None:
+        draw(json.loads(arguments.results.read_text()), arguments.folder)
+    else:
+        draw(of_gpu(arguments.kernels, arguments.engine), arguments.folder)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    draw(json.loads(pathlib.Path(sys.argv[1]).read_text()), pathlib.Path(sys.argv[2]))
+    main()

@@ -33,7 +33,10 @@ class CpuDevice final : public Device {
   int64_t product_multiple() const override { return 1; }  // packing pads by itself
   kernels::Executor executor() const override { return CpuExecutor(); }
   StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const override {
-    return {.batch = batch, .ids = ids.data(), .memory = {}};
+    return {.batch = batch, .ids = ids.data(), .memory = {}, .attention_plan = {}};
+  }
+  std::unique_ptr<DecodeGraphs> MakeDecodeGraphs(const DecodeGraphShape& /*shape*/) const override {
+    return nullptr;
   }
   bool CanDraw(const SampleRequest& /*request*/) const override { return false; }
   std::vector<SampledToken> DrawTokens(

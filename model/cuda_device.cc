@@ -1,12 +1,17 @@
 #include <ATen/ops/empty.h>
-#include <c10/util/Exception.h>
 
 #include <cstddef>
 #include <cstring>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "model/cuda_attention.h"
+#include "model/cuda_decode_graphs.h"
+#include "model/cuda_parcel.h"
 #include "model/cuda_runtime.h"
+#include "model/cuda_sample_row.h"
 #include "model/device.h"
 #include "model/kernels/cuda/cuda_kernels.h"
 
@@ -15,52 +20,7 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
-void Check(cuda::Error error, const char* kernel) {
-  TORCH_CHECK(error == cuda::kSuccess, "the CUDA kernel ", kernel,
-              " failed: ", cuda_runtime::ErrorText(error));
-}
-
-// Arrays on their way to the device: put together in host memory, then sent as one copy.
-class Parcel {
- public:
-  explicit Parcel(at::Device device) : device_(device) {}
-
-  // `*pointer`, which must live until Send, points to `count` elements and will to their copies; an
-  // empty array becomes null.
-  template <typename T>
-  void Add(const T** pointer, int64_t count) {
-    if (count == 0) *pointer = nullptr;
-    if (*pointer == nullptr) return;
-    items_.push_back({reinterpret_cast<const void**>(pointer), *pointer, bytes_,
-                      count * static_cast<int64_t>(sizeof(T))});
-    bytes_ = (bytes_ + items_.back().bytes + 15) / 16 * 16;
-  }
-
-  // Makes the pointers those of the device's memory, and copies what they pointed to once all are:
-  // a struct that is itself an item arrives with the device's pointers in it.
-  at::Tensor Send() {
-    const auto bytes = at::TensorOptions().dtype(at::kByte);
-    const at::Tensor memory = at::empty({bytes_}, bytes.device(device_));
-    const at::Tensor staging = cuda_runtime::Staging(bytes_);
-    auto* const on_device = static_cast<unsigned char*>(memory.data_ptr());
-    auto* const on_host = static_cast<unsigned char*>(staging.data_ptr());
-    for (const Item& item : items_) *item.pointer = on_device + item.offset;
-    for (const Item& item : items_) std::memcpy(on_host + item.offset, item.host, item.bytes);
-    memory.copy_(staging, /*non_blocking=*/true);
-    return memory;
-  }
-
- private:
-  struct Item {
-    const void** pointer;
-    const void* host;
-    int64_t offset;
-    int64_t bytes;
-  };
-  const at::Device device_;
-  std::vector<Item> items_;
-  int64_t bytes_ = 0;
-};
+using cuda_runtime::Check;
 
 class CudaKernels final : public kernels::DeviceKernels {
  public:
@@ -78,13 +38,7 @@ class CudaKernels final : public kernels::DeviceKernels {
   }
   void PagedAttention(const kernels::Batch& batch,
                       const kernels::PagedAttentionArgs& args) const override {
-    const int64_t floats = cuda::PagedAttentionWorkspaceFloats(batch.tokens, args, batch.longest);
-    // Given back before its kernel has run: whoever gets it next comes later in the same stream.
-    const at::Tensor workspace =
-        at::empty({floats}, at::TensorOptions().dtype(at::kFloat).device(device_));
-    Check(cuda::PagedAttention(Stream(), batch, args, batch.longest,
-                               floats > 0 ? workspace.data_ptr<float>() : nullptr),
-          "PagedAttention");
+    CudaAttention(device_, batch, args);
   }
   void SwiGlu(int64_t tokens, const kernels::SwiGluArgs& args) const override {
     Check(cuda::SwiGlu(Stream(), tokens, args), "SwiGlu");
@@ -108,8 +62,8 @@ class CudaDevice final : public Device {
   }
 
   StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const override {
-    StepInput input{.batch = batch, .ids = ids.data(), .memory = {}};
-    Parcel parcel(tensors_);
+    StepInput input{.batch = batch, .ids = ids.data(), .memory = {}, .attention_plan = {}};
+    CudaParcel parcel(tensors_);
     parcel.Add(&input.batch.row_begin, batch.sequences + 1);
     parcel.Add(&input.batch.row_sequence, batch.tokens);
     parcel.Add(&input.batch.position, batch.tokens);
@@ -118,8 +72,19 @@ class CudaDevice final : public Device {
     parcel.Add(&input.batch.tail_source, batch.sequences);
     parcel.Add(&input.batch.row_save, batch.tokens);
     parcel.Add(&input.ids, static_cast<int64_t>(ids.size()));
+    if (kernels::AttentionPlan plan = MakeAttentionPlan(batch); !plan.runs.empty()) {
+      auto kept = std::make_shared<kernels::AttentionPlan>(std::move(plan));
+      kept->device_begins = kept->begins.data();
+      parcel.Add(&kept->device_begins, static_cast<int64_t>(kept->begins.size()));
+      input.batch.attention_plan = kept.get();
+      input.attention_plan = std::move(kept);
+    }
     input.memory = parcel.Send();
     return input;
+  }
+
+  std::unique_ptr<DecodeGraphs> MakeDecodeGraphs(const DecodeGraphShape& shape) const override {
+    return std::make_unique<CudaDecodeGraphs>(tensors_, shape);
   }
 
   // The lists of most likely tokens are not computed on the device.
@@ -128,7 +93,7 @@ class CudaDevice final : public Device {
   std::vector<SampledToken> DrawTokens(const at::Tensor& logits,
                                        absl::Span<const SampleRequest> requests) const override {
     const auto count = static_cast<int64_t>(requests.size());
-    Parcel parcel(tensors_);
+    CudaParcel parcel(tensors_);
     std::vector<cuda::SampleRow> rows;
     rows.reserve(requests.size());
     for (const SampleRequest& request : requests) AddRow(request, rows, parcel);
@@ -166,22 +131,13 @@ class CudaDevice final : public Device {
  private:
   // Appends to `rows`, which has room: the parcel keeps pointers into it.
   static void AddRow(const SampleRequest& request, std::vector<cuda::SampleRow>& rows,
-                     Parcel& parcel) {
+                     CudaParcel& parcel) {
     static const SamplingParams kDefaults;
     const SamplingParams& params = request.params != nullptr ? *request.params : kDefaults;
     static_assert(sizeof(cuda::SampleBias) == sizeof(LogitBias) &&
                   offsetof(cuda::SampleBias, bias) == offsetof(LogitBias, bias));
-    cuda::SampleRow& row = rows.emplace_back();
-    row.temperature = params.temperature;
-    row.top_k = params.top_k;
-    row.top_p = params.top_p;
-    row.min_p = params.min_p;
-    row.repetition_penalty = params.repetition_penalty;
-    row.frequency_penalty = params.frequency_penalty;
-    row.presence_penalty = params.presence_penalty;
-    row.vocab_size = request.vocab_size;
-    row.seed = params.seed;
-    row.index = request.index;
+    cuda::SampleRow& row =
+        rows.emplace_back(SampleRowOf(params, request.index, request.vocab_size));
     const auto add = [&parcel](const auto** pointer, int32_t* size, const auto* values,
                                size_t count) {
       *pointer = values;

@@ -2,8 +2,11 @@
 #define DDL_MODEL_CUDA_RUNTIME_H_
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 
 #include "absl/status/status.h"
@@ -27,8 +30,36 @@ kernels::cuda::Stream CurrentStream();
 // `bytes` of host memory from which a copy to the device need not be waited for.
 at::Tensor Staging(int64_t bytes);
 
+// Launches that were captured, and run again in the order in which they were.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  // On the current stream. Reads and writes what the launches' pointers point to by now.
+  virtual void Replay() = 0;
+};
+// Captures what `work` launches, after having run it once, which prepares what products need. All
+// memory that it takes is given back within it, and is used again by each replay: of all graphs
+// only one may run at a time. Throws when `work` does, or does what cannot be captured.
+std::unique_ptr<Graph> Capture(const std::function<void()>& work);
+
 // What CUDA calls an error.
 std::string ErrorText(kernels::cuda::Error error);
+// Throws c10::Error when `kernel` was not launched.
+inline void Check(kernels::cuda::Error error, const char* kernel) {
+  TORCH_CHECK(error == kernels::cuda::kSuccess, "the CUDA kernel ", kernel,
+              " failed: ", ErrorText(error));
+}
+
+// Whether FlashAttention takes such tensors: bfloat16 heads of 8, 16, ... 256 elements.
+bool HasFlashAttention(at::ScalarType type, int64_t head_dim);
+// softmax(q K^T / sqrt(hd)) V of packed sequences. `row_begin` and `position_begin`
+// [sequences + 1], int32 on the device, say where each begins in q [rows, H, hd], whose rows may be
+// further apart, and in k and v [positions, H, hd]. A sequence's rows are its last positions, and
+// each sees the positions up to its own. `most_rows` and `longest` are of any sequence.
+// Returns [rows, H, hd].
+at::Tensor FlashAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const at::Tensor& row_begin, const at::Tensor& position_begin,
+                          int64_t most_rows, int64_t longest);
 
 // Waits for all that was launched. UNAVAILABLE after an error that CUDA does not recover from.
 absl::Status Health();

@@ -119,19 +119,29 @@ void DdlModel::MakeCaches(int32_t kv_num_blocks) {
   const ModelConfig& config = checkpoint_->config();
   const at::Device device = device_->tensors();
   // The old ones go first: a device may not hold both.
+  decode_graphs_.reset();
   kv_cache_ = {};
   compress_tails_ = {};
   shift_tails_ = {};
-  kv_cache_ = KvCache({config.num_hidden_layers, kv_num_blocks, config.num_attention_heads,
+  // The last block, and the last slot of tails with it, are nobody's.
+  const int64_t blocks = int64_t{kv_num_blocks} + 1;
+  kv_cache_ = KvCache({config.num_hidden_layers, blocks, config.num_attention_heads,
                        options_.kv_block_size, config.head_dim},
                       at::TensorOptions().dtype(dtype_).device(device));
   // Slots of sequences, then one for each block.
-  const int64_t slots = int64_t{options_.max_sequences} + kv_num_blocks;
+  const int64_t slots = options_.max_sequences + blocks;
   const Tails::Shape compress_tails = Tails::OfCompress(*checkpoint_);
   const Tails::Shape shift_tails = Tails::OfShifts(*checkpoint_);
   compress_tails_ = Tails(slots, compress_tails, device);
   shift_tails_ = Tails(slots, shift_tails, device);
   has_tails_ = compress_tails.count * compress_tails.width + shift_tails.count > 0;
+  decode_graphs_ = device_->MakeDecodeGraphs(
+      {.max_rows = std::min(options_.max_sequences, options_.max_step_tokens),
+       .longest = max_context_length(),
+       .block_table_stride =
+           (max_context_length() + options_.kv_block_size - 1) / options_.kv_block_size,
+       .spare_block = kv_num_blocks,
+       .spare_slot = static_cast<int32_t>(slots - 1)});
 }
 
 void DdlModel::ExpandInput(const StepInput& input) {
@@ -187,16 +197,29 @@ at::Tensor DdlModel::Mlp(const kernels::Batch& batch, const Layer& layer,
   return layer.mlp_output(y, h_);
 }
 
-at::Tensor DdlModel::Forward(const kernels::Batch& host_batch, const std::vector<int32_t>& ids,
+at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
                              const StateObserver& observe_state, Stats* stats) {
-  const StepInput input = device_->Upload(host_batch, ids);
-  const kernels::Batch& batch = input.batch;
+  const auto layers = [this](const StepInput& input) { RunLayers(input, nullptr, {}); };
+  const bool plain = observe_state == nullptr && stats == nullptr;
+  if (plain && decode_graphs_ != nullptr && decode_graphs_->Run(batch, ids, layers)) {
+    return c_.narrow(0, 0, batch.tokens);
+  }
   StatsTensors stats_tensors;
   if (stats != nullptr && rewrite_ == kernels::Rewrite::kDelta) {
     stats_tensors.beta =
         at::empty({2 * static_cast<int64_t>(layers_.size()), batch.tokens}, v_.options());
     stats_tensors.update_ratio = at::empty_like(stats_tensors.beta);
   }
+  RunLayers(device_->Upload(batch, ids), observe_state, stats_tensors);
+  if (stats_tensors.beta.defined()) {
+    *stats = {Floats(stats_tensors.beta), Floats(stats_tensors.update_ratio)};
+  }
+  return c_.narrow(0, 0, batch.tokens);
+}
+
+void DdlModel::RunLayers(const StepInput& input, const StateObserver& observe_state,
+                         const StatsTensors& stats) {
+  const kernels::Batch& batch = input.batch;
   const int64_t rows = std::max(batch.tokens, head_.min_rows());
   const at::Tensor c = c_.narrow(0, 0, rows);
   const auto observe = [&](int64_t layer) {
@@ -206,19 +229,15 @@ at::Tensor DdlModel::Forward(const kernels::Batch& host_batch, const std::vector
   at::Tensor h;
   for (int64_t l = 0; l < static_cast<int64_t>(layers_.size()); ++l) {
     const Layer& layer = layers_[l];
-    Boundary(batch, layer.before_attention, h, 2 * l, stats_tensors);
+    Boundary(batch, layer.before_attention, h, 2 * l, stats);
     observe(l - 1);
     h = layer.attention.Forward(executor_, batch, c, kv_cache_.layer(l), &shift_tails_, l,
                                 attention_room_);
-    Boundary(batch, layer.before_mlp, h, 2 * l + 1, stats_tensors);
+    Boundary(batch, layer.before_mlp, h, 2 * l + 1, stats);
     h = Mlp(batch, layer, c);
   }
-  Boundary(batch, before_head_, h, 2 * static_cast<int64_t>(layers_.size()), stats_tensors);
+  Boundary(batch, before_head_, h, 2 * static_cast<int64_t>(layers_.size()), stats);
   observe(static_cast<int64_t>(layers_.size()) - 1);
-  if (stats_tensors.beta.defined()) {
-    *stats = {Floats(stats_tensors.beta), Floats(stats_tensors.update_ratio)};
-  }
-  return c_.narrow(0, 0, batch.tokens);
 }
 
 bool DdlModel::ReadsOverTokens(HiddenReadout::Kind kind) const {

@@ -90,6 +90,9 @@ class DdlModel {
     at::Tensor beta, update_ratio;  // [2 * layers, tokens] float32; undefined: not wanted
   };
 
+  // All of a step's kernels and products: c_ holds what Forward returns.
+  void RunLayers(const StepInput& input, const StateObserver& observe_state,
+                 const StatsTensors& stats);
   void ExpandInput(const StepInput& input);
   // One boundary: X takes in `h` (undefined before the first), c_, v_ and beta_ are what the next
   // sublayer reads. `index` numbers the boundaries from 0 to 2 * layers.
@@ -142,6 +145,9 @@ class DdlModel {
   at::Tensor logits_;  // [max_sequences, vocab] float32, or undefined
   at::Tensor v_;       // [., dv] float32
   at::Tensor beta_;    // [.] float32
+
+  // Of RunLayers, or null; goes before all that it uses.
+  std::unique_ptr<DecodeGraphs> decode_graphs_;
 };
 
 }  // namespace ddl

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,11 +23,39 @@ struct StepInput {
   kernels::Batch batch;
   const int32_t* ids = nullptr;
   at::Tensor memory;  // what the pointers point into; undefined where that is the caller's own
+  std::shared_ptr<const kernels::AttentionPlan> attention_plan;  // the batch's
 };
 
 struct DeviceMemory {
   int64_t free_bytes = 0;
   int64_t total_bytes = 0;
+};
+
+// What decode steps of any composition have in common.
+struct DecodeGraphShape {
+  int64_t max_rows = 0;            // one for each sequence
+  int64_t longest = 0;             // positions of a sequence
+  int64_t block_table_stride = 0;  // blocks of the longest
+  // Nobody's: rows that only fill up a step write here.
+  int32_t spare_block = 0;
+  int32_t spare_slot = 0;
+};
+
+// Decode steps whose launches were captured and are sent to the device as one. Used by one thread
+// at a time.
+class DecodeGraphs {
+ public:
+  virtual ~DecodeGraphs() = default;
+
+  // Launches all of a step, writing only what belongs to its rows, the spare block and slot, and
+  // tensors that are as before at every call.
+  using Layers = std::function<void(const StepInput& input)>;
+
+  // Runs the step by its graph; `layers` is called where that is to be captured first. False, with
+  // nothing done, for a step that has several rows of a sequence, or where none can be captured.
+  // `batch` and `ids` are in host memory, and may go at once.
+  virtual bool Run(const kernels::Batch& batch, absl::Span<const int32_t> ids,
+                   const Layers& layers) = 0;
 };
 
 // Where a model computes: its tensors live there and its kernels run there. Used by one thread at a
@@ -46,6 +75,9 @@ class Device {
   // `batch` and `ids`, in host memory, for a call of kernels. They must outlive the result where
   // the device is the CPU; elsewhere they may go at once.
   virtual StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const = 0;
+
+  // Null where launching is no effort. Must go before what the layers use.
+  virtual std::unique_ptr<DecodeGraphs> MakeDecodeGraphs(const DecodeGraphShape& shape) const = 0;
 
   // Whether DrawTokens is to be used for a draw rather than Sample on the CPU.
   virtual bool CanDraw(const SampleRequest& request) const = 0;

@@ -167,7 +167,8 @@ class DdlModelRunner final : public ModelRunner {
   // up to gpu_memory_fraction. Runs such a step, so that what it takes is counted.
   absl::Status FillMemory() {
     device_->ReleaseUnusedMemory();  // what loading took
-    Run(LargestStep().chunks);
+    Run(LargestStep(options_.max_step_tokens).chunks);
+    Run(LargestStep(std::min(options_.max_sequences, options_.max_step_tokens)).chunks);  // decodes
     const DeviceMemory memory = device_->memory().value();
     const auto limit = static_cast<int64_t>(options_.gpu_memory_fraction *
                                             static_cast<double>(memory.total_bytes));
@@ -189,28 +190,30 @@ class DdlModelRunner final : public ModelRunner {
   }
 
  private:
-  // A step of max_step_tokens positions at the end of the context, from which as many tokens are
-  // drawn as can be. Every position is in block 0: what it computes has no meaning.
+  // A step of so many positions at the end of the context, from which as many tokens are
+  // drawn as can be, most of them of few sequences. Every position is in block 0: what it computes
+  // has no meaning.
   struct Step {
     std::vector<TokenId> tokens;
     std::vector<int32_t> block_table;
     std::vector<SequenceChunk> chunks;
   };
-  Step LargestStep() const {
+  Step LargestStep(int32_t positions) const {
     const auto context = static_cast<int32_t>(model_.max_context_length());
     Step step;
     step.tokens.resize(context);
     step.block_table.resize((context + options_.kv_block_size - 1) / options_.kv_block_size);
-    int32_t left = options_.max_step_tokens;
+    int32_t left = positions;
     for (int32_t slot = 0; slot < options_.max_sequences && left > 0; ++slot) {
-      const int32_t share = (left - 1) / (options_.max_sequences - slot) + 1;
+      // One for each slot to come.
+      const int32_t share = std::clamp(left - (options_.max_sequences - slot - 1), 1, context);
       SequenceChunk& chunk = step.chunks.emplace_back();
       chunk.tokens = step.tokens;
-      chunk.start = context - std::min(share, context);
+      chunk.start = context - share;
       chunk.block_table = step.block_table;
       chunk.slot = slot;
       chunk.sample.emplace().vocab_size = static_cast<TokenId>(description_.vocab_size);
-      left -= std::min(share, context);
+      left -= share;
     }
     return step;
   }

@@ -20,6 +20,7 @@ namespace ddl::kernels {
 enum class Type : uint8_t { kFloat32, kBFloat16 };
 
 class DeviceKernels;
+struct AttentionPlan;
 
 // How a kernel runs. On the CPU it spreads its rows over parallel_for, which calls
 // body(context, begin, end) on disjoint ranges that cover [0, n), each at least `grain` long
@@ -49,6 +50,8 @@ struct Batch {
   // The slot that takes the tails as they are after this row, beside the sequence's own at its
   // last row; -1: none. No slot that anyone in the batch goes on from. Null: none anywhere.
   const int32_t* row_save = nullptr;  // [tokens]
+  // What a device that keeps these arrays has noted of them for its attention, in host memory.
+  const AttentionPlan* attention_plan = nullptr;
 };
 
 // ---- Input expansion: e_t -> X_t (spec: tcec, ccec; the others repeat e over the channels)

@@ -36,6 +36,8 @@ def test_every_kernel_beside_a_copy(tmp_path):
     assert cc["bytes"] == 260 * 768 * 10 * 2 + 768 * (1 + 4 + 1 + 4) * 4
     assert cc["bytes_per_second"] == pytest.approx(cc["bytes"] / cc["seconds"])
     assert cc["of_copy"] == pytest.approx(cc["bytes_per_second"] / cc["copy_bytes_per_second"])
+    assert cases["GatherContext", "medium", 260]["bytes"] == 260 * 1024 * 4 * 2
+    assert ("GatherContext", "medium", 2) not in cases  # decodes are attended to in place
     assert ("SampleTokens", "top_p, vocabulary 50304", 2) in cases
     assert "bytes" not in cases["PagedAttention", "small chunks", 260]  # bound by arithmetic
     assert len(out.splitlines()) == 2 + len(cases)

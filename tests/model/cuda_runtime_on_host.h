@@ -14,6 +14,11 @@ namespace ddl::cuda_runtime {
 struct OnHost {
   absl::Status health;
   std::string stream_error;  // not empty: what launching anything throws
+  // Off, every row is attended to by itself, and its bits do not depend on its chunk.
+  bool flash_attention = false;
+  std::string capture_error;  // not empty: what capturing a graph throws
+  int captures = 0;
+  int replays = 0;
   DeviceMemory memory = {.free_bytes = int64_t{1} << 30, .total_bytes = int64_t{1} << 30};
 };
 extern OnHost on_host;

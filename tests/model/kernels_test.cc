@@ -14,116 +14,10 @@
 
 #include "gtest/gtest.h"
 #include "model/kernels/kernels_cpu.h"
+#include "tests/model/kernels/kernel_case.h"
 
 namespace ddl::kernels {
 namespace {
-
-float Round(float value, Type type) {
-  if (type == Type::kFloat32) return value;
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-  std::memcpy(&value, &bits, sizeof(bits));
-  return value;
-}
-
-// A tensor of the type under test: values are kept as floats that the type can hold.
-class Buffer {
- public:
-  Buffer(Type type, size_t size) : type_(type), bytes_(size * (type == Type::kFloat32 ? 4 : 2)) {}
-  Buffer(Type type, const std::vector<float>& values) : Buffer(type, values.size()) {
-    for (size_t i = 0; i < values.size(); ++i) {
-      uint32_t bits;
-      std::memcpy(&bits, &values[i], sizeof(bits));
-      const auto half = static_cast<uint16_t>(bits >> 16);
-      if (type == Type::kFloat32) {
-        std::memcpy(bytes_.data() + 4 * i, &bits, 4);
-      } else {
-        std::memcpy(bytes_.data() + 2 * i, &half, 2);
-      }
-    }
-  }
-  void* data() { return bytes_.data(); }
-  std::vector<float> Floats() const {
-    std::vector<float> values(bytes_.size() / (type_ == Type::kFloat32 ? 4 : 2));
-    for (size_t i = 0; i < values.size(); ++i) {
-      uint32_t bits = 0;
-      if (type_ == Type::kFloat32) {
-        std::memcpy(&bits, bytes_.data() + 4 * i, 4);
-      } else {
-        uint16_t half;
-        std::memcpy(&half, bytes_.data() + 2 * i, 2);
-        bits = static_cast<uint32_t>(half) << 16;
-      }
-      std::memcpy(&values[i], &bits, 4);
-    }
-    return values;
-  }
-
- private:
-  Type type_;
-  std::vector<unsigned char> bytes_;
-};
-
-class Random {
- public:
-  std::vector<float> Values(size_t count, float scale, Type type = Type::kFloat32) {
-    std::normal_distribution<float> normal(0.0f, scale);
-    std::vector<float> values(count);
-    for (float& value : values) value = Round(normal(engine_), type);
-    return values;
-  }
-
- private:
-  std::mt19937 engine_{20260110};
-};
-
-// Ragged: sequences of different lengths, some resumed in the middle, scattered blocks.
-struct TestBatch {
-  std::vector<int32_t> row_begin{0}, row_sequence, position, slot, block_table;
-  int64_t stride = 0;
-  Batch batch;
-
-  TestBatch(const std::vector<std::pair<int, int>>& start_and_length, int block_size) {
-    for (const auto& [start, length] : start_and_length) {
-      for (int i = 0; i < length; ++i) {
-        row_sequence.push_back(static_cast<int32_t>(slot.size()));
-        position.push_back(start + i);
-      }
-      row_begin.push_back(static_cast<int32_t>(position.size()));
-      slot.push_back(static_cast<int32_t>(2 * slot.size() + 1));
-      stride = std::max<int64_t>(stride, (start + length + block_size - 1) / block_size);
-    }
-    for (size_t s = 0; s < slot.size(); ++s) {
-      for (int64_t b = 0; b < stride; ++b) {
-        block_table.push_back(static_cast<int32_t>(b * slot.size() + s));
-      }
-    }
-    batch = {static_cast<int64_t>(position.size()),
-             static_cast<int64_t>(slot.size()),
-             row_begin.data(),
-             row_sequence.data(),
-             position.data(),
-             slot.data(),
-             block_table.data(),
-             stride};
-  }
-  int64_t slots() const { return 2 * batch.sequences + 1; }
-  int64_t blocks() const { return stride * batch.sequences; }
-};
-
-double Sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-
-void ExpectClose(const std::vector<float>& found, const std::vector<double>& want, Type type,
-                 const std::string& what) {
-  ASSERT_EQ(found.size(), want.size()) << what;
-  // One rounding in bfloat16 is 2^-9 relative; float32 sums of a few hundred terms stay at 1e-5.
-  const double relative = type == Type::kFloat32 ? 2e-5 : 1.0 / 256;
-  for (size_t i = 0; i < found.size(); ++i) {
-    ASSERT_NEAR(found[i], want[i], relative * std::abs(want[i]) + 2e-5)
-        << what << ", element " << i;
-  }
-}
 
 struct Parameters {
   const CpuKernels* kernels;
@@ -197,24 +91,7 @@ TEST_P(KernelsTest, ExpandInput) {
 }
 
 TEST_P(KernelsTest, DeltaStep) {
-  enum class Gates { kNone, kLinear, kHidden, kConstant, kNoSigmoid };
-  struct Row {
-    std::string name;
-    int64_t d, dv;
-    Rewrite rewrite;
-    Compress compress;
-    int64_t taps;
-    Gates gates;
-  };
-  std::vector<Row> rows = {
-      {"baseline", 48, 1, Rewrite::kAdd, Compress::kIdentity, 0, Gates::kNone},
-      {"vdim1", 33, 1, Rewrite::kDelta, Compress::kIdentity, 0, Gates::kLinear},
-      {"first boundary", 32, 4, Rewrite::kNone, Compress::kChannel, 0, Gates::kLinear},
-      {"before the head", 32, 4, Rewrite::kDelta, Compress::kChannel, 0, Gates::kNone},
-      {"two-layer beta", 40, 4, Rewrite::kDelta, Compress::kChannel, 0, Gates::kHidden},
-      {"constant v", 40, 4, Rewrite::kDelta, Compress::kChannel, 0, Gates::kConstant},
-      {"linear v", 40, 4, Rewrite::kDelta, Compress::kChannel, 0, Gates::kNoSigmoid},
-  };
+  std::vector<DeltaStepCase> rows = DeltaStepCases();
   // Rows and weights in place, or padded; blocks of sixteen features one, two or four at a time;
   // more channels than there are vectors for.
   for (const int64_t d : {16, 48, 64, 65, 80, 144}) {
@@ -228,9 +105,9 @@ TEST_P(KernelsTest, DeltaStep) {
           {"tc", d, dv, Rewrite::kDelta, Compress::kToken, 1 + (d + dv) % 5, Gates::kLinear});
     }
   }
-  const TestBatch ragged({{0, 1}, {0, 5}, {9, 1}, {2, 4}, {7, 2}}, 4);
+  const RaggedBatch ragged({{0, 1}, {0, 5}, {9, 1}, {2, 4}, {7, 2}}, 4);
   const int64_t tokens = ragged.batch.tokens;
-  for (const Row& row : rows) {
+  for (const DeltaStepCase& row : rows) {
     const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
     const std::string what = row.name + " d " + std::to_string(d) + " dv " + std::to_string(dv) +
                              " taps " + std::to_string(row.taps);
@@ -405,26 +282,10 @@ TEST_P(KernelsTest, DeltaStep) {
 }
 
 TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
-  struct Row {
-    std::string name;
-    int64_t heads, head_dim, rotary_dims, block_size;
-    bool norms, gate, k_shift, v_shift;
-    Activation activation;
-  };
-  const std::vector<Row> rows = {
-      {"plain", 1, 1, 0, 1, false, false, false, false, Activation::kIdentity},
-      {"rope", 2, 8, 8, 4, false, false, false, false, Activation::kIdentity},
-      {"half rope, norm", 3, 10, 4, 5, true, false, false, false, Activation::kIdentity},
-      {"odd head, gate", 2, 7, 6, 16, true, true, false, false, Activation::kSilu},
-      {"shifts", 2, 16, 16, 16, true, false, true, true, Activation::kIdentity},
-      {"k shift, relu", 2, 17, 16, 17, true, false, true, false, Activation::kRelu},
-      {"v shift, elu+1", 1, 33, 32, 32, false, true, false, true, Activation::kElu1},
-      {"wide", 2, 64, 64, 16, true, true, false, false, Activation::kIdentity},
-  };
   // Positions 0...length-1 are filled by a first call, the rest by a second.
   const std::vector<std::pair<int, int>> first = {{0, 1}, {0, 17}, {0, 4}};
   const std::vector<std::pair<int, int>> second = {{1, 3}, {17, 1}, {4, 29}};
-  for (const Row& row : rows) {
+  for (const AttentionCase& row : AttentionCases()) {
     const int64_t heads = row.heads, hd = row.head_dim, d = 12;
     const auto block_size = static_cast<int>(row.block_size);
     const std::vector<float> q_norm = random_.Values(hd, 1.0f), k_norm = random_.Values(hd, 1.0f);
@@ -438,7 +299,7 @@ TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
         rope_sin.push_back(std::sin(0.3f * p / (1 + n)));
       }
     }
-    TestBatch shape(second, block_size);  // the larger block table serves both calls
+    RaggedBatch shape(second, block_size);  // the larger block table serves both calls
     Buffer k_cache(type(), shape.blocks() * heads * hd * row.block_size);
     Buffer v_cache(type(), shape.blocks() * heads * hd * row.block_size);
     std::vector<float> tails = random_.Values(shape.slots() * 2 * heads * hd, 1.0f);
@@ -447,10 +308,10 @@ TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
     std::vector<std::vector<std::vector<double>>> keys(first.size()), values(first.size());
     std::vector<std::vector<float>> last_k(first.size()), last_v(first.size());
     for (const auto* part : {&first, &second}) {
-      TestBatch ragged(*part, block_size);
+      RaggedBatch ragged(*part, block_size);
       ragged.block_table = shape.block_table;
       ragged.batch.block_table = ragged.block_table.data();
-      ragged.batch.block_table_stride = shape.stride;
+      ragged.batch.block_table_stride = shape.batch.block_table_stride;
       const int64_t tokens = ragged.batch.tokens;
       const std::vector<float> qkv = random_.Values(tokens * 3 * heads * hd, 1.0f, type());
       const std::vector<float> c = random_.Values(tokens * d, 1.0f, type());
@@ -631,7 +492,7 @@ TEST_P(KernelsTest, PagedAttentionHasTheSameBitsByAnyChunking) {
     const std::vector<float> norm = random_.Values(hd, 1.0f);
     std::vector<float> expected;
     for (const int block_size : {16, 1, 5, 32, 48, 100}) {
-      const TestBatch whole({{0, kLength}}, block_size);
+      const RaggedBatch whole({{0, kLength}}, block_size);
       // What nobody has written is NaN, and must not be seen.
       std::vector<float> k_cache(whole.blocks() * width * block_size, NAN), v_cache = k_cache;
       const auto fill = [&](int64_t begin, int64_t end) {
@@ -659,9 +520,9 @@ TEST_P(KernelsTest, PagedAttentionHasTheSameBitsByAnyChunking) {
             }
             fill(filled, begin + length);
             filled = std::max(filled, begin + length);
-            TestBatch part({{static_cast<int>(begin), static_cast<int>(length)}}, block_size);
+            RaggedBatch part({{static_cast<int>(begin), static_cast<int>(length)}}, block_size);
             part.batch.block_table = whole.block_table.data();
-            part.batch.block_table_stride = whole.stride;
+            part.batch.block_table_stride = whole.batch.block_table_stride;
             Buffer q_buffer(type(), std::vector<float>(q.begin() + begin * width,
                                                        q.begin() + (begin + length) * width));
             Buffer gate_buffer(type(), std::vector<float>(gate.begin() + begin * width,
@@ -710,7 +571,7 @@ TEST_P(KernelsTest, TailsSavedByRowAndTakenFromAnotherSlot) {
   const auto run = [&](int64_t first, int64_t last, int32_t source, int32_t slot,
                        const std::vector<int32_t>& row_save, std::vector<float>& tails,
                        std::vector<float>& shift_tails) {
-    TestBatch shape({{static_cast<int>(first), static_cast<int>(last - first)}}, 16);
+    RaggedBatch shape({{static_cast<int>(first), static_cast<int>(last - first)}}, 16);
     shape.slot[0] = slot;
     shape.batch.tail_source = &source;
     shape.batch.row_save = row_save.empty() ? nullptr : row_save.data();
@@ -830,7 +691,7 @@ TEST_P(KernelsTest, DeltaStepHasTheSameBitsByAnyChunking) {
         std::vector<std::vector<float>> found(2);
         for (int64_t begin = 0; begin < kLength; begin += chunk) {
           const int64_t length = std::min(chunk, kLength - begin);
-          const TestBatch part({{static_cast<int>(begin), static_cast<int>(length)}}, 16);
+          const RaggedBatch part({{static_cast<int>(begin), static_cast<int>(length)}}, 16);
           const auto slice = [&](const std::vector<float>& values, int64_t width) {
             return std::vector<float>(values.begin() + begin * width,
                                       values.begin() + (begin + length) * width);

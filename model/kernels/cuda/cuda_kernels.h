@@ -47,6 +47,28 @@ Error PagedAttention(Stream stream, const Batch& batch, const PagedAttentionArgs
 int64_t PagedAttentionWorkspaceFloats(int64_t tokens, const PagedAttentionArgs& args,
                                       int64_t longest);
 
+// y of rows whose attention another kernel has computed: the norm and the gate of `args`, whose q
+// and cache are not read. `attended` [rows, H, hd] is of the type of `args`.
+Error FinishAttention(Stream stream, int64_t rows, const PagedAttentionArgs& args,
+                      const void* attended);
+
+// The K and V of whole sequences, position by position, for kernels that know nothing of blocks.
+struct GatherContextArgs {
+  Type type = Type::kFloat32;
+  int64_t heads = 0;
+  int64_t head_dim = 0;
+  KvCache cache;
+  // [sequences + 1] where each sequence's positions begin in k and v; it has as many as lie before
+  // the next one's.
+  const int32_t* position_begin = nullptr;
+  void* k = nullptr;  // out [positions, H, hd]
+  void* v = nullptr;  // out [positions, H, hd]
+};
+// `block_table` [sequences, block_table_stride] as in Batch. No sequence has more positions than
+// `longest`.
+Error GatherContext(Stream stream, int64_t sequences, const int32_t* block_table,
+                    int64_t block_table_stride, int64_t longest, const GatherContextArgs& args);
+
 Error SwiGlu(Stream stream, int64_t tokens, const SwiGluArgs& args);
 
 // The rows that draw a token, made adjacent: y[n] = x[rows[n]].

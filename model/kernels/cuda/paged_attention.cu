@@ -249,6 +249,18 @@ __global__ void __launch_bounds__(kThreads)
   Finish<T>(args, item, total, sum, scratch);
 }
 
+// y of what another kernel has attended to.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    FinishItems(PagedAttentionArgs args, const T* attended) {
+  const int64_t item = blockIdx.x;
+  const int hd = static_cast<int>(args.head_dim);
+  float* scratch = reinterpret_cast<float*>(SharedMemory());
+  float* sum = scratch + kThreads / kWarp;
+  for (int n = threadIdx.x; n < hd; n += kThreads) sum[n] = ToFloat(attended[item * hd + n]);
+  Finish<T>(args, item, 1.0f, sum, scratch);
+}
+
 int64_t Splits(int64_t longest) { return DivideUp(longest, kPositionsPerSplit); }
 
 template <typename T, int kPackK, int kPackV>
@@ -297,6 +309,19 @@ Error PagedAttention(Stream stream, const Batch& batch, const PagedAttentionArgs
   return args.type == Type::kFloat32
              ? LaunchType<float>(stream, batch, args, longest, workspace)
              : LaunchType<BFloat16>(stream, batch, args, longest, workspace);
+}
+
+Error FinishAttention(Stream stream, int64_t rows, const PagedAttentionArgs& args,
+                      const void* attended) {
+  if (rows == 0) return kSuccess;
+  if (args.heads < 1 || args.head_dim < 1 || args.head_dim > kMaxHeadDim) return kInvalidArgument;
+  const int64_t shared_bytes = (kThreads / kWarp + args.head_dim) * 4;
+  const auto launch = [&](auto kernel, auto* from) {
+    return Launch(kernel, Grid{rows * args.heads}, kThreads, shared_bytes, stream, args, from);
+  };
+  return args.type == Type::kFloat32
+             ? launch(FinishItems<float>, static_cast<const float*>(attended))
+             : launch(FinishItems<BFloat16>, static_cast<const BFloat16*>(attended));
 }
 
 }  // namespace ddl::kernels::cuda

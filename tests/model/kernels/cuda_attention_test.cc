@@ -12,11 +12,10 @@
 #include "gtest/gtest.h"
 #include "model/kernels/cuda/cuda_kernels.h"
 #include "tests/model/kernels/cuda_engine.h"
+#include "tests/model/kernels/cuda_session.h"
 
 namespace ddl::kernels {
 namespace {
-
-double Sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 class CudaAttentionTest : public testing::TestWithParam<std::tuple<Engine, Type>> {
  protected:
@@ -26,28 +25,6 @@ class CudaAttentionTest : public testing::TestWithParam<std::tuple<Engine, Type>
   Random random_;
 };
 
-struct Layer {
-  std::string name;
-  int64_t heads, head_dim, rotary_dims, block_size;
-  bool norms, gate, k_shift, v_shift;
-  Activation activation;
-};
-
-std::vector<Layer> Layers() {
-  return {
-      {"plain", 1, 1, 0, 1, false, false, false, false, Activation::kIdentity},
-      {"rope", 2, 8, 8, 4, false, false, false, false, Activation::kIdentity},
-      {"half rope, norm", 3, 10, 4, 5, true, false, false, false, Activation::kIdentity},
-      {"odd head, gate", 2, 7, 6, 16, true, true, false, false, Activation::kSilu},
-      {"shifts", 2, 16, 16, 16, true, false, true, true, Activation::kIdentity},
-      {"k shift, relu", 2, 17, 16, 17, true, false, true, false, Activation::kRelu},
-      {"v shift, elu+1", 1, 33, 32, 32, false, true, false, true, Activation::kElu1},
-      {"wide", 2, 64, 64, 16, true, true, false, false, Activation::kIdentity},
-      {"the models'", 1, 128, 128, 16, true, false, false, false, Activation::kIdentity},
-      {"wider than a block", 1, 136, 72, 8, true, true, true, true, Activation::kSilu},
-  };
-}
-
 TEST_P(CudaAttentionTest, InputThenAttentionEqualsNaiveLoops) {
   // Positions 0...length-1 are filled by a first call, the rest by a second, where for one
   // layer in two every sequence has one row.
@@ -55,7 +32,7 @@ TEST_P(CudaAttentionTest, InputThenAttentionEqualsNaiveLoops) {
   const std::vector<std::pair<int, int>> chunks = {{1, 3}, {17, 1}, {4, 29}};
   const std::vector<std::pair<int, int>> decode = {{1, 1}, {17, 1}, {4, 1}};
   constexpr int64_t kPositions = 64;
-  for (const Layer& layer : Layers()) {
+  for (const AttentionCase& layer : AttentionCases()) {
     for (const auto& second : {chunks, decode}) {
       const int64_t heads = layer.heads, hd = layer.head_dim, d = 45;
       const std::vector<float> q_norm = random_.Values(hd, 1.0f), k_norm = random_.Values(hd, 1.0f);
@@ -483,6 +460,138 @@ TEST_P(CudaAttentionTest, InputBitsDependOnNeitherBatchNorChunks) {
     ASSERT_EQ(found.size(), whole.size());
     EXPECT_EQ(std::memcmp(found.data(), whole.data(), whole.size() * sizeof(float)), 0)
         << "chunks of " << chunk;
+  }
+}
+
+// K and V of whole sequences, position by position; what is beside them stays as it was.
+TEST_P(CudaAttentionTest, GatherContext) {
+  if (engine().where == Where::kCpu) return;  // the CPU reads blocks where they are
+  cuda::ChooseSchedule(engine().schedule);
+  struct Row {
+    std::string name;
+    int64_t heads, head_dim, block_size, offset;  // of the outputs, in elements
+    std::vector<int> lengths;
+  };
+  const std::vector<Row> rows = {
+      {"one element", 1, 1, 1, 0, {1}},
+      {"no pack", 2, 7, 4, 0, {3, 9, 1}},
+      {"packs", 2, 16, 16, 0, {16, 15, 17, 33}},
+      {"packs that start late", 2, 16, 16, 1, {16, 15, 17}},
+      {"the models'", 1, 128, 16, 0, {31, 32}},
+      {"a large block", 3, 8, 64, 0, {65, 1, 64}},
+      {"an odd block", 2, 24, 5, 0, {11, 5}},
+  };
+  const int64_t element = type() == Type::kFloat32 ? 4 : 2;
+  for (const Row& row : rows) {
+    const int64_t hd = row.head_dim, bs = row.block_size, width = row.heads * hd;
+    std::vector<std::pair<int, int>> sequences;
+    std::vector<int32_t> begin = {0};
+    for (const int length : row.lengths) {
+      sequences.emplace_back(0, length);
+      begin.push_back(begin.back() + length);
+    }
+    const RaggedBatch ragged(sequences, bs);
+    const int64_t size = ragged.blocks() * width * bs, positions = begin.back();
+    const std::vector<float> k = random_.Values(size, 1.0f, type());
+    const std::vector<float> v = random_.Values(size, 1.0f, type());
+    Buffer k_cache(type(), k), v_cache(type(), v);
+    Buffer k_out(type(), positions * width + row.offset);
+    Buffer v_out(type(), positions * width + row.offset);
+    CudaSession session;
+    cuda::GatherContextArgs args;
+    args.type = type();
+    args.heads = row.heads;
+    args.head_dim = hd;
+    args.cache = {session.In(k_cache.data(), size * element),
+                  session.In(v_cache.data(), size * element), bs};
+    args.position_begin = session.In(begin.data(), 4 * begin.size());
+    const auto out = [&](Buffer& buffer) {
+      return static_cast<unsigned char*>(
+                 session.InOut(buffer.data(), (positions * width + row.offset) * element)) +
+             row.offset * element;
+    };
+    args.k = out(k_out);
+    args.v = out(v_out);
+    ASSERT_EQ(
+        cuda::GatherContext(nullptr, ragged.batch.sequences,
+                            session.In(ragged.block_table.data(), 4 * ragged.block_table.size()),
+                            ragged.batch.block_table_stride,
+                            *std::max_element(row.lengths.begin(), row.lengths.end()), args),
+        cuda::kSuccess)
+        << row.name;
+    session.CopyBack();
+    std::vector<float> want_k, want_v;
+    for (int64_t t = 0; t < positions; ++t) {
+      const int64_t s = ragged.row_sequence[t], p = ragged.position[t];
+      const int64_t block = ragged.block_table[s * ragged.batch.block_table_stride + p / bs];
+      for (int64_t head = 0; head < row.heads; ++head) {
+        const int64_t base = (block * row.heads + head) * bs * hd;
+        for (int64_t n = 0; n < hd; ++n) {
+          want_k.push_back(k[base + n * bs + p % bs]);
+          want_v.push_back(v[base + p % bs * hd + n]);
+        }
+      }
+    }
+    const std::vector<float> found_k = k_out.Floats(), found_v = v_out.Floats();
+    for (int64_t i = 0; i < row.offset; ++i) {
+      EXPECT_TRUE(std::isnan(found_k[i]) && std::isnan(found_v[i])) << row.name;
+    }
+    EXPECT_EQ(std::vector<float>(found_k.begin() + row.offset, found_k.end()), want_k) << row.name;
+    EXPECT_EQ(std::vector<float>(found_v.begin() + row.offset, found_v.end()), want_v) << row.name;
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(CudaAttentionTest, FinishAttention) {
+  if (engine().where == Where::kCpu) return;
+  cuda::ChooseSchedule(engine().schedule);
+  const int64_t element = type() == Type::kFloat32 ? 4 : 2;
+  struct Row {
+    std::string name;
+    int64_t rows, heads, head_dim;
+    bool norm, gate;
+  };
+  const std::vector<Row> rows = {
+      {"a copy", 3, 2, 128, false, false}, {"norm", 2, 3, 33, true, false},
+      {"gate", 2, 1, 129, false, true},    {"both", 1, 2, 1, true, true},
+      {"no rows", 0, 2, 16, true, true},   {"both, wide", 4, 2, 256, true, true},
+  };
+  for (const Row& row : rows) {
+    const int64_t hd = row.head_dim, items = row.rows * row.heads, size = items * hd;
+    const std::vector<float> attended = random_.Values(size, 1.0f, type());
+    const std::vector<float> gate = random_.Values(size, 1.0f, type());
+    const std::vector<float> norm = random_.Values(hd, 1.0f);
+    Buffer attended_buffer(type(), attended), gate_buffer(type(), gate), y(type(), size);
+    CudaSession session;
+    PagedAttentionArgs args;
+    args.type = type();
+    args.heads = row.heads;
+    args.head_dim = hd;
+    args.norm_weight = row.norm ? session.In(norm.data(), 4 * hd) : nullptr;
+    args.norm_eps = 0.05f;
+    args.gate = row.gate ? session.In(gate_buffer.data(), size * element) : nullptr;
+    args.y = session.InOut(y.data(), size * element);
+    ASSERT_EQ(cuda::FinishAttention(nullptr, row.rows, args,
+                                    session.In(attended_buffer.data(), size * element)),
+              cuda::kSuccess)
+        << row.name;
+    session.CopyBack();
+    std::vector<double> want;
+    for (int64_t item = 0; item < items; ++item) {
+      double mean_square = 0.05;
+      for (int64_t n = 0; n < hd; ++n) {
+        mean_square += std::pow(attended[item * hd + n], 2) / static_cast<double>(hd);
+      }
+      for (int64_t n = 0; n < hd; ++n) {
+        const double g = gate[item * hd + n];
+        double value = attended[item * hd + n];
+        if (row.norm) value *= norm[n] / std::sqrt(mean_square);
+        if (row.gate) value *= g * Sigmoid(g);
+        want.push_back(value);
+      }
+    }
+    ExpectClose(y.Floats(), want, type(), row.name);
+    if (HasFatalFailure()) return;
   }
 }
 

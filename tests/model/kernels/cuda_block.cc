@@ -53,6 +53,7 @@ struct Warp {
 };
 
 uint32_t schedule = 0;
+std::vector<LaunchShape>* recorded = nullptr;
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Warp> warps;
 std::unique_ptr<unsigned char[]> shared_memory;
@@ -174,6 +175,8 @@ uint64_t MeetInWarp(bool exchange, uint64_t value, unsigned source_lane) {
 
 void SetSchedule(uint32_t number) { schedule = number; }
 
+void RecordLaunches(std::vector<LaunchShape>* launches) { recorded = launches; }
+
 void RunGrid(Index blocks, unsigned block_threads, size_t shared_bytes,
              const std::function<void()>& body) {
   DDL_CHECK(blocks.x > 0 && blocks.y > 0 && blocks.z > 0, "CUDA refuses an empty grid");
@@ -181,6 +184,7 @@ void RunGrid(Index blocks, unsigned block_threads, size_t shared_bytes,
   DDL_CHECK(block_threads > 0 && block_threads <= 1024, "CUDA's limit of the block");
   DDL_CHECK(block_threads % kWarp == 0, "our kernels take whole warps");
   DDL_CHECK(shared_bytes <= 99 * 1024, "the least of the limits that we build for (sm_89)");
+  if (recorded != nullptr) recorded->push_back({blocks, block_threads, shared_bytes});
   kernel = &body;
   threads = block_threads;
   while (fibers.size() < threads) {

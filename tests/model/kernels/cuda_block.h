@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 // Runs CUDA kernels on the CPU: every CUDA thread is a fiber, and the fibers of a block take turns
 // at barriers and warp shuffles. One block runs after the other, all on the calling thread.
@@ -20,6 +21,8 @@ struct Index {
   unsigned x = 0;
   unsigned y = 0;
   unsigned z = 0;
+
+  bool operator==(const Index&) const = default;
 };
 
 // As CUDA names them, of the thread that runs now.
@@ -28,6 +31,17 @@ extern Index thread_index, block_index, block_size, grid_size;
 // In which order blocks, and threads of a block between barriers, run: 0 ascending, 1 descending,
 // from 2 on shuffled, each number its own way.
 void SetSchedule(uint32_t schedule);
+
+// The extents of a launch, which a captured one keeps.
+struct LaunchShape {
+  Index blocks;
+  unsigned threads = 0;
+  size_t shared_bytes = 0;
+
+  bool operator==(const LaunchShape&) const = default;
+};
+// Each launch from here on is added to `launches`; null: to nothing.
+void RecordLaunches(std::vector<LaunchShape>* launches);
 
 void RunGrid(Index blocks, unsigned threads, size_t shared_bytes,
              const std::function<void()>& kernel);

@@ -13,17 +13,8 @@
 namespace ddl::kernels {
 namespace {
 
-double Sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-
-enum class Gates { kNone, kLinear, kHidden, kConstant, kNoSigmoid };
-
-struct Row {
-  std::string name;
-  int64_t d, dv;
-  Rewrite rewrite;
-  Compress compress;
-  int64_t taps;
-  Gates gates;
+// A boundary, and what it is to this kernel.
+struct Row : DeltaStepCase {
   int64_t offset = 0;   // elements that X starts past a multiple of 16 bytes
   bool decode = false;  // one row per sequence
   bool x_in = true;
@@ -39,55 +30,60 @@ struct Row {
 std::vector<Row> Rows() {
   using enum Rewrite;
   using enum Compress;
-  std::vector<Row> rows = {
-      {"baseline", 48, 1, kAdd, kIdentity, 0, Gates::kNone},
-      {"baseline, first", 48, 1, kNone, kIdentity, 0, Gates::kNone},
-      {"vdim1", 33, 1, kDelta, kIdentity, 0, Gates::kLinear},
-      {"vdim1, whole packs", 1056, 1, kDelta, kIdentity, 0, Gates::kLinear},
-      {"first boundary", 32, 4, kNone, kChannel, 0, Gates::kLinear},
-      {"before the head", 32, 4, kDelta, kChannel, 0, Gates::kNone},
-      {"two-layer beta", 40, 4, kDelta, kChannel, 0, Gates::kHidden},
-      {"two-layer beta over several warps", 200, 2, kDelta, kToken, 3, Gates::kHidden},
-      {"constant v", 40, 4, kDelta, kChannel, 0, Gates::kConstant},
-      {"linear v", 40, 4, kDelta, kChannel, 0, Gates::kNoSigmoid},
-      {"x_in not wanted", 40, 4, kDelta, kChannel, 0, Gates::kLinear, 0, false, false},
-      // Slices: no 16-byte access is aligned, then some are.
-      {"sliced by 1", 64, 4, kDelta, kChannel, 0, Gates::kLinear, 1},
-      {"sliced by 2", 64, 2, kDelta, kChannel, 0, Gates::kLinear, 2},
-      {"sliced by 4", 64, 4, kDelta, kToken, 4, Gates::kLinear, 4},
-      {"small model", 768, 4, kDelta, kChannel, 0, Gates::kLinear},
-      // The row of X does not fit into shared memory in float32.
-      {"large row", 3100, 8, kDelta, kChannel, 0, Gates::kLinear, 0, true},
-      {"tc, first boundary", 36, 4, kNone, kToken, 4, Gates::kLinear},
-      {"tc, first boundary, decode", 36, 4, kNone, kToken, 4, Gates::kLinear, 0, true},
-      {"tc, one tap", 36, 4, kDelta, kToken, 1, Gates::kLinear},
-      {"tc, readout", 36, 4, kDelta, kToken, 4, Gates::kNone},
-      {"tc, tails by row", 36, 4, kDelta, kToken, 4, Gates::kLinear, 0, false, true, true},
-      {"tc, tails by row, odd", 33, 3, kDelta, kToken, 3, Gates::kLinear, 0, false, true, true},
-      {"tc, tails by row, decode", 36, 4, kDelta, kToken, 4, Gates::kLinear, 0, true, true, true},
-      {"tc, tails by row, dv 1", 64, 1, kDelta, kToken, 5, Gates::kLinear, 0, true, true, true},
-  };
+  std::vector<Row> rows;
+  for (const DeltaStepCase& common : DeltaStepCases()) rows.push_back({common});
+  rows.insert(
+      rows.end(),
+      {
+          {{"vdim1, whole packs", 1056, 1, kDelta, kIdentity, 0, Gates::kLinear}},
+          {{"two-layer beta over several warps", 200, 2, kDelta, kToken, 3, Gates::kHidden}},
+          {{"x_in not wanted", 40, 4, kDelta, kChannel, 0, Gates::kLinear}, 0, false, false},
+          // Slices: no 16-byte access is aligned, then some are.
+          {{"sliced by 1", 64, 4, kDelta, kChannel, 0, Gates::kLinear}, 1},
+          {{"sliced by 2", 64, 2, kDelta, kChannel, 0, Gates::kLinear}, 2},
+          {{"sliced by 4", 64, 4, kDelta, kToken, 4, Gates::kLinear}, 4},
+          {{"small model", 768, 4, kDelta, kChannel, 0, Gates::kLinear}},
+          // The row of X does not fit into shared memory in float32.
+          {{"large row", 3100, 8, kDelta, kChannel, 0, Gates::kLinear}, 0, true},
+          {{"tc, first boundary, decode", 36, 4, kNone, kToken, 4, Gates::kLinear}, 0, true},
+          {{"tc, tails by row", 36, 4, kDelta, kToken, 4, Gates::kLinear}, 0, false, true, true},
+          {{"tc, tails by row, odd", 33, 3, kDelta, kToken, 3, Gates::kLinear},
+           0,
+           false,
+           true,
+           true},
+          {{"tc, tails by row, decode", 36, 4, kDelta, kToken, 4, Gates::kLinear},
+           0,
+           true,
+           true,
+           true},
+          {{"tc, tails by row, dv 1", 64, 1, kDelta, kToken, 5, Gates::kLinear},
+           0,
+           true,
+           true,
+           true},
+      });
   const auto add_update_ratio = [&rows](Row row) {
     row.update_ratio = true;
     rows.push_back(row);
   };
-  add_update_ratio({"ratio, baseline", 48, 1, kAdd, kIdentity, 0, Gates::kNone});
-  add_update_ratio({"ratio, first boundary", 32, 4, kNone, kChannel, 0, Gates::kLinear});
-  add_update_ratio({"ratio, before the head", 32, 4, kDelta, kChannel, 0, Gates::kNone});
-  add_update_ratio({"ratio, tc", 36, 4, kDelta, kToken, 4, Gates::kLinear});
-  add_update_ratio({"ratio, tc decode", 36, 4, kDelta, kToken, 4, Gates::kLinear, 0, true});
-  add_update_ratio({"ratio, sliced", 64, 4, kDelta, kChannel, 0, Gates::kLinear, 1});
+  add_update_ratio({{"ratio, baseline", 48, 1, kAdd, kIdentity, 0, Gates::kNone}});
+  add_update_ratio({{"ratio, first boundary", 32, 4, kNone, kChannel, 0, Gates::kLinear}});
+  add_update_ratio({{"ratio, before the head", 32, 4, kDelta, kChannel, 0, Gates::kNone}});
+  add_update_ratio({{"ratio, tc", 36, 4, kDelta, kToken, 4, Gates::kLinear}});
+  add_update_ratio({{"ratio, tc decode", 36, 4, kDelta, kToken, 4, Gates::kLinear}, 0, true});
+  add_update_ratio({{"ratio, sliced", 64, 4, kDelta, kChannel, 0, Gates::kLinear}, 1});
   for (int64_t dv = 1; dv <= 8; ++dv) {
     for (const int64_t d : {1, 127, 128, 129, 400}) {
-      add_update_ratio({"ratio", d, dv, kDelta, kChannel, 0, Gates::kLinear});
+      add_update_ratio({{"ratio", d, dv, kDelta, kChannel, 0, Gates::kLinear}});
     }
   }
   for (int64_t dv = 1; dv <= 8; ++dv) {
     for (const int64_t d : {1, 8, 31, 32, 33, 129, 136}) {
-      rows.push_back({"cc", d, dv, kDelta, kChannel, 0, Gates::kLinear});
-      rows.push_back({"tc", d, dv, kDelta, kToken, 1 + (d + dv) % 5, Gates::kLinear});
+      rows.push_back({{"cc", d, dv, kDelta, kChannel, 0, Gates::kLinear}});
+      rows.push_back({{"tc", d, dv, kDelta, kToken, 1 + (d + dv) % 5, Gates::kLinear}});
       rows.push_back(
-          {"tc decode", d, dv, kDelta, kToken, 1 + (d + dv) % 5, Gates::kLinear, 0, true});
+          {{"tc decode", d, dv, kDelta, kToken, 1 + (d + dv) % 5, Gates::kLinear}, 0, true});
     }
   }
   return rows;

@@ -2,59 +2,16 @@
 #define DDL_TESTS_MODEL_KERNELS_CUDA_ENGINE_H_
 
 #include <cstdint>
-#include <random>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "model/kernels/kernels.h"
+#include "tests/model/kernels/kernel_case.h"
 
-// What the tests of the CUDA kernels share: data, and one way to run a kernel on the CPU's twin and
-// on the CUDA source, from the same argument structs with pointers of the host.
+// One way to run a kernel on the CPU's twin and on the CUDA source, from the same argument structs
+// with pointers of the host.
 
 namespace ddl::kernels {
-
-float Round(float value, Type type);  // to what the type can hold
-
-// A tensor of the type under test: values are kept as floats that the type can hold.
-class Buffer {
- public:
-  Buffer(Type type, size_t size);  // full of NaNs: what nothing writes shows
-  Buffer(Type type, const std::vector<float>& values);
-  void* data() { return bytes_.data(); }
-  std::vector<float> Floats() const;
-
- private:
-  Type type_;
-  std::vector<unsigned char> bytes_;
-};
-
-class Random {
- public:
-  std::vector<float> Values(size_t count, float scale, Type type = Type::kFloat32);
-
- private:
-  std::mt19937 engine_{20260111};
-};
-
-// Ragged: sequences of different lengths, some resumed in the middle, scattered blocks and slots.
-struct RaggedBatch {
-  // One {first position, rows} for each sequence. `room` is how many positions the block table of
-  // each sequence has blocks for; 0: as many as are used.
-  RaggedBatch(const std::vector<std::pair<int, int>>& start_and_length, int64_t block_size,
-              int64_t room = 0);
-  RaggedBatch(const RaggedBatch&) = delete;
-  RaggedBatch& operator=(const RaggedBatch&) = delete;
-  // From here on each sequence goes on from a slot that is not its own, and two rows of three leave
-  // their tails in slots of their own as well.
-  void SaveTailsByRow();
-  int64_t slots() const { return 2 * batch.sequences + 1 + static_cast<int64_t>(row_save.size()); }
-  int64_t blocks() const { return batch.block_table_stride * batch.sequences; }
-
-  std::vector<int32_t> row_begin{0}, row_sequence, position, slot, block_table;
-  std::vector<int32_t> tail_source, row_save;  // empty unless SaveTailsByRow
-  Batch batch;
-};
 
 enum class Where : uint8_t { kCpu, kCuda };
 
@@ -75,11 +32,6 @@ void RunKernel(const Engine& engine, const RaggedBatch& ragged, int64_t rope_pos
                const AttentionInputArgs& args);
 void RunKernel(const Engine& engine, const RaggedBatch& ragged, const PagedAttentionArgs& args);
 void RunKernel(const Engine& engine, int64_t tokens, const SwiGluArgs& args);
-
-// Tolerances: one rounding in bfloat16 is 2^-9 relative; float32 sums of a few hundred terms stay
-// at 1e-5.
-void ExpectClose(const std::vector<float>& found, const std::vector<double>& want, Type type,
-                 const std::string& what);
 
 }  // namespace ddl::kernels
 

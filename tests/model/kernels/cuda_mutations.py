@@ -28,6 +28,8 @@ SHIFT_TAILS = "CudaAttentionTest.ShiftTailsByRow"
 EXPAND = "CudaRowsTest.ExpandInput"
 SWIGLU = "CudaRowsTest.SwiGlu"
 GATHER = "CudaRowsTest.GatherRows"
+CONTEXT = "CudaAttentionTest.GatherContext"
+FINISH = "CudaAttentionTest.FinishAttention"
 DRAW = "CudaSamplingTest.DrawsWhatTheCpuDraws"
 NOT_FINITE = "CudaSamplingTest.LogitsThatAreNotFiniteFailTheirRowAlone"
 
@@ -88,6 +90,19 @@ MUTATIONS = [
     Mutation("swiglu.cu", "args.ab) + t * 2 * args.m", "args.ab) + t * args.m", SWIGLU),
     Mutation("swiglu.cu", "static_cast<int64_t>(blockIdx.y) * kThreads", "static_cast<int64_t>(0) * kThreads", SWIGLU),
     Mutation("swiglu.cu", "if (!IsAligned(args.ab, row, kBytes) ||", "if (false ||", SWIGLU),
+    # gather_context.cu
+    Mutation("gather_context.cu", "position_begin[sequence] + page * block_size", "position_begin[sequence] + page", CONTEXT),
+    Mutation("gather_context.cu", "left < block_size ? static_cast<int>(left)", "left < block_size ? static_cast<int>(left - 1)", CONTEXT),
+    Mutation("gather_context.cu", "if (left <= 0) return;", "if (left <= 1) return;", CONTEXT),
+    Mutation("gather_context.cu", "block_table[sequence * block_table_stride + page]", "block_table[sequence + page]", CONTEXT),
+    Mutation("gather_context.cu", "(block * args.heads + head) * block_size * hd", "(block * args.heads) * block_size * hd",
+             CONTEXT),
+    Mutation("gather_context.cu", "(begin * args.heads + head) * hd", "(begin * args.heads) * hd", CONTEXT),
+    Mutation("gather_context.cu", "k[(dimension + n) * block_size + position]", "k[position * hd + dimension + n]", CONTEXT),
+    Mutation("gather_context.cu", "LoadPack<kPack>(v + position * hd + dimension)", "LoadPack<kPack>(v + dimension)", CONTEXT),
+    Mutation("gather_context.cu", "i / packs, dimension = i % packs * kPack", "i / packs, dimension = i % packs", CONTEXT),
+    Mutation("gather_context.cu", "IsAligned(args.cache.v, row_bytes, 16) && IsAligned(args.k, row_bytes, 16)",
+             "true || IsAligned(args.k, row_bytes, 16)", CONTEXT),
     # gather_rows.cu
     Mutation("gather_rows.cu", "static_cast<int64_t>(args.rows[n]) * row_bytes", "n * row_bytes", GATHER),
     Mutation("gather_rows.cu", "at < row_bytes", "at + kBytes < row_bytes", GATHER),
@@ -126,6 +141,9 @@ MUTATIONS = [
              "const bool only = length <= kPositionsPerSplit + 1;", LONG),
     Mutation("paged_attention.cu", "score[i];\n      }\n    }\n    __syncthreads();", "score[i];\n      }\n    }", ATTENTION),
     Mutation("paged_attention.cu", "value *= Silu(", "value *= Sigmoid(", ATTENTION),
+    Mutation("paged_attention.cu", "ToFloat(attended[item * hd + n])", "ToFloat(attended[n])", FINISH),
+    Mutation("paged_attention.cu", "Finish<T>(args, item, 1.0f, sum, scratch);", "Finish<T>(args, item, 2.0f, sum, scratch);",
+             FINISH),
     # sample_tokens.cu
     Mutation("sample_tokens.cu", "0xffffffffu - static_cast<uint32_t>(id))", "static_cast<uint32_t>(id) + 1u)", DRAW),
     Mutation("sample_tokens.cu", "Add(logit, -Multiply(row.frequency_penalty, generated))",

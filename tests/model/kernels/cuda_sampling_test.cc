@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "model/cuda_sample_row.h"
 #include "model/kernels/cuda/cuda_kernels.h"
 #include "model/sampler.h"
 #include "tests/model/kernels/cuda_engine.h"
@@ -43,17 +44,8 @@ class CudaSamplingTest : public testing::TestWithParam<Engine> {
     for (const Draw& draw : draws) {
       logits.insert(logits.end(), draw.logits.begin(), draw.logits.end());
       const SamplingParams& params = draw.params;
-      cuda::SampleRow row;
-      row.temperature = params.temperature;
-      row.top_k = params.top_k;
-      row.top_p = params.top_p;
-      row.min_p = params.min_p;
-      row.repetition_penalty = params.repetition_penalty;
-      row.frequency_penalty = params.frequency_penalty;
-      row.presence_penalty = params.presence_penalty;
-      row.vocab_size = std::min(draw.vocab_size, static_cast<TokenId>(vocab));
-      row.seed = params.seed;
-      row.index = draw.index;
+      cuda::SampleRow row =
+          SampleRowOf(params, draw.index, std::min(draw.vocab_size, static_cast<TokenId>(vocab)));
       std::vector<cuda::SampleBias> bias;
       for (const LogitBias& entry : params.logit_bias) bias.push_back({entry.id, entry.bias});
       const auto array = [&](const auto& values, auto*& pointer, int32_t& count) {

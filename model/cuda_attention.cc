@@ -1,0 +1,164 @@
+#include "model/cuda_attention.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+
+#include <algorithm>
+
+#include "model/cuda_runtime.h"
+#include "model/kernels/cuda/cuda_kernels.h"
+
+namespace ddl {
+namespace {
+
+namespace cuda = kernels::cuda;
+using kernels::AttentionRun;
+
+int64_t ElementBytes(kernels::Type type) { return type == kernels::Type::kFloat32 ? 4 : 2; }
+
+at::ScalarType ScalarType(kernels::Type type) {
+  return type == kernels::Type::kFloat32 ? at::kFloat : at::kBFloat16;
+}
+
+const void* Advance(const void* p, int64_t bytes) {
+  return p == nullptr ? nullptr : static_cast<const unsigned char*>(p) + bytes;
+}
+
+// `args` from row `row` on.
+kernels::PagedAttentionArgs FromRow(const kernels::PagedAttentionArgs& args, int64_t row) {
+  const int64_t row_bytes = args.heads * args.head_dim * ElementBytes(args.type);
+  kernels::PagedAttentionArgs from = args;
+  from.q = Advance(args.q, row * args.q_stride * ElementBytes(args.type));
+  from.gate = Advance(args.gate, row * row_bytes);
+  from.y = static_cast<unsigned char*>(args.y) + row * row_bytes;
+  return from;
+}
+
+void AttendInPlace(at::Device device, const kernels::Batch& batch,
+                   const kernels::PagedAttentionArgs& args) {
+  const int64_t floats = cuda::PagedAttentionWorkspaceFloats(batch.tokens, args, batch.longest);
+  // Given back before its kernel has run: whoever gets it next comes later in the same stream.
+  const at::Tensor workspace =
+      at::empty({floats}, at::TensorOptions().dtype(at::kFloat).device(device));
+  cuda_runtime::Check(
+      cuda::PagedAttention(cuda_runtime::CurrentStream(), batch, args, batch.longest,
+                           floats > 0 ? workspace.data_ptr<float>() : nullptr),
+      "PagedAttention");
+}
+
+// A part of memory that the caller keeps, as a tensor.
+at::Tensor View(const void* p, at::IntArrayRef sizes, at::IntArrayRef strides,
+                const at::TensorOptions& options) {
+  return at::for_blob(const_cast<void*>(p), sizes)
+      .strides(strides)
+      .options(options)
+      .target_device(options.device())
+      .make_tensor();
+}
+
+// `args` are those from the run's first row on; `room` [2, positions, H, hd] takes its K and V.
+void AttendGathered(const kernels::Batch& batch, const AttentionRun& run, const at::Tensor& room,
+                    const kernels::PagedAttentionArgs& args) {
+  const int32_t* const begins = batch.attention_plan->device_begins + run.begins;
+  const at::TensorOptions ints = room.options().dtype(at::kInt);
+  const at::Tensor row_begin = View(begins, {run.sequences + 1}, {1}, ints);
+  const at::Tensor position_begin =
+      View(begins + run.sequences + 1, {run.sequences + 1}, {1}, ints);
+  const at::Tensor k = room.select(0, 0).narrow(0, 0, run.positions);
+  const at::Tensor v = room.select(0, 1).narrow(0, 0, run.positions);
+
+  cuda::GatherContextArgs gather;
+  gather.type = args.type;
+  gather.heads = args.heads;
+  gather.head_dim = args.head_dim;
+  gather.cache = args.cache;
+  gather.position_begin = position_begin.const_data_ptr<int32_t>();
+  gather.k = k.data_ptr();
+  gather.v = v.data_ptr();
+  cuda_runtime::Check(
+      cuda::GatherContext(cuda_runtime::CurrentStream(), run.sequences,
+                          batch.block_table + run.first_sequence * batch.block_table_stride,
+                          batch.block_table_stride, run.longest, gather),
+      "GatherContext");
+  const at::Tensor q = View(args.q, {run.rows, args.heads, args.head_dim},
+                            {args.q_stride, args.head_dim, 1}, room.options());
+  const at::Tensor attended =
+      cuda_runtime::FlashAttention(q, k, v, row_begin, position_begin, run.most_rows, run.longest);
+  cuda_runtime::Check(cuda::FinishAttention(cuda_runtime::CurrentStream(), run.rows, args,
+                                            attended.const_data_ptr()),
+                      "FinishAttention");
+}
+
+}  // namespace
+
+int64_t GatheredPositions(const kernels::Batch& batch) {
+  return std::max(batch.longest, batch.tokens);
+}
+
+kernels::AttentionPlan MakeAttentionPlan(const kernels::Batch& batch) {
+  kernels::AttentionPlan plan;
+  bool any = false;
+  for (int64_t s = 0; s < batch.sequences; ++s) {
+    const int64_t first_row = batch.row_begin[s], rows = batch.row_begin[s + 1] - first_row;
+    const int64_t positions = batch.position[first_row + rows - 1] + 1;
+    const bool gathered = rows >= kLeastGatheredRows;
+    any |= gathered;
+    if (plan.runs.empty() || plan.runs.back().gathered != gathered ||
+        (gathered && plan.runs.back().positions + positions > GatheredPositions(batch))) {
+      AttentionRun& run = plan.runs.emplace_back();
+      run.gathered = gathered;
+      run.first_row = first_row;
+      run.first_sequence = s;
+    }
+    AttentionRun& run = plan.runs.back();
+    run.rows += rows;
+    ++run.sequences;
+    run.most_rows = std::max(run.most_rows, rows);
+    run.longest = std::max(run.longest, positions);
+    run.positions += positions;
+  }
+  if (!any) return {};
+  for (AttentionRun& run : plan.runs) {
+    if (!run.gathered) continue;
+    run.begins = static_cast<int64_t>(plan.begins.size());
+    const int32_t* const row_begin = batch.row_begin + run.first_sequence;
+    for (int64_t s = 0; s <= run.sequences; ++s) {
+      plan.begins.push_back(row_begin[s] - row_begin[0]);
+    }
+    int32_t positions = 0;
+    plan.begins.push_back(positions);
+    for (int64_t s = 0; s < run.sequences; ++s) {
+      positions += batch.position[row_begin[s + 1] - 1] + 1;
+      plan.begins.push_back(positions);
+    }
+  }
+  return plan;
+}
+
+void CudaAttention(at::Device device, const kernels::Batch& batch,
+                   const kernels::PagedAttentionArgs& args) {
+  const at::ScalarType type = ScalarType(args.type);
+  if (batch.attention_plan == nullptr || !cuda_runtime::HasFlashAttention(type, args.head_dim)) {
+    AttendInPlace(device, batch, args);
+    return;
+  }
+  const at::TensorOptions options = at::TensorOptions().dtype(type).device(device);
+  // As many positions for every step of this size, so that the largest step says what is needed.
+  const at::Tensor room =
+      at::empty({2, GatheredPositions(batch), args.heads, args.head_dim}, options);
+  for (const AttentionRun& run : batch.attention_plan->runs) {
+    const kernels::PagedAttentionArgs run_args = FromRow(args, run.first_row);
+    if (run.gathered) {
+      AttendGathered(batch, run, room, run_args);
+      continue;
+    }
+    kernels::Batch rows = batch;
+    rows.tokens = run.rows;
+    rows.row_sequence += run.first_row;
+    rows.position += run.first_row;
+    rows.longest = run.longest;
+    AttendInPlace(device, rows, run_args);
+  }
+}
+
+}  // namespace ddl

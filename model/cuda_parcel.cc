@@ -1,0 +1,26 @@
+#include "model/cuda_parcel.h"
+
+#include <ATen/ops/empty.h>
+
+#include <cstring>
+
+#include "model/check.h"
+#include "model/cuda_runtime.h"
+
+namespace ddl {
+
+at::Tensor CudaParcel::Send(at::Tensor memory) {
+  if (!memory.defined()) {
+    memory = at::empty({bytes_}, at::TensorOptions().dtype(at::kByte).device(device_));
+  }
+  DDL_CHECK(memory.numel() == bytes_, "the memory is that of a parcel of the same sizes");
+  const at::Tensor staging = cuda_runtime::Staging(bytes_);
+  auto* const on_device = static_cast<unsigned char*>(memory.data_ptr());
+  auto* const on_host = static_cast<unsigned char*>(staging.data_ptr());
+  for (const Item& item : items_) *item.pointer = on_device + item.offset;
+  for (const Item& item : items_) std::memcpy(on_host + item.offset, item.host, item.bytes);
+  memory.copy_(staging, /*non_blocking=*/true);
+  return memory;
+}
+
+}  // namespace ddl

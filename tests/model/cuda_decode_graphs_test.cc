@@ -1,0 +1,160 @@
+// Decode steps from graphs, through the ModelRunner: the bits of steps that are launched kernel by
+// kernel, whoever decodes, and no launch that a captured graph could not repeat.
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "model/model_runner.h"
+#include "tests/model/cuda_runtime_on_host.h"
+
+namespace ddl {
+namespace {
+
+constexpr int32_t kBlockSize = 16;
+constexpr int32_t kBlocks = 20;  // of a sequence
+constexpr int32_t kMaxSequences = 6;
+
+class CudaDecodeGraphsTest : public testing::Test {
+ protected:
+  // The twin's flash attention is the quicker one for the long prompt.
+  CudaDecodeGraphsTest() { cuda_runtime::on_host.flash_attention = true; }
+  ~CudaDecodeGraphsTest() override { cuda_runtime::on_host = {}; }
+
+  static std::unique_ptr<ModelRunner> Open(const std::string& name) {
+    absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open("tests/data/goldens/" + name);
+    EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
+    RunnerOptions options;
+    options.device = RunnerDevice::kCuda;
+    options.kv_block_size = kBlockSize;
+    options.kv_num_blocks = kBlocks * kMaxSequences;
+    options.max_sequences = kMaxSequences;
+    options.max_step_tokens = 256;
+    options.max_context_length = kBlockSize * kBlocks;
+    options.num_threads = 1;
+    auto runner =
+        ModelRunner::Create(std::make_shared<const Checkpoint>(*std::move(checkpoint)), options);
+    EXPECT_TRUE(runner.ok()) << runner.status();
+    return *std::move(runner);
+  }
+};
+
+// What a step does: the sequences (by slot) that decode, and those that compute `rows` positions
+// instead.
+struct Step {
+  std::string name;
+  std::vector<int32_t> decode;
+  std::vector<int32_t> prefill;
+  int32_t rows = 0;
+  int replays = 0;   // with graphs: of this step
+  int captures = 0;  // likewise
+  bool state = false, stats = false;
+};
+
+// The logits of the last position of each chunk of each step. Every sequence owns a sixth of all
+// blocks, so that none is nobody's.
+std::vector<std::vector<float>> LogitsOf(ModelRunner& runner, const std::vector<Step>& steps,
+                                         bool with_graphs) {
+  const auto vocab_size = static_cast<int32_t>(runner.description().vocab_size);
+  std::vector<std::vector<TokenId>> tokens(kMaxSequences);
+  std::vector<std::vector<int32_t>> blocks(kMaxSequences);
+  for (int32_t n = 0; n < kBlocks * kMaxSequences; ++n) {
+    blocks[n * 5 % kMaxSequences].push_back(n);
+  }
+  std::vector<std::vector<float>> logits;
+  for (const Step& step : steps) {
+    std::vector<SequenceChunk> chunks;
+    const auto add = [&](int32_t slot, int32_t rows) {
+      std::vector<TokenId>& all = tokens[slot];
+      const auto start = static_cast<int32_t>(all.size());
+      for (int32_t i = 0; i < rows; ++i) {
+        // Not the token of spare rows, whose K and V could take its place unnoticed.
+        all.push_back((slot * 31 + static_cast<int32_t>(all.size()) * 7) % (vocab_size - 1) + 1);
+      }
+      SequenceChunk& chunk = chunks.emplace_back();
+      chunk.tokens = all;
+      chunk.start = start;
+      chunk.block_table =
+          absl::MakeConstSpan(blocks[slot]).first((all.size() + kBlockSize - 1) / kBlockSize);
+      chunk.slot = slot;
+      chunk.logits = Rows::kLast;
+      chunk.ddl_stats = step.stats;
+      if (step.state) chunk.state_layer = 0;
+    };
+    for (const int32_t slot : step.decode) add(slot, 1);
+    for (const int32_t slot : step.prefill) add(slot, step.rows);
+    const int captures = cuda_runtime::on_host.captures, replays = cuda_runtime::on_host.replays;
+    const auto outputs = runner.Forward(chunks);
+    EXPECT_TRUE(outputs.ok()) << step.name << ": " << outputs.status();
+    if (!outputs.ok()) return {};
+    EXPECT_EQ(cuda_runtime::on_host.captures - captures, with_graphs ? step.captures : 0)
+        << step.name;
+    EXPECT_EQ(cuda_runtime::on_host.replays - replays, with_graphs ? step.replays : 0) << step.name;
+    for (const ChunkOutput& output : *outputs) logits.push_back(output.logits);
+  }
+  return logits;
+}
+
+const std::vector<Step>& Steps() {
+  static const auto& steps = *new std::vector<Step>{
+      {"prompts", {}, {0, 1, 2, 3, 4, 5}, 5},
+      {"one", {2}, {}, 0, 1, 1},
+      {"one, another", {0}, {}, 0, 1},
+      {"two", {4, 1}, {}, 0, 1, 1},
+      {"three in a graph of four", {5, 0, 3}, {}, 0, 1, 1},
+      {"four", {5, 0, 3, 1}, {}, 0, 1},
+      {"three again", {1, 2, 4}, {}, 0, 1},
+      {"five in the largest graph", {0, 1, 2, 3, 4}, {}, 0, 1, 1},
+      {"all", {5, 4, 3, 2, 1, 0}, {}, 0, 1},
+      {"beside a prompt", {0, 1}, {2}, 7},
+      {"states are wanted", {0, 1}, {}, 0, 0, 0, true, false},
+      {"statistics are wanted", {0, 1}, {}, 0, 0, 0, false, true},
+      {"a long prompt", {}, {3}, 245},
+      {"before a split ends", {3, 0}, {}, 0, 1},
+      {"", {3, 0}, {}, 0, 1},
+      {"", {3}, {}, 0, 1},
+      {"", {3, 1, 2}, {}, 0, 1},
+      {"", {3}, {}, 0, 1},
+      {"past its end", {3, 2}, {}, 0, 1},
+  };
+  return steps;
+}
+
+TEST_F(CudaDecodeGraphsTest, ChangeNoBit) {
+  // Additive, over channels, over tokens with all kinds of tails.
+  for (const std::string model : {"gpt_base", "ccec_base", "tcec_v_shift"}) {
+    const auto by_graphs = Open(model);
+    const std::vector<std::vector<float>> found = LogitsOf(*by_graphs, Steps(), true);
+    cuda_runtime::on_host.capture_error = "no graphs here";
+    const auto by_launches = Open(model);
+    const std::vector<std::vector<float>> want = LogitsOf(*by_launches, Steps(), false);
+    cuda_runtime::on_host.capture_error.clear();
+    ASSERT_EQ(found.size(), want.size()) << model;
+    for (size_t i = 0; i < found.size(); ++i) {
+      EXPECT_FALSE(found[i].empty()) << model;
+      EXPECT_EQ(found[i], want[i]) << model << ", chunk " << i << " of all";
+    }
+  }
+}
+
+// A replay that fails, fails its step; the next one runs.
+TEST_F(CudaDecodeGraphsTest, FailedReplayFailsItsStepAlone) {
+  const auto runner = Open("ccec_base");
+  const std::vector<TokenId> tokens = {5};
+  const std::vector<int32_t> blocks = {0};
+  SequenceChunk chunk;
+  chunk.tokens = tokens;
+  chunk.block_table = blocks;
+  ASSERT_TRUE(runner->Forward({&chunk, 1}).ok());
+  ASSERT_EQ(cuda_runtime::on_host.replays, 1);
+  cuda_runtime::on_host.stream_error = "launch failed";
+  EXPECT_EQ(runner->Forward({&chunk, 1}).status().code(), absl::StatusCode::kInternal);
+  cuda_runtime::on_host.stream_error.clear();
+  EXPECT_TRUE(runner->Forward({&chunk, 1}).ok());
+  EXPECT_EQ(cuda_runtime::on_host.captures, 1);
+}
+
+}  // namespace
+}  // namespace ddl
