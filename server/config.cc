@@ -197,6 +197,10 @@ ABSL_FLAG(int32_t, max_concurrent_streams, 1024,
 ABSL_FLAG(int32_t, max_connections, 1000,
           "Connections that may stand at a time; more are closed as soon as they come. Each takes "
           "a file descriptor.");
+ABSL_FLAG(int32_t, max_connection_rate, 50,
+          "New connections a second from one address (of IPv6: from one /64). So many may come at "
+          "once; more wait for their turn, and are closed where that is over 10 seconds away. 0: "
+          "any number, for instance behind a proxy that opens a connection for each call.");
 ABSL_FLAG(absl::Duration, max_connection_idle, absl::Minutes(5),
           "Connections without a call for so long are asked to go; clients come back when they "
           "have one. inf: never.");
@@ -323,6 +327,7 @@ absl::Status CheckNumbers(const ServerConfig& config) {
        int64_t{1} << 50},
       {"max_concurrent_streams", config.max_concurrent_streams, 1, kMaxInt},
       {"max_connections", config.max_connections, 1, 1 << 20},
+      {"max_connection_rate", config.max_connection_rate, 0, 1 << 20},
   };
   for (const Range<int64_t>& range : ranges) {
     if (absl::Status status = CheckRange(range); !status.ok()) return status;
@@ -409,6 +414,7 @@ ServerConfig ConfigFromFlags() {
   config.max_connection_memory = absl::GetFlag(FLAGS_max_connection_memory).bytes;
   config.max_concurrent_streams = absl::GetFlag(FLAGS_max_concurrent_streams);
   config.max_connections = absl::GetFlag(FLAGS_max_connections);
+  config.max_connection_rate = absl::GetFlag(FLAGS_max_connection_rate);
   config.max_connection_idle = absl::GetFlag(FLAGS_max_connection_idle);
   config.max_connection_age = absl::GetFlag(FLAGS_max_connection_age);
   config.handshake_timeout = absl::GetFlag(FLAGS_handshake_timeout);
@@ -481,8 +487,8 @@ absl::Span<const FlagGroup> ServerFlagGroups() {
       {"Callers", {"api_keys_file", "api_keys_reload_interval", "reflection"}},
       {"Connections",
        {"max_message_bytes", "max_connection_memory", "max_concurrent_streams", "max_connections",
-        "max_connection_idle", "max_connection_age", "handshake_timeout", "min_ping_interval",
-        "keepalive_interval", "keepalive_timeout"}},
+        "max_connection_rate", "max_connection_idle", "max_connection_age", "handshake_timeout",
+        "min_ping_interval", "keepalive_interval", "keepalive_timeout"}},
       {"Requests", {"max_context_length", "max_client_batch_size", "default_max_tokens"}},
       {"Engine",
        {"max_running_sequences", "max_waiting_requests", "max_waiting_tokens", "max_step_tokens",

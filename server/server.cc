@@ -155,8 +155,9 @@ absl::StatusOr<std::vector<std::string>> Server::Check() {
 
 absl::Status Server::Listen() {
   if (absl::Status status = ReadFiles(); !status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<ConnectionAcceptor>> acceptor =
-      ConnectionAcceptor::Listen(config_.grpc_address, config_.max_connections);
+  absl::StatusOr<std::unique_ptr<ConnectionAcceptor>> acceptor = ConnectionAcceptor::Listen(
+      config_.grpc_address,
+      {.max_connections = config_.max_connections, .per_second = config_.max_connection_rate});
   if (!acceptor.ok()) return CannotListen("grpc_address", config_.grpc_address);
   acceptor_ = *std::move(acceptor);
   grpc_port_ = acceptor_->port();
@@ -182,13 +183,15 @@ absl::Status Server::Listen() {
   if (grpc_server_ == nullptr) return absl::UnavailableError("gRPC cannot be started");
   SetServing(false);
   acceptor_->Start(
-      [this](int listener, int connection) {
-        grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
-        parameters.listener_fd = listener;
-        parameters.fd = connection;
-        connections_->HandleNewConnection(&parameters);
-      },
-      [this] { metrics_.OnConnectionRefused(); });
+      {.on_connection =
+           [this](int listener, int connection) {
+             grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
+             parameters.listener_fd = listener;
+             parameters.fd = connection;
+             connections_->HandleNewConnection(&parameters);
+           },
+       .on_refused = [this](ConnectionRefusal refusal) { metrics_.OnConnectionRefused(refusal); },
+       .on_delayed = [this] { metrics_.OnConnectionDelayed(); }});
   spdlog::info("listening grpc_address={} metrics_address={}",
                WithPort(config_.grpc_address, grpc_port_),
                WithPort(config_.metrics_address, metrics_port_));
