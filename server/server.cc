@@ -68,9 +68,13 @@ int Milliseconds(absl::Duration duration) {
 }
 
 void LimitConnections(const ServerConfig& config, grpc::ServerBuilder* builder) {
-  builder->SetMaxReceiveMessageSize(config.max_message_bytes);
   // gRPC reads a message to its end, however long its sender says it is, before it finds it too
-  // long. Past this it drops the streams that hold most.
+  // long, and then tells nobody here. So it has no bound, and ParseRequest has.
+  builder->SetMaxReceiveMessageSize(-1);
+  // A few bytes can be unpacked to any number, for which there would be no bound.
+  builder->SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
+  builder->SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
+  // Of what it has read and no call has taken. Past this it drops the streams that hold most.
   grpc::ResourceQuota quota("connections");
   quota.Resize(static_cast<size_t>(config.max_connection_memory));
   builder->SetResourceQuota(quota);
@@ -115,7 +119,13 @@ Server::Server(const ServerConfig& config, ModelLoader loader, std::function<abs
       metrics_(GetBuildInfo(), Names(config.models)),
       models_(Names(config.models)),
       request_log_(config.log_format),
-      surroundings_{models_, metrics_, active_calls_, replies_, api_keys_, request_log_},
+      surroundings_{models_,
+                    metrics_,
+                    active_calls_,
+                    replies_,
+                    api_keys_,
+                    request_log_,
+                    config_.max_message_bytes},
       inference_service_(surroundings_),
       model_service_(surroundings_, state_),
       watchdog_(config.step_timeout, config.models.size()) {

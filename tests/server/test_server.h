@@ -92,6 +92,8 @@ class TestServer {
   v1::InferenceService::Stub& inference() { return *inference_; }
   v1::ModelService::Stub& models() { return *models_; }
   const std::shared_ptr<grpc::Channel>& channel() { return channel_; }
+  // Where it listens, for other channels.
+  std::string address() const { return "127.0.0.1:" + std::to_string(server_->grpc_port()); }
   std::string HttpPage(const std::string& path) { return HttpGet(server_->metrics_port(), path); }
   ScrapedMetrics metrics() { return Scrape(server_->metrics_port()); }
   // Every step passes it; also while warming up.
