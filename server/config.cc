@@ -290,9 +290,10 @@ constexpr char kUsage[] =
     "command line wins. --flagfile=FILE reads flags from a file, one per line, as if they stood\n"
     "in its place. --version prints the version.\n"
     "\n"
-    "Exit codes: 0 after SIGTERM or SIGINT, 1 when an address cannot be listened on or the device\n"
-    "fails, 2 for a bad flag or a checkpoint that cannot be served. SIGUSR1 sets the log level to\n"
-    "debug, SIGUSR2 sets it back to --log_level.\n";
+    "Exit codes: 0 after SIGTERM or SIGINT, 1 when an address cannot be listened on, the device\n"
+    "fails or a stop is stuck, 2 for a bad flag or a checkpoint that cannot be served. SIGUSR1 "
+    "sets\n"
+    "the log level to debug, SIGUSR2 sets it back to --log_level.\n";
 
 // A whole number that a flag may have.
 template <typename Number>

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "server/build_info.h"
 #include "server/process_stats.h"
@@ -112,10 +113,12 @@ int64_t ResidentBytes() {
 
 }  // namespace
 
-Server::Server(const ServerConfig& config, ModelLoader loader, std::function<absl::Time()> now)
+Server::Server(const ServerConfig& config, ModelLoader loader, std::function<absl::Time()> now,
+               LastResort last_resort)
     : config_(config),
       loader_(std::move(loader)),
       now_(std::move(now)),
+      last_resort_(std::move(last_resort)),
       metrics_(GetBuildInfo(), Names(config.models)),
       models_(Names(config.models)),
       request_log_(config.log_format),
@@ -284,11 +287,13 @@ absl::Status Server::Serve() {
     }
     failure = DeviceStatus();  // it may also be lost in the drain
   }
+  ExpectEnd();
   models_.StopAdmission();
   StopEngines();
   acceptor_->Stop();
   grpc_server_->Shutdown(std::chrono::system_clock::now());
   grpc_server_->Wait();
+  stop_deadline_.reset();
   return failure;
 }
 
@@ -479,8 +484,24 @@ void Server::EndAtOnce() {
 
 // Clients whose calls are cut short hear so in a status, if they listen.
 void Server::EndCalls() {
+  ExpectEnd();
   StopEngines();
   active_calls_.WaitUntilNone(absl::Now() + kFlushTimeout);
+}
+
+void Server::ExpectEnd() {
+  if (stop_deadline_.has_value()) return;
+  stop_deadline_.emplace(last_resort_.grace, [this] { last_resort_.end(WhatIsStuck()); });
+}
+
+std::string Server::WhatIsStuck() const {
+  const std::vector<absl::Duration> steps = RunningSteps();
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (steps[i] == absl::ZeroDuration()) continue;
+    return absl::StrFormat("the stop is stuck: a step of model=%s has been running for %.1fs",
+                           models_.all()[i]->name(), absl::ToDoubleSeconds(steps[i]));
+  }
+  return "the stop is stuck: no step runs, but calls have not ended";
 }
 
 void Server::StopEngines() {

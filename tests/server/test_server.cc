@@ -174,7 +174,7 @@ TestServer::TestServer(Options options) : options_(std::move(options)) {
         loaded.weights_sha256 = hash.get_future();
         return loaded;
       },
-      options_.now);
+      options_.now, options_.last_resort);
   const absl::Status listening = server_->Listen();
   DDL_CHECK(listening.ok(), "the test server cannot listen");
   thread_ = std::thread([this] { served_ = server_->Serve(); });

@@ -84,6 +84,7 @@ class TestServer {
     std::function<absl::Status(absl::Span<const SequenceChunk>)> on_forward;
     std::function<bool(const SequenceChunk&)> is_not_finite;
     std::function<absl::Time()> now = absl::Now;
+    LastResort last_resort;
   };
 
   explicit TestServer(Options options = {});
