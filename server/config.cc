@@ -79,14 +79,19 @@ bool AbslParseFlag(absl::string_view text, Weights* weights, std::string* error)
 }
 std::string AbslUnparseFlag(Weights weights) { return UnparseWord(kWeights, weights); }
 
-bool AbslParseFlag(absl::string_view text, Memory* memory, std::string* error) {
-  const absl::StatusOr<int64_t> bytes = ParseMemorySize(std::string(text));
-  if (!bytes.ok()) {
-    *error = std::string(bytes.status().message());
-    return false;
+// `otherwise` goes on with what is allowed.
+bool ParseBytes(absl::string_view text, const char* otherwise, int64_t* bytes, std::string* error) {
+  const absl::StatusOr<int64_t> parsed = ParseMemorySize(std::string(text));
+  if (parsed.ok()) {
+    *bytes = *parsed;
+  } else {
+    *error = absl::StrCat(parsed.status().message(), otherwise);
   }
-  memory->bytes = *bytes;
-  return true;
+  return parsed.ok();
+}
+
+bool AbslParseFlag(absl::string_view text, Memory* memory, std::string* error) {
+  return ParseBytes(text, "", &memory->bytes, error);
 }
 std::string AbslUnparseFlag(Memory memory) {
   constexpr int64_t kMebibyte = 1 << 20;
@@ -95,16 +100,8 @@ std::string AbslUnparseFlag(Memory memory) {
 }
 
 bool AbslParseFlag(absl::string_view text, CacheMemory* memory, std::string* error) {
-  if (text == "auto") {
-    memory->bytes = 0;
-    return true;
-  }
-  const absl::StatusOr<int64_t> bytes = ParseMemorySize(std::string(text));
-  if (!bytes.ok()) {
-    *error = absl::StrCat(bytes.status().message(), ", or auto");
-    return false;
-  }
-  memory->bytes = *bytes;
+  if (text != "auto") return ParseBytes(text, ", or auto", &memory->bytes, error);
+  memory->bytes = 0;
   return true;
 }
 std::string AbslUnparseFlag(CacheMemory memory) {

@@ -7,8 +7,6 @@
 #include <spdlog/spdlog.h>
 
 #include <cmath>
-#include <filesystem>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -17,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/server/key_file.h"
 #include "tests/server/test_server.h"
 
 namespace ddl {
@@ -25,29 +24,6 @@ namespace {
 using grpc::StatusCode;
 using testing::HasSubstr;
 using testing::Not;
-
-// printf %s secret-a | sha256sum, and so on.
-constexpr char kHashA[] = "sha256:8766b9cb08e6040b704f1e3ee1e186efccf2635b1d2634d6525333007e6aeae1";
-constexpr char kHashB[] = "sha256:ff492ef788c89b555e6f738b33d2422f57dbb6656af2402155672c5f123a90af";
-
-class KeyFile {
- public:
-  explicit KeyFile(const std::string& content)
-      : path_(testing::TempDir() + "/callers-" + std::to_string(getpid()) + "-" +
-              testing::UnitTest::GetInstance()->current_test_info()->name()) {
-    Replace(content);
-  }
-  ~KeyFile() { std::filesystem::remove(path_); }
-  // As a mounted secret changes: all at once.
-  void Replace(const std::string& content) const {
-    std::ofstream(path_ + ".new") << content;
-    std::filesystem::rename(path_ + ".new", path_);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  const std::string path_;
-};
 
 std::string Line(const std::string& name, const char* hash, const std::string& options = "") {
   return name + " " + hash + " " + options + "\n";
