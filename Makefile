@@ -39,8 +39,8 @@ build: ## Build build/release/bin/ddl_server (CUDA=1: build/cuda/bin/ddl_server,
 cuda-check: ## Run the GPU's tests and compute-sanitizer; needs a GPU
 	@scripts/cuda_check.sh
 
-image: ## Build the container image with Docker (IMAGE=name, ddl-server otherwise)
-	docker build --build-arg REVISION=$$(git rev-parse --short=12 HEAD) --tag $(IMAGE) .
+image: ## Build the container image with Docker (IMAGE=name, ddl-server otherwise; CUDA=1: for GPUs as well)
+	docker build $(if $(CUDA),--target cuda) --build-arg REVISION=$$(git rev-parse --short=12 HEAD) --tag $(IMAGE) .
 
 kubernetes-rules: ## Copy the alert rules of deploy/prometheus into the manifests of deploy/kubernetes
 	@scripts/kubernetes_rules.sh

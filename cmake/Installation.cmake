@@ -4,15 +4,34 @@
 if(TARGET ddl_server)
   install(TARGETS ddl_server RUNTIME DESTINATION bin)
 endif()
-# With CUDA they are 3 GB and find each other by their places in the wheels: an installed server takes them from there.
-if(TARGET ddl_server AND NOT DDL_CUDA)
-  install(PROGRAMS
-            ${DDL_LIBTORCH_LIB_DIR}/libtorch_cpu.so
-            ${DDL_LIBTORCH_LIB_DIR}/libc10.so
-            ${DDL_LIBTORCH_LIB_DIR}/libgomp.so.1
-            ${DDL_CUDA_LIB_DIR}/libcudart.so.13
-            ${DDL_CUDA_LIB_DIR}/libcupti.so.13
-          DESTINATION lib)
+if(TARGET ddl_server)
+  set(libraries
+    ${DDL_LIBTORCH_LIB_DIR}/libtorch_cpu.so
+    ${DDL_LIBTORCH_LIB_DIR}/libc10.so
+    ${DDL_LIBTORCH_LIB_DIR}/libgomp.so.1
+    ${DDL_CUDA_LIB_DIR}/libcudart.so.13
+    ${DDL_CUDA_LIB_DIR}/libcupti.so.13)
+  if(DDL_CUDA)
+    # What libtorch_cuda.so does not load without, 2 GB. Of cuDNN that is a small library which would load the others for a
+    # convolution; the server has none.
+    set(nvidia ${DDL_LIBTORCH_ROOT}/nvidia)
+    list(APPEND libraries
+      ${DDL_LIBTORCH_LIB_DIR}/libc10_cuda.so
+      ${DDL_LIBTORCH_LIB_DIR}/libtorch_cuda.so
+      ${DDL_LIBTORCH_LIB_DIR}/libtorch_nvshmem.so
+      ${DDL_CUDA_LIB_DIR}/libcublas.so.13
+      ${DDL_CUDA_LIB_DIR}/libcublasLt.so.13
+      ${DDL_CUDA_LIB_DIR}/libcufft.so.12
+      ${DDL_CUDA_LIB_DIR}/libcufile.so.0
+      ${DDL_CUDA_LIB_DIR}/libcurand.so.10
+      ${DDL_CUDA_LIB_DIR}/libcusparse.so.12
+      ${DDL_CUDA_LIB_DIR}/libnvJitLink.so.13
+      ${nvidia}/cudnn/lib/libcudnn.so.9
+      ${nvidia}/cusparselt/lib/libcusparseLt.so.0
+      ${nvidia}/nccl/lib/libnccl.so.2
+      ${nvidia}/nvshmem/lib/libnvshmem_host.so.3)
+  endif()
+  install(PROGRAMS ${libraries} DESTINATION lib)
 endif()
 if(EXISTS ${PROJECT_SOURCE_DIR}/models/ddl-demo)
   install(DIRECTORY models/ddl-demo DESTINATION share/ddl/models)

@@ -47,6 +47,8 @@ if(DDL_CUDA)
                           "scripts/install_dependencies.sh cuda, or set DDL_LIBTORCH_ROOT to where the whole of torch is installed.")
     endif()
   endforeach()
+  # CMake 3.25's FindCUDAToolkit, which is Debian 12's, takes this library of older CUDAs for granted, and fails where it is not.
+  add_library(CUDA::nvToolsExt INTERFACE IMPORTED GLOBAL)
   # libtorch_cuda.so, which pulls in 3 GB, is only loaded once a GPU has been found (model/cuda_runtime.cc).
   add_library(ddl_libtorch_cuda INTERFACE)
   add_library(ddl::libtorch_cuda ALIAS ddl_libtorch_cuda)

@@ -55,12 +55,11 @@ function(ddl_executable name)
   ddl_parse_arguments(ddl_executable ${name} "" "" "SOURCES;DEPENDS" ${ARGN})
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE ddl_settings ${arg_DEPENDS})
-  # Runs from any directory with an empty environment: LibTorch's folders are in the program (from the build tree, or with
-  # CUDA), or ../lib is (installed).
-  set(rpath "${DDL_LIBTORCH_LIB_DIR};${DDL_CUDA_LIB_DIR}")
+  # Runs from any directory with an empty environment: LibTorch's folders are in the program (from the build tree), or ../lib
+  # is (installed).
   set_target_properties(${name} PROPERTIES
-    BUILD_RPATH "${rpath}"
-    INSTALL_RPATH "$<IF:$<BOOL:${DDL_CUDA}>,${rpath},$ORIGIN/../lib>")
+    BUILD_RPATH "${DDL_LIBTORCH_LIB_DIR};${DDL_CUDA_LIB_DIR}"
+    INSTALL_RPATH "$ORIGIN/../lib")
 endfunction()
 
 # Test programs leave their results here (JUnit XML); scripts/run_tests.sh reads from them which tests were skipped, and why.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the project needs on Debian 12, and nothing the second time.
 #
-#   scripts/install_dependencies.sh [build] [cuda] [client] [test] [format] [bench]        (no argument: build client test)
+#   scripts/install_dependencies.sh [build] [cuda] [nvcc] [client] [test] [format] [bench]        (no argument: build client test)
 #
 # Debian packages come through apt (with sudo when not root); everything else goes into the virtual environment
 # .venv inside the project: LibTorch and the Python packages, from the package index that pip is configured for.
@@ -136,6 +136,17 @@ install_python_packages() {  # REQUIREMENTS_FILE WHY [pip option...]
   printf '%s\n' "$content" >"$stamp"
 }
 
+# CUDA's compiler, where no toolkit is: CUDACXX is then nvidia/cu13/bin/nvcc of the site-packages, CUDAToolkit_ROOT nvidia/cu13.
+install_nvcc() {
+  install_python_packages scripts/requirements-nvcc.txt "building with CUDA (nvcc)" --no-deps
+  local folder
+  # Names that a toolkit has: nvcc has its linker look into the folder, and CMake looks for the library.
+  for folder in "$venv"/lib/python3*/site-packages/nvidia/cu13; do
+    ln -sfn lib "$folder/lib64"
+    ln -sf libcudart.so.13 "$folder/lib/libcudart.so"
+  done
+}
+
 # The project's own client, built from clients/python and proto/ whenever one of them has changed.
 install_python_client() {
   install_python_packages clients/python/requirements.txt "the Python client and the demo"
@@ -153,8 +164,8 @@ install_python_client() {
 [ $# -gt 0 ] || set -- build client test
 for group in "$@"; do
   case $group in
-    build | cuda | client | test | format | bench) ;;
-    *) fail "unknown group '$group': allowed are build, cuda, client, test, format and bench" ;;
+    build | cuda | nvcc | client | test | format | bench) ;;
+    *) fail "unknown group '$group': allowed are build, cuda, nvcc, client, test, format and bench" ;;
   esac
 done
 command -v apt-get >/dev/null || {
@@ -171,6 +182,7 @@ for group in "$@"; do
   case $group in
     build) install_python_packages scripts/requirements-libtorch.txt "the server (LibTorch)" --no-deps ;;
     cuda) install_python_packages scripts/requirements-libtorch-cuda.txt "the server's GPU part (the whole of LibTorch)" ;;
+    nvcc) install_nvcc ;;
     client) install_python_client ;;
     test)
       install_python_client

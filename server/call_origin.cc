@@ -36,11 +36,16 @@ CallOrigin ReadOrigin(const grpc::CallbackServerContext& context, const ApiKeys&
           .caller = keys.Authenticate(Find(context, kAuthorization))};
 }
 
-void SendIds(const CallOrigin& origin, grpc::CallbackServerContext* context) {
-  if (FitsMetadata(origin.request_id)) context->AddInitialMetadata(kRequestId, origin.request_id);
-  if (origin.trace.has_value()) {
-    context->AddInitialMetadata(kTraceparent, FormatTraceparent(*origin.trace));
-  }
+void SendIds(const CallOrigin& origin, AnswerPart part, grpc::CallbackServerContext* context) {
+  const auto add = [part, context](const char* name, const std::string& value) {
+    if (part == AnswerPart::kInitial) {
+      context->AddInitialMetadata(name, value);
+    } else {
+      context->AddTrailingMetadata(name, value);
+    }
+  };
+  if (FitsMetadata(origin.request_id)) add(kRequestId, origin.request_id);
+  if (origin.trace.has_value()) add(kTraceparent, FormatTraceparent(*origin.trace));
 }
 
 }  // namespace ddl

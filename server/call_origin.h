@@ -25,9 +25,13 @@ struct CallOrigin {
 // than kMaxRequestIdBytes, or other than visible ASCII) counts as none, and one is drawn.
 CallOrigin ReadOrigin(const grpc::CallbackServerContext& context, const ApiKeys& keys);
 
-// Has the answer's initial metadata say x-request-id and, for a call in a trace, traceparent.
-// Before the call's handler returns. An id that metadata cannot carry is left out.
-void SendIds(const CallOrigin& origin, grpc::CallbackServerContext* context);
+// Which metadata of an answer. With an initial part gRPC's clients take the call for answered, and
+// do not try it again.
+enum class AnswerPart { kInitial, kTrailing };
+
+// Has the answer say x-request-id and, for a call in a trace, traceparent. Before the part is given
+// to gRPC. An id that metadata cannot carry is left out.
+void SendIds(const CallOrigin& origin, AnswerPart part, grpc::CallbackServerContext* context);
 
 }  // namespace ddl
 

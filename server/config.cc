@@ -79,14 +79,19 @@ bool AbslParseFlag(absl::string_view text, Weights* weights, std::string* error)
 }
 std::string AbslUnparseFlag(Weights weights) { return UnparseWord(kWeights, weights); }
 
-bool AbslParseFlag(absl::string_view text, Memory* memory, std::string* error) {
-  const absl::StatusOr<int64_t> bytes = ParseMemorySize(std::string(text));
-  if (!bytes.ok()) {
-    *error = std::string(bytes.status().message());
-    return false;
+// `otherwise` goes on with what is allowed.
+bool ParseBytes(absl::string_view text, const char* otherwise, int64_t* bytes, std::string* error) {
+  const absl::StatusOr<int64_t> parsed = ParseMemorySize(std::string(text));
+  if (parsed.ok()) {
+    *bytes = *parsed;
+  } else {
+    *error = absl::StrCat(parsed.status().message(), otherwise);
   }
-  memory->bytes = *bytes;
-  return true;
+  return parsed.ok();
+}
+
+bool AbslParseFlag(absl::string_view text, Memory* memory, std::string* error) {
+  return ParseBytes(text, "", &memory->bytes, error);
 }
 std::string AbslUnparseFlag(Memory memory) {
   constexpr int64_t kMebibyte = 1 << 20;
@@ -95,16 +100,8 @@ std::string AbslUnparseFlag(Memory memory) {
 }
 
 bool AbslParseFlag(absl::string_view text, CacheMemory* memory, std::string* error) {
-  if (text == "auto") {
-    memory->bytes = 0;
-    return true;
-  }
-  const absl::StatusOr<int64_t> bytes = ParseMemorySize(std::string(text));
-  if (!bytes.ok()) {
-    *error = absl::StrCat(bytes.status().message(), ", or auto");
-    return false;
-  }
-  memory->bytes = *bytes;
+  if (text != "auto") return ParseBytes(text, ", or auto", &memory->bytes, error);
+  memory->bytes = 0;
   return true;
 }
 std::string AbslUnparseFlag(CacheMemory memory) {
@@ -197,6 +194,10 @@ ABSL_FLAG(int32_t, max_concurrent_streams, 1024,
 ABSL_FLAG(int32_t, max_connections, 1000,
           "Connections that may stand at a time; more are closed as soon as they come. Each takes "
           "a file descriptor.");
+ABSL_FLAG(int32_t, max_connection_rate, 50,
+          "New connections a second from one address (of IPv6: from one /64). So many may come at "
+          "once; more wait for their turn, and are closed where that is over 10 seconds away. 0: "
+          "any number, for instance behind a proxy that opens a connection for each call.");
 ABSL_FLAG(absl::Duration, max_connection_idle, absl::Minutes(5),
           "Connections without a call for so long are asked to go; clients come back when they "
           "have one. inf: never.");
@@ -286,9 +287,10 @@ constexpr char kUsage[] =
     "command line wins. --flagfile=FILE reads flags from a file, one per line, as if they stood\n"
     "in its place. --version prints the version.\n"
     "\n"
-    "Exit codes: 0 after SIGTERM or SIGINT, 1 when an address cannot be listened on or the device\n"
-    "fails, 2 for a bad flag or a checkpoint that cannot be served. SIGUSR1 sets the log level to\n"
-    "debug, SIGUSR2 sets it back to --log_level.\n";
+    "Exit codes: 0 after SIGTERM or SIGINT, 1 when an address cannot be listened on, the device\n"
+    "fails or a stop is stuck, 2 for a bad flag or a checkpoint that cannot be served. SIGUSR1 "
+    "sets\n"
+    "the log level to debug, SIGUSR2 sets it back to --log_level.\n";
 
 // A whole number that a flag may have.
 template <typename Number>
@@ -323,6 +325,7 @@ absl::Status CheckNumbers(const ServerConfig& config) {
        int64_t{1} << 50},
       {"max_concurrent_streams", config.max_concurrent_streams, 1, kMaxInt},
       {"max_connections", config.max_connections, 1, 1 << 20},
+      {"max_connection_rate", config.max_connection_rate, 0, 1 << 20},
   };
   for (const Range<int64_t>& range : ranges) {
     if (absl::Status status = CheckRange(range); !status.ok()) return status;
@@ -409,6 +412,7 @@ ServerConfig ConfigFromFlags() {
   config.max_connection_memory = absl::GetFlag(FLAGS_max_connection_memory).bytes;
   config.max_concurrent_streams = absl::GetFlag(FLAGS_max_concurrent_streams);
   config.max_connections = absl::GetFlag(FLAGS_max_connections);
+  config.max_connection_rate = absl::GetFlag(FLAGS_max_connection_rate);
   config.max_connection_idle = absl::GetFlag(FLAGS_max_connection_idle);
   config.max_connection_age = absl::GetFlag(FLAGS_max_connection_age);
   config.handshake_timeout = absl::GetFlag(FLAGS_handshake_timeout);
@@ -481,8 +485,8 @@ absl::Span<const FlagGroup> ServerFlagGroups() {
       {"Callers", {"api_keys_file", "api_keys_reload_interval", "reflection"}},
       {"Connections",
        {"max_message_bytes", "max_connection_memory", "max_concurrent_streams", "max_connections",
-        "max_connection_idle", "max_connection_age", "handshake_timeout", "min_ping_interval",
-        "keepalive_interval", "keepalive_timeout"}},
+        "max_connection_rate", "max_connection_idle", "max_connection_age", "handshake_timeout",
+        "min_ping_interval", "keepalive_interval", "keepalive_timeout"}},
       {"Requests", {"max_context_length", "max_client_batch_size", "default_max_tokens"}},
       {"Engine",
        {"max_running_sequences", "max_waiting_requests", "max_waiting_tokens", "max_step_tokens",

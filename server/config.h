@@ -38,6 +38,7 @@ struct ServerConfig {
   int64_t max_connection_memory = int64_t{512} << 20;  // bytes, of all connections together
   int32_t max_concurrent_streams = 1024;
   int32_t max_connections = 1000;
+  int32_t max_connection_rate = 50;  // new ones a second from one address; 0: any number
   absl::Duration max_connection_idle = absl::Minutes(5);
   absl::Duration max_connection_age = absl::InfiniteDuration();
   absl::Duration handshake_timeout = absl::Seconds(20);

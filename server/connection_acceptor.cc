@@ -13,10 +13,10 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 
 namespace ddl {
 namespace {
@@ -26,6 +26,12 @@ namespace {
 constexpr absl::Duration kLookInterval = absl::Milliseconds(10);
 // With no file descriptor left, accepting fails at once for as long as somebody waits.
 constexpr int kPauseMilliseconds = 100;
+// Closing connections takes processor time too. After so many that came too fast, whoever waits to
+// be accepted waits a little longer, and once many do, the system makes new ones wait as well.
+constexpr int kRefusalsBeforeBreath = 10;
+constexpr int kBreathMilliseconds = 10;
+// Clients of gRPC give a connection 20 seconds, its handshake included.
+constexpr absl::Duration kLongestDelay = absl::Seconds(10);
 
 absl::Status SystemError(absl::string_view what) {
   return absl::UnavailableError(absl::StrCat(what, ": ", std::strerror(errno)));
@@ -68,17 +74,44 @@ absl::StatusOr<int> ListenOn(const sockaddr* address, socklen_t length, bool bot
   return listener;
 }
 
+// The bytes that tell one peer from another.
+std::string PeerOf(const sockaddr_storage& address) {
+  constexpr size_t kSite = 8, kMappedPrefix = 12;
+  const auto bytes = [](const auto& member, size_t from, size_t to) {
+    return std::string(reinterpret_cast<const char*>(&member) + from,
+                       reinterpret_cast<const char*>(&member) + to);
+  };
+  if (address.ss_family != AF_INET6) {
+    const in_addr& v4 = reinterpret_cast<const sockaddr_in&>(address).sin_addr;
+    return bytes(v4, 0, sizeof v4);
+  }
+  const in6_addr& v6 = reinterpret_cast<const sockaddr_in6&>(address).sin6_addr;
+  return IN6_IS_ADDR_V4MAPPED(&v6) ? bytes(v6, kMappedPrefix, sizeof v6) : bytes(v6, 0, kSite);
+}
+
+// Whatever it may have sent before: gRPC would answer all of it.
+bool ClientIsGone(int connection) {
+  pollfd state = {.fd = connection, .events = POLLRDHUP, .revents = 0};
+  return poll(&state, 1, 0) > 0;
+}
+
 }  // namespace
 
+ConnectionAcceptor::ConnectionAcceptor(const ConnectionLimits& limits,
+                                       std::function<absl::Time()> now)
+    : max_connections_(limits.max_connections),
+      now_(std::move(now)),
+      rate_(limits.per_second, kLongestDelay) {}
+
 absl::StatusOr<std::unique_ptr<ConnectionAcceptor>> ConnectionAcceptor::Listen(
-    const std::string& address, int max_connections) {
+    const std::string& address, const ConnectionLimits& limits, std::function<absl::Time()> now) {
   const size_t colon = address.rfind(':');
   std::string host = address.substr(0, colon);
   const std::string port = address.substr(colon + 1);
   if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
     host = host.substr(1, host.size() - 2);
   }
-  std::unique_ptr<ConnectionAcceptor> acceptor(new ConnectionAcceptor(max_connections));
+  std::unique_ptr<ConnectionAcceptor> acceptor(new ConnectionAcceptor(limits, std::move(now)));
   acceptor->stop_event_ = eventfd(0, EFD_CLOEXEC);
   if (acceptor->stop_event_ < 0) return SystemError("eventfd");
 
@@ -120,9 +153,8 @@ ConnectionAcceptor::~ConnectionAcceptor() {
   if (stop_event_ >= 0) close(stop_event_);
 }
 
-void ConnectionAcceptor::Start(Handler handler, std::function<void()> on_refused) {
-  handler_ = std::move(handler);
-  on_refused_ = std::move(on_refused);
+void ConnectionAcceptor::Start(Events events) {
+  events_ = std::move(events);
   thread_ = std::thread([this] { Accept(); });
 }
 
@@ -133,6 +165,8 @@ void ConnectionAcceptor::Stop() {
   }
   for (const int listener : listeners_) close(listener);
   listeners_.clear();
+  for (const auto& [turn, delayed] : delayed_) close(delayed.descriptor);
+  delayed_.clear();
 }
 
 int64_t ConnectionAcceptor::NumConnections() {
@@ -146,32 +180,76 @@ void ConnectionAcceptor::Accept() {
   for (const int listener : listeners_) {
     events.push_back({.fd = listener, .events = POLLIN, .revents = 0});
   }
-  bool pause = false;
+  int pause = 0;  // milliseconds
   while (true) {
-    poll(events.data(), pause ? 1 : events.size(), pause ? kPauseMilliseconds : -1);
+    poll(events.data(), pause > 0 ? 1 : events.size(),
+         pause > 0 ? pause : MillisecondsToNextTurn());
     if (events[0].revents != 0) return;
-    pause = false;
+    pause = 0;
+    HandOnDelayed();
     for (size_t i = 1; i < events.size(); ++i) {
-      if (!AcceptAll(events[i].fd)) pause = true;
+      pause = std::max(pause, AcceptAll(events[i].fd));
     }
   }
 }
 
-bool ConnectionAcceptor::AcceptAll(int listener) {
-  while (true) {
-    const int connection = accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+int ConnectionAcceptor::AcceptAll(int listener) {
+  for (int too_fast = 0; too_fast < kRefusalsBeforeBreath;) {
+    sockaddr_storage address = {};
+    socklen_t length = sizeof address;
+    const int connection = accept4(listener, reinterpret_cast<sockaddr*>(&address), &length,
+                                   SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (connection < 0) {
-      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) return false;
-      if (errno == EAGAIN || errno == EWOULDBLOCK) return true;
+      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+        return kPauseMilliseconds;
+      }
+      if (errno == EAGAIN || errno == EWOULDBLOCK) return 0;
       continue;  // that one is gone already; others may wait
     }
-    if (Admit(connection)) {
-      handler_(listener, connection);
+    if (Sort(listener, connection, PeerOf(address)) == ConnectionRefusal::kTooFast) ++too_fast;
+  }
+  return kBreathMilliseconds;
+}
+
+std::optional<ConnectionRefusal> ConnectionAcceptor::Sort(int listener, int connection,
+                                                          const std::string& address) {
+  const absl::Time now = now_();
+  const std::optional<absl::Time> turn = rate_.Turn(address, now);
+  if (!turn.has_value() || !Admit(connection)) {
+    const ConnectionRefusal refusal =
+        turn.has_value() ? ConnectionRefusal::kTooMany : ConnectionRefusal::kTooFast;
+    close(connection);
+    events_.on_refused(refusal);
+    return refusal;
+  }
+  if (*turn > now) {
+    delayed_.insert({*turn, {.listener = listener, .descriptor = connection}});
+    events_.on_delayed();
+  } else {
+    events_.on_connection(listener, connection);
+  }
+  return std::nullopt;
+}
+
+void ConnectionAcceptor::HandOnDelayed() {
+  const absl::Time now = now_();
+  while (!delayed_.empty() && delayed_.begin()->first <= now) {
+    const Delayed next = delayed_.begin()->second;
+    delayed_.erase(delayed_.begin());
+    if (ClientIsGone(next.descriptor)) {
+      close(next.descriptor);
     } else {
-      close(connection);
-      on_refused_();
+      events_.on_connection(next.listener, next.descriptor);
     }
   }
+}
+
+int ConnectionAcceptor::MillisecondsToNextTurn() const {
+  if (delayed_.empty()) return -1;
+  const absl::Duration left = delayed_.begin()->first - now_();
+  // Rounded up: a little too early would be found too early, again and again.
+  return static_cast<int>(
+      std::max<int64_t>(0, absl::ToInt64Milliseconds(left + absl::Milliseconds(1))));
 }
 
 bool ConnectionAcceptor::Admit(int connection) {

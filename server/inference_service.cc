@@ -131,8 +131,8 @@ class UnaryCall : public OneMessageReactor, public EngineCall {
  private:
   void OnRequest(CallOrigin origin, grpc::CallbackServerContext* context,
                  const grpc::ByteBuffer& request_bytes) override {
-    auto received = Receive<ProtoRequest>(std::move(origin), context, request_bytes);
-    record_.emplace(surroundings_, method_, std::move(received.origin), received.model);
+    auto received = Receive<ProtoRequest>(surroundings_, std::move(origin), request_bytes);
+    record_.emplace(surroundings_, method_, std::move(received.origin), received.model, context);
     auto prepared = Prepare(surroundings_, *context, received, Derived::kParse, &*record_);
     absl::Status status = prepared.status();
     if (status.ok()) {
@@ -271,9 +271,9 @@ class StreamedGenerate final : public OneMessageReactor, public StreamCall<grpc:
  private:
   void OnRequest(CallOrigin origin, grpc::CallbackServerContext* context,
                  const grpc::ByteBuffer& request_bytes) override {
-    auto received = Receive<v1::GenerateRequest>(std::move(origin), context, request_bytes);
+    auto received = Receive<v1::GenerateRequest>(surroundings_, std::move(origin), request_bytes);
     record_.emplace(surroundings_, Method::kGenerateStream, std::move(received.origin),
-                    received.model);
+                    received.model, context);
     auto prepared = Prepare(surroundings_, *context, received, ParseGenerate, &*record_);
     absl::Status status = prepared.status();
     if (status.ok()) {
@@ -300,7 +300,10 @@ class StreamedGenerate final : public OneMessageReactor, public StreamCall<grpc:
     return ToBytes(ToStreamEnd(call_, end));
   }
 
-  void WriteEvent(const grpc::ByteBuffer& event) override { StartWrite(&event); }
+  void WriteEvent(const grpc::ByteBuffer& event) override {
+    record_->BeginAnswer();
+    StartWrite(&event);
+  }
   void FinishStream(const absl::Status& status) override { Finish(record_->Answer(status)); }
   void CallOnGraceOver(absl::Duration delay) override {
     auto alarm = std::make_unique<grpc::Alarm>();

@@ -62,7 +62,10 @@ int Run(const ddl::ServerConfig& config) {
     return Fail(status, kExitBadSetting);
   }
   ddl::BlockSignals();
-  ddl::Server server(config, ddl::LoadModel);
+  // Whatever is stuck would also hold up an orderly end.
+  ddl::Server server(config, ddl::LoadModel, absl::Now, {.end = [](const std::string& what) {
+                       std::_Exit(Fail(absl::UnavailableError(what), kExitCannotRun));
+                     }});
   const ddl::SignalWatcher signals(
       {.stop = [&server](int /*count*/) { server.RequestStop(); },
        .verbose = [] { ddl::ChangeLogLevel(ddl::LogLevel::kDebug); },

@@ -524,9 +524,16 @@ struct Metrics::Impl {
   Counter& api_keys_reloaded = api_keys_reloads.Add({{"result", "ok"}});
   Counter& api_keys_failed = api_keys_reloads.Add({{"result", "failed"}});
   Gauge& connections = GaugeFamily(*registry, "ddl_connections", "Connections that stand.").Add({});
-  Counter& connections_refused =
+  Family<Counter>& connections_refused =
       CounterFamily(*registry, "ddl_connections_refused_total",
-                    "Connections closed because --max_connections stood.")
+                    "Connections closed because --max_connections stood (too_many), or far more "
+                    "than --max_connection_rate came from one address (too_fast).");
+  Counter& connections_too_many = connections_refused.Add({{"reason", "too_many"}});
+  Counter& connections_too_fast = connections_refused.Add({{"reason", "too_fast"}});
+  Counter& connections_delayed =
+      CounterFamily(*registry, "ddl_connections_delayed_total",
+                    "Connections held back because more than --max_connection_rate came from one "
+                    "address.")
           .Add({});
   std::map<std::string, RpcMetrics, std::less<>> rpc;  // by model; constant after construction
   std::vector<std::unique_ptr<ModelMetrics>> models;
@@ -602,7 +609,15 @@ void Metrics::OnStepTimeout(std::string_view model) {
 void Metrics::OnApiKeysReload(bool ok) {
   (ok ? impl_->api_keys_reloaded : impl_->api_keys_failed).Increment();
 }
-void Metrics::OnConnectionRefused() { impl_->connections_refused.Increment(); }
+void Metrics::OnConnectionRefused(ConnectionRefusal refusal) {
+  switch (refusal) {
+    case ConnectionRefusal::kTooMany:
+      return impl_->connections_too_many.Increment();
+    case ConnectionRefusal::kTooFast:
+      return impl_->connections_too_fast.Increment();
+  }
+}
+void Metrics::OnConnectionDelayed() { impl_->connections_delayed.Increment(); }
 void Metrics::SetConnections(int64_t connections) {
   impl_->connections.Set(static_cast<double>(connections));
 }

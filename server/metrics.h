@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/build_info.h"
+#include "server/connection_acceptor.h"
 #include "server/engine/observer.h"
 
 namespace ddl {
@@ -79,8 +80,10 @@ class Metrics {
   void OnStepTimeout(std::string_view model);
   // The file of keys has changed, and its content is now in force, or cannot be.
   void OnApiKeysReload(bool ok);
-  // A connection was closed because there are too many.
-  void OnConnectionRefused();
+  // A connection was closed as soon as it had come.
+  void OnConnectionRefused(ConnectionRefusal refusal);
+  // A connection waits because too many have come from its address.
+  void OnConnectionDelayed();
   void SetConnections(int64_t connections);
   void SetReady(bool ready);
   void SetDraining(bool draining);

@@ -79,8 +79,12 @@ void FindBadStrings(const pb::Message& message, const pb::Descriptor& original,
 
 }  // namespace
 
-absl::Status ParseRequest(const grpc::ByteBuffer& bytes, pb::Message* message) {
+absl::Status ParseRequest(const grpc::ByteBuffer& bytes, int64_t max_bytes, pb::Message* message) {
   if (!bytes.Valid()) return absl::CancelledError("the call was cancelled before its message came");
+  if (static_cast<int64_t>(bytes.Length()) > max_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the message has ", bytes.Length(), " bytes, the most is ", max_bytes));
+  }
   if (ParseBytes(bytes, message)) return absl::OkStatus();
 
   const pb::Descriptor& original = *message->GetDescriptor();

@@ -4,6 +4,8 @@
 #include <google/protobuf/message.h>
 #include <grpcpp/support/byte_buffer.h>
 
+#include <cstdint>
+
 #include "absl/status/status.h"
 
 namespace ddl {
@@ -11,7 +13,10 @@ namespace ddl {
 // Parses a request's bytes into `message`. gRPC's own parsing would answer UNIMPLEMENTED, without
 // a word, to a string that is not UTF-8; this says INVALID_ARGUMENT with the field's path.
 // CANCELLED when there are none: the client went away after it had opened the call.
-absl::Status ParseRequest(const grpc::ByteBuffer& bytes, google::protobuf::Message* message);
+// RESOURCE_EXHAUSTED when there are more than `max_bytes`: gRPC's own bound would end the call
+// without a word to whoever keeps the books on it.
+absl::Status ParseRequest(const grpc::ByteBuffer& bytes, int64_t max_bytes,
+                          google::protobuf::Message* message);
 
 }  // namespace ddl
 

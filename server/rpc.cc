@@ -1,9 +1,24 @@
 #include "server/rpc.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "absl/strings/str_cat.h"
 #include "server/engine/status_details.h"
 
 namespace ddl {
+namespace {
+
+// What gRPC's clients obey when a retry policy has them call again: milliseconds, as text.
+constexpr char kRetryPushback[] = "grpc-retry-pushback-ms";
+
+std::string Pushback(absl::Duration delay) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  const int64_t rounded_up = absl::ToInt64Milliseconds(absl::Ceil(delay, absl::Milliseconds(1)));
+  return absl::StrCat(std::clamp<int64_t>(rounded_up, 0, kMost));
+}
+
+}  // namespace
 
 bool ActiveCalls::Enter() {
   const MutexLock lock(mu_);
@@ -36,7 +51,7 @@ void ActiveCalls::Interrupt() {
 }
 
 RpcRecord::RpcRecord(const RpcSurroundings& surroundings, Method method, CallOrigin origin,
-                     std::string_view model)
+                     std::string_view model, grpc::CallbackServerContext* context)
     : surroundings_(surroundings),
       method_(method),
       origin_(std::move(origin)),
@@ -44,6 +59,7 @@ RpcRecord::RpcRecord(const RpcSurroundings& surroundings, Method method, CallOri
         const absl::StatusOr<ServedModel*> found = surroundings.models.Find(model);
         return found.ok() ? (*found)->name() : std::string(kUnknownModel);
       }()),
+      context_(context),
       counted_(surroundings.active.Enter()) {
   surroundings_.metrics.OnRpcStart(method_, model_);
 }
@@ -75,6 +91,11 @@ void RpcRecord::SetOutcome(const RequestUsage& usage, const RequestTimings& timi
   timings_ = timings;
 }
 
+void RpcRecord::BeginAnswer() {
+  if (!begun_) SendIds(origin_, AnswerPart::kInitial, context_);
+  begun_ = true;
+}
+
 grpc::Status RpcRecord::Answer(const absl::Status& status) {
   DDL_CHECK(!answered_, "a call is answered once");
   answered_ = true;
@@ -85,6 +106,13 @@ grpc::Status RpcRecord::Answer(const absl::Status& status) {
   const absl::Duration duration = absl::Now() - start_;
   surroundings_.metrics.OnRpcEnd(method_, model_, static_cast<int>(status.code()), duration);
   Log(status, duration);
+  const std::optional<absl::Duration> retry_after = DetailsOf(status).retry_after;
+  if (retry_after.has_value() && !begun_) {
+    SendIds(origin_, AnswerPart::kTrailing, context_);
+    context_->AddTrailingMetadata(kRetryPushback, Pushback(*retry_after));
+  } else {
+    BeginAnswer();
+  }
   return ToGrpcStatus(status);
 }
 

@@ -67,6 +67,7 @@ struct RpcSurroundings {
   ReplyThread& replies;
   ApiKeys& keys;
   RequestLog& log;
+  int64_t max_message_bytes;  // of a request
 };
 
 // A call as its handler finds it. Its key comes first: nothing of a call without one is parsed.
@@ -80,14 +81,16 @@ struct ReceivedCall {
 
 // Also gives the call its ids: those of its request come before those of its metadata.
 template <typename Request>
-ReceivedCall<Request> Receive(CallOrigin origin, grpc::CallbackServerContext* context,
+ReceivedCall<Request> Receive(const RpcSurroundings& surroundings, CallOrigin origin,
                               const grpc::ByteBuffer& request_bytes) {
   ReceivedCall<Request> call{.origin = std::move(origin),
                              .request = {},
                              .status = {},
                              .model = std::string(kUnknownModel)};
   call.status = call.origin.caller.status();
-  if (call.status.ok()) call.status = ParseRequest(request_bytes, &call.request);
+  if (call.status.ok()) {
+    call.status = ParseRequest(request_bytes, surroundings.max_message_bytes, &call.request);
+  }
   if (call.status.ok()) {
     if constexpr (requires { call.request.request_id(); }) {
       const std::string& own = call.request.request_id();
@@ -103,7 +106,6 @@ ReceivedCall<Request> Receive(CallOrigin origin, grpc::CallbackServerContext* co
       call.model.clear();
     }
   }
-  SendIds(call.origin, context);
   return call;
 }
 
@@ -111,9 +113,9 @@ ReceivedCall<Request> Receive(CallOrigin origin, grpc::CallbackServerContext* co
 // thread-safe.
 class RpcRecord {
  public:
-  // `model`: what the client asked for.
+  // `model`: what the client asked for. `context` outlives the answer.
   RpcRecord(const RpcSurroundings& surroundings, Method method, CallOrigin origin,
-            std::string_view model);
+            std::string_view model, grpc::CallbackServerContext* context);
   ~RpcRecord();
 
   RpcRecord(const RpcRecord&) = delete;
@@ -130,8 +132,11 @@ class RpcRecord {
   // The engine has ended the call's request.
   void SetOutcome(const RequestUsage& usage, const RequestTimings& timings);
 
-  // Counts the answer, once, writes it to the log, and translates it. Call before handing it to
-  // gRPC: a client that has its answer finds it in the metrics.
+  // Before the first part of an answer of several: its initial metadata say the call's ids.
+  void BeginAnswer();
+  // Counts the answer, once, writes it to the log, and translates it. A refusal that says when to
+  // come back says so to gRPC's own retries as well, and has no initial metadata, so that they
+  // happen. Call before handing it to gRPC: a client that has its answer finds it in the metrics.
   grpc::Status Answer(const absl::Status& status);
 
  private:
@@ -142,8 +147,10 @@ class RpcRecord {
   const Method method_;
   const CallOrigin origin_;
   const std::string model_;  // the label
+  grpc::CallbackServerContext* const context_;
   const absl::Time start_ = absl::Now();
   const bool counted_;
+  bool begun_ = false;
   bool answered_ = false;
   int64_t taken_tokens_ = 0;
   std::optional<RequestUsage> usage_;
@@ -242,8 +249,9 @@ class ImmediateCall final : public OneMessageReactor {
 
   void OnRequest(CallOrigin origin, grpc::CallbackServerContext* context,
                  const grpc::ByteBuffer& request_bytes) override {
-    ReceivedCall<Request> received = Receive<Request>(std::move(origin), context, request_bytes);
-    record_.emplace(surroundings_, method_, std::move(received.origin), received.model);
+    ReceivedCall<Request> received =
+        Receive<Request>(surroundings_, std::move(origin), request_bytes);
+    record_.emplace(surroundings_, method_, std::move(received.origin), received.model, context);
     absl::Status status = record_->Admit();
     if (status.ok()) status = received.status;
     if (status.ok()) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "server/build_info.h"
 #include "server/process_stats.h"
@@ -68,9 +69,13 @@ int Milliseconds(absl::Duration duration) {
 }
 
 void LimitConnections(const ServerConfig& config, grpc::ServerBuilder* builder) {
-  builder->SetMaxReceiveMessageSize(config.max_message_bytes);
   // gRPC reads a message to its end, however long its sender says it is, before it finds it too
-  // long. Past this it drops the streams that hold most.
+  // long, and then tells nobody here. So it has no bound, and ParseRequest has.
+  builder->SetMaxReceiveMessageSize(-1);
+  // A few bytes can be unpacked to any number, for which there would be no bound.
+  builder->SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
+  builder->SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
+  // Of what it has read and no call has taken. Past this it drops the streams that hold most.
   grpc::ResourceQuota quota("connections");
   quota.Resize(static_cast<size_t>(config.max_connection_memory));
   builder->SetResourceQuota(quota);
@@ -108,14 +113,22 @@ int64_t ResidentBytes() {
 
 }  // namespace
 
-Server::Server(const ServerConfig& config, ModelLoader loader, std::function<absl::Time()> now)
+Server::Server(const ServerConfig& config, ModelLoader loader, std::function<absl::Time()> now,
+               LastResort last_resort)
     : config_(config),
       loader_(std::move(loader)),
       now_(std::move(now)),
+      last_resort_(std::move(last_resort)),
       metrics_(GetBuildInfo(), Names(config.models)),
       models_(Names(config.models)),
       request_log_(config.log_format),
-      surroundings_{models_, metrics_, active_calls_, replies_, api_keys_, request_log_},
+      surroundings_{models_,
+                    metrics_,
+                    active_calls_,
+                    replies_,
+                    api_keys_,
+                    request_log_,
+                    config_.max_message_bytes},
       inference_service_(surroundings_),
       model_service_(surroundings_, state_),
       watchdog_(config.step_timeout, config.models.size()) {
@@ -155,8 +168,9 @@ absl::StatusOr<std::vector<std::string>> Server::Check() {
 
 absl::Status Server::Listen() {
   if (absl::Status status = ReadFiles(); !status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<ConnectionAcceptor>> acceptor =
-      ConnectionAcceptor::Listen(config_.grpc_address, config_.max_connections);
+  absl::StatusOr<std::unique_ptr<ConnectionAcceptor>> acceptor = ConnectionAcceptor::Listen(
+      config_.grpc_address,
+      {.max_connections = config_.max_connections, .per_second = config_.max_connection_rate});
   if (!acceptor.ok()) return CannotListen("grpc_address", config_.grpc_address);
   acceptor_ = *std::move(acceptor);
   grpc_port_ = acceptor_->port();
@@ -182,13 +196,15 @@ absl::Status Server::Listen() {
   if (grpc_server_ == nullptr) return absl::UnavailableError("gRPC cannot be started");
   SetServing(false);
   acceptor_->Start(
-      [this](int listener, int connection) {
-        grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
-        parameters.listener_fd = listener;
-        parameters.fd = connection;
-        connections_->HandleNewConnection(&parameters);
-      },
-      [this] { metrics_.OnConnectionRefused(); });
+      {.on_connection =
+           [this](int listener, int connection) {
+             grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters parameters;
+             parameters.listener_fd = listener;
+             parameters.fd = connection;
+             connections_->HandleNewConnection(&parameters);
+           },
+       .on_refused = [this](ConnectionRefusal refusal) { metrics_.OnConnectionRefused(refusal); },
+       .on_delayed = [this] { metrics_.OnConnectionDelayed(); }});
   spdlog::info("listening grpc_address={} metrics_address={}",
                WithPort(config_.grpc_address, grpc_port_),
                WithPort(config_.metrics_address, metrics_port_));
@@ -271,11 +287,13 @@ absl::Status Server::Serve() {
     }
     failure = DeviceStatus();  // it may also be lost in the drain
   }
+  ExpectEnd();
   models_.StopAdmission();
   StopEngines();
   acceptor_->Stop();
   grpc_server_->Shutdown(std::chrono::system_clock::now());
   grpc_server_->Wait();
+  stop_deadline_.reset();
   return failure;
 }
 
@@ -466,8 +484,24 @@ void Server::EndAtOnce() {
 
 // Clients whose calls are cut short hear so in a status, if they listen.
 void Server::EndCalls() {
+  ExpectEnd();
   StopEngines();
   active_calls_.WaitUntilNone(absl::Now() + kFlushTimeout);
+}
+
+void Server::ExpectEnd() {
+  if (stop_deadline_.has_value()) return;
+  stop_deadline_.emplace(last_resort_.grace, [this] { last_resort_.end(WhatIsStuck()); });
+}
+
+std::string Server::WhatIsStuck() const {
+  const std::vector<absl::Duration> steps = RunningSteps();
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (steps[i] == absl::ZeroDuration()) continue;
+    return absl::StrFormat("the stop is stuck: a step of model=%s has been running for %.1fs",
+                           models_.all()[i]->name(), absl::ToDoubleSeconds(steps[i]));
+  }
+  return "the stop is stuck: no step runs, but calls have not ended";
 }
 
 void Server::StopEngines() {

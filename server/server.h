@@ -33,8 +33,18 @@
 #include "server/rpc.h"
 #include "server/served_models.h"
 #include "server/step_watchdog.h"
+#include "server/stop_deadline.h"
 
 namespace ddl {
+
+// For a stop that cannot be finished, because a step does not come back or a call does not end.
+struct LastResort {
+  // From when everything was told to end.
+  absl::Duration grace = absl::Seconds(5);
+  // Told what is stuck, in one line, on a thread of its own. Meant to end the process: what Serve
+  // waits for does not come.
+  std::function<void(const std::string& what)> end = [](const std::string& /*what*/) {};
+};
 
 // The whole server: gRPC with both services, health and reflection; the metrics page; the models
 // and their engines. One life: Listen, Serve, destruction; or Check, destruction.
@@ -42,7 +52,7 @@ class Server {
  public:
   // `now` is the clock of the engines, and of how long their steps run; any thread may call it.
   Server(const ServerConfig& config, ModelLoader loader,
-         std::function<absl::Time()> now = absl::Now);
+         std::function<absl::Time()> now = absl::Now, LastResort last_resort = {});
   ~Server();
 
   Server(const Server&) = delete;
@@ -67,7 +77,8 @@ class Server {
 
   // Ends Serve, from any thread, at any time after construction. The first call drains: health
   // says NOT_SERVING, calls are accepted for drain_delay, and what runs may finish within
-  // drain_timeout. The second ends everything at once.
+  // drain_timeout. The second ends everything at once. Where that does not come to an end, the last
+  // resort does.
   void RequestStop();
 
   // A loader that cannot be interrupted is still at work; the destructor would wait for it.
@@ -105,11 +116,16 @@ class Server {
   void EndAtOnce();
   void EndCalls();
   void StopEngines();
+  // From now on the end has to come within the last resort's grace.
+  void ExpectEnd();
+  // Why it has not come, in one line.
+  std::string WhatIsStuck() const;
 
   // Constant after construction.
   const ServerConfig config_;
   const ModelLoader loader_;
   const std::function<absl::Time()> now_;
+  const LastResort last_resort_;
 
   ServerState state_;
   Metrics metrics_;                              // observes the models' engines
@@ -134,6 +150,7 @@ class Server {
   std::unique_ptr<HttpServer> http_server_;  // shows metrics_, acceptor_, state_
   std::unique_ptr<FileWatcher> api_keys_watcher_;
 
+  std::optional<StopDeadline> stop_deadline_;  // of the thread that serves
   std::thread load_thread_;
   std::atomic<bool> loading_ = false;
   std::atomic<bool> abandon_loading_ = false;

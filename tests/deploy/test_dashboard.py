@@ -30,7 +30,7 @@ QUERIES = {f'{panel["title"]} {target["refId"]}': target["expr"]
 FAULTS = {"Non-finite logits A", "Steps beyond --step_timeout A", "Draining A"}
 # More than the server of the test can hold: requests wait and are refused, sequences preempted.
 SMALL = ["--max_running_sequences=8", "--max_waiting_requests=4", "--kv_cache_memory=12MiB",
-         "--max_connections=16", "--api_keys_reload_interval=1s"]
+         "--max_connections=16", "--max_connection_rate=10", "--api_keys_reload_interval=1s"]
 OVERLOAD_THREADS = 20
 API_KEY = "key of the test"
 each_query = pytest.mark.parametrize(("name", "query"), QUERIES.items(), ids=QUERIES)
@@ -116,12 +116,13 @@ def flags_of_the_deployment():
 
 
 def come_and_change_keys(server, keys):
-    """More connections than the server allows; a file of keys that is bad, and a good one."""
+    """More connections than the server allows, and faster; a file of keys that is bad, and a good one."""
     host, port = server.address.rsplit(":", 1)
     with contextlib.ExitStack() as connections:
         for _ in range(20):
             connections.enter_context(socket.create_connection((host, int(port))))
-        server.wait_for_metrics(lambda scrape: scrape.value("ddl_connections_refused_total") > 0)
+        for name in ("ddl_connections_refused_total", "ddl_connections_delayed_total"):
+            server.wait_for_metrics(lambda scrape, name=name: scrape.value(name) > 0)
     good = keys.read_text()
     for content, result in (("what is this", "failed"), (good + "# the same\n", "ok")):
         keys.write_text(content)

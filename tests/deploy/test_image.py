@@ -1,11 +1,12 @@
-"""The container image: built for real, run as it says on a read-only root, called, stopped.
+"""The container images: built for real, run as they say on a read-only root, called, stopped.
 
 There is no Docker engine in the test: buildah builds (build_image.sh), and the kernel's own
-namespaces run it. DDL_TEST_IMAGE names an image that is there already, to be tested in place of a
-new one.
+namespaces run them, that with CUDA too on the CPU. DDL_TEST_IMAGE_CPU and DDL_TEST_IMAGE_CUDA name
+images that are there already, to be tested in place of new ones.
 """
 
 import contextlib
+import glob
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+from typing import NamedTuple
 
 import pytest
 
@@ -22,13 +24,31 @@ from manifests import ROOT
 from scraping import Scrape
 from server_process import Log
 
-IMAGE = "localhost/ddl-server-test"
 SCRIPTS = ROOT / "tests" / "deploy"
 REVISION = "test"
 START_SECONDS = 120
 STOP_SECONDS = 60
-# What docs/operations.md says, and a little room.
-MOST_BYTES = 550e6
+LIBRARIES = ["libc10.so", "libcudart.so.13", "libcupti.so.13", "libgomp.so.1", "libtorch_cpu.so"]
+CUDA_LIBRARIES = [
+    "libc10_cuda.so", "libcublas.so.13", "libcublasLt.so.13", "libcudnn.so.9", "libcufft.so.12",
+    "libcufile.so.0", "libcurand.so.10", "libcusparse.so.12", "libcusparseLt.so.0", "libnccl.so.2",
+    "libnvJitLink.so.13", "libnvshmem_host.so.3", "libtorch_cuda.so", "libtorch_nvshmem.so"]
+
+
+class Target(NamedTuple):
+    name: str  # of the Dockerfile
+    most_bytes: float  # what docs/operations.md says, and a little room
+    libraries: list  # beside the program
+    variables: dict  # beside PATH and DDL_MODEL
+    why_no_gpu: str  # on a machine without one
+
+
+TARGETS = [
+    Target("cpu", 550e6, LIBRARIES, {}, "this program was built without CUDA"),
+    Target("cuda", 2800e6, LIBRARIES + CUDA_LIBRARIES,
+           {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"},
+           "this machine has no GPU that CUDA can use"),
+]
 
 MISSING = [program for program in ("buildah", "debootstrap", "unshare")
            if not shutil.which(program)]
@@ -49,15 +69,24 @@ def buildah(*arguments):
     return done.stdout.strip()
 
 
+@pytest.fixture(scope="module", params=TARGETS, ids=lambda target: target.name)
+def target(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def image():
+def image(target):
     """The image's name, once built."""
-    if name := os.environ.get("DDL_TEST_IMAGE"):
+    if name := os.environ.get(f"DDL_TEST_IMAGE_{target.name.upper()}"):
         return name
-    built = subprocess.run([SCRIPTS / "build_image.sh", IMAGE, "--build-arg", f"REVISION={REVISION}"],
-                           text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    name = f"localhost/ddl-server-test-{target.name}"
+    # The target that is the default is not named.
+    options = [] if target.name == "cpu" else ["--target", target.name]
+    built = subprocess.run(
+        [SCRIPTS / "build_image.sh", name, *options, "--build-arg", f"REVISION={REVISION}"],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     assert built.returncode == 0, built.stdout[-5000:]
-    return IMAGE
+    return name
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +145,7 @@ def test_answers_at_once_and_stops(root, config):
         with contextlib.closing(Client(grpc, timeout=START_SECONDS)) as client:
             client.wait_until_serving(timeout=START_SECONDS)
             assert client.model_info().name == "ddl-demo"
+            log.wait_for(r"loaded .* device=cpu\b")
             # What the build was told, as the image's label says too.
             assert client.server_info().git_commit == REVISION
             completion = client.generate("It was a fine morning, and", max_tokens=8).completions[0]
@@ -169,34 +199,47 @@ def test_flags(root, config):
     assert code == 2 and "dtype" in err
 
 
-def test_configuration(config):
+@pytest.mark.skipif(bool(glob.glob("/dev/nvidia[0-9]*")), reason="this machine has a GPU")
+def test_no_gpu(target, root, config):
+    """A start that asks for one ends with its one line; without the flag it computes on the CPU."""
+    code, _, err = run(root, config, [*config["Entrypoint"], "--device=cuda"])
+    assert code == 2
+    assert re.fullmatch(f"ddl_server: --device=cuda: {target.why_no_gpu}.*\n", err), err
+
+
+def test_configuration(target, config):
     assert config["Entrypoint"] == ["/opt/ddl/bin/ddl_server"]
     assert not config.get("Cmd")
     assert config["StopSignal"] == "SIGTERM"
     assert config["ExposedPorts"].keys() == {"8500/tcp", "9464/tcp"}
-    assert {variable.split("=")[0] for variable in config["Env"]} == {"PATH", "DDL_MODEL"}
+    variables = dict(variable.split("=", 1) for variable in config["Env"])
+    assert variables.keys() == {"PATH", "DDL_MODEL", *target.variables}
+    assert target.variables.items() <= variables.items()
     labels = config["Labels"]
     assert labels["org.opencontainers.image.revision"] == REVISION
     [version] = re.findall(r"project\(ddl VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text())
     assert labels["org.opencontainers.image.version"] == version
 
 
-def test_only_what_runs(root):
+def test_only_what_runs(target, root):
     """No compiler, Python, pip, headers, debug symbols or package lists."""
     for pattern in ("usr/bin/*gcc*", "usr/bin/*g++*", "usr/bin/cc", "usr/bin/make", "usr/bin/cmake",
                     "usr/bin/python*", "usr/bin/pip*", "usr/bin/ld", "usr/include/*",
                     "var/lib/apt/lists/*_Packages*", "source", "**/*.a", "**/.git"):
         assert not list(root.glob(pattern)), pattern
-    assert sorted(path.name for path in (root / "opt/ddl/lib").iterdir()) == [
-        "libc10.so", "libcudart.so.13", "libcupti.so.13", "libgomp.so.1", "libtorch_cpu.so"]
+    found = {path.name for path in (root / "opt/ddl/lib").iterdir()}
+    assert found == set(target.libraries)
     for program in [root / "opt/ddl/bin/ddl_server", *(root / "opt/ddl/lib").iterdir()]:
         sections = subprocess.run(["readelf", "--sections", "--wide", program], text=True,
                                   capture_output=True, check=True).stdout
         assert ".symtab" not in sections, program
 
 
-def test_libraries(root, config):
+def test_libraries(target, root, config):
     """Every library is found, and every package of apt-runtime.txt is there for one of them."""
+    for library in target.libraries:
+        _, out, err = run(root, config, ["ldd", f"/opt/ddl/lib/{library}"])
+        assert "not found" not in out, (library, out, err)
     _, out, err = run(root, config, ["ldd", "/opt/ddl/bin/ddl_server"])
     assert "not found" not in out and err == ""
     # Debian 12 has /lib as a link to /usr/lib, and packages know their files by either.
@@ -211,7 +254,15 @@ def test_libraries(root, config):
         assert owned & files, f"{package}: none of its libraries is loaded"
 
 
-def test_size(root):
+def test_the_gpus_part_loads(target, root, config):
+    """What a start on a GPU opens, with every symbol that it needs of the others."""
+    if target.name == "cuda":
+        code, out, err = run(root, config, [*config["Entrypoint"], "--version"], LD_BIND_NOW="1",
+                             LD_PRELOAD="/opt/ddl/lib/libtorch_cuda.so")
+        assert (code, err) == (0, "") and out.startswith("ddl_server ")
+
+
+def test_size(target, root):
     """Of the files; what `docker images` shows."""
     seen, total = set(), 0
     for path in root.rglob("*"):
@@ -220,4 +271,4 @@ def test_size(root):
             seen.add(status.st_ino)
             total += status.st_size
     print(f"{total / 1e6:.0f} MB")
-    assert total <= MOST_BYTES
+    assert total <= target.most_bytes

@@ -215,7 +215,7 @@ def idle(address):
 
 
 def pings(address):
-    """Many at once on one connection after the other, each a little later: a client of gRPC would wait a second."""
+    """Many at once on one connection after the other, without a pause: a client of gRPC would wait a second."""
     while not stop.is_set():
         connection = Http2(address)
         try:
@@ -223,11 +223,23 @@ def pings(address):
         except OSError:
             pass
         count(connection.until_closed())
-        stop.wait(0.1)
+
+
+def pings_unheard(address):
+    """The same by who waits for no answer."""
+    while not stop.is_set():
+        try:
+            connection = Http2(address)
+            connection.socket.sendall(frame(PING, 0, 0, b"12345678") * PINGS)
+            connection.socket.close()
+            count("sent")
+        except OSError:
+            count("closed")
 
 
 KINDS = {each.__name__: each for each in (no_key, wrong_key, expired_certificate, long_message,
-                                          long_message_without_key, endless_message, idle, pings)}
+                                          long_message_without_key, endless_message, idle, pings,
+                                          pings_unheard)}
 
 
 def main():

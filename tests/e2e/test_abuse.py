@@ -91,7 +91,8 @@ def resident_mebibytes(server):
 
 
 KEYED = {"long_message": [KEY]}
-FLAGS = {"idle": ["--max_connections=1000", "--max_connection_idle=5s", "--handshake_timeout=5s"]}
+FLAGS = {"idle": ["--max_connections=1000", "--max_connection_rate=0", "--max_connection_idle=5s",
+                  "--handshake_timeout=5s"]}
 
 
 @pytest.mark.parametrize(("kind", "expected"), [
@@ -102,6 +103,7 @@ FLAGS = {"idle": ["--max_connections=1000", "--max_connection_idle=5s", "--hands
     ("endless_message", {"refused"}),
     ("idle", {"refused", "idle", "no settings"}),
     ("pings", {"too_many_pings", "closed"}),
+    ("pings_unheard", {"sent", "closed"}),
 ])
 def test_abuse(key_file, kind, expected):
     with Server(MODEL, f"--api_keys_file={key_file}", *FLAGS.get(kind, [])) as server:
@@ -119,6 +121,10 @@ def test_abuse(key_file, kind, expected):
                 server.wait_for_metrics(lambda scrape: scrape.value("ddl_connections") <= 3)
             if kind == "pings":
                 assert outcomes["too_many_pings"] > 0
+            if kind == "pings_unheard":
+                scrape = server.scrape()
+                assert scrape.value("ddl_connections_delayed_total") > 0
+                assert scrape.value("ddl_connections_refused_total", reason="too_fast") > 0
 
 
 def test_expired_certificate(tmp_path, key_file):

@@ -4,13 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
-#include <fstream>
 #include <future>
 #include <string>
 
 #include "server/engine/status_details.h"
 #include "server/file_watcher.h"
 #include "server/rate_limit.h"
+#include "tests/server/key_file.h"
 
 namespace ddl {
 namespace {
@@ -18,25 +18,6 @@ namespace {
 using testing::ContainsRegex;
 using testing::HasSubstr;
 using testing::Not;
-
-// printf %s secret-a | sha256sum, and of secret-b.
-constexpr char kHashA[] = "sha256:8766b9cb08e6040b704f1e3ee1e186efccf2635b1d2634d6525333007e6aeae1";
-constexpr char kHashB[] = "sha256:ff492ef788c89b555e6f738b33d2422f57dbb6656af2402155672c5f123a90af";
-
-class ScratchFile {
- public:
-  explicit ScratchFile(const std::string& content)
-      : path_(testing::TempDir() + "/keys-" + std::to_string(getpid()) + "-" +
-              testing::UnitTest::GetInstance()->current_test_info()->name()) {
-    Write(content);
-  }
-  ~ScratchFile() { std::filesystem::remove(path_); }
-  void Write(const std::string& content) const { std::ofstream(path_) << content; }
-  const std::string& path() const { return path_; }
-
- private:
-  const std::string path_;
-};
 
 TEST(ParseApiKeysTest, ReadsNamesRightsAndRates) {
   const auto keys = ParseApiKeys(
@@ -207,13 +188,13 @@ TEST(ApiKeysTest, ReplacesKeysAndKeepsWhatWasUsed) {
 
 // Between the caller's look and the watcher's first.
 TEST(ReadFileTest, SaysWhenItCannot) {
-  const ScratchFile file("one");
+  const KeyFile file("one");
   EXPECT_EQ(*ReadFile(file.path()), "one");
   EXPECT_EQ(ReadFile("/nowhere/keys").status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST(FileWatcherTest, NoticesWhatChangedBeforeItBegan) {
-  const ScratchFile file("two");
+  const KeyFile file("two");
   std::promise<std::string> changed;
   const FileWatcher watcher(file.path(), "one", absl::Milliseconds(1),
                             [&](const std::string& content) { changed.set_value(content); });
@@ -221,7 +202,7 @@ TEST(FileWatcherTest, NoticesWhatChangedBeforeItBegan) {
 }
 
 TEST(FileWatcherTest, NoticesOtherContentAndNothingElse) {
-  const ScratchFile file("one");
+  const KeyFile file("one");
   std::promise<std::string> changed;
   int calls = 0;
   {
@@ -229,15 +210,9 @@ TEST(FileWatcherTest, NoticesOtherContentAndNothingElse) {
                               [&](const std::string& content) {
                                 if (++calls == 1) changed.set_value(content);
                               });
-    // As a mounted secret changes: the name stands for another file from one moment to the next.
-    const auto replace_by = [&](const char* content) {
-      const std::string other = file.path() + ".new";
-      std::ofstream(other) << content;
-      std::filesystem::rename(other, file.path());
-    };
-    replace_by("one");
+    file.Replace("one");
     std::filesystem::remove(file.path());
-    replace_by("two");
+    file.Replace("two");
     EXPECT_EQ(changed.get_future().get(), "two");
   }
   EXPECT_EQ(calls, 1);

@@ -6,14 +6,16 @@
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
 
-#include <filesystem>
-#include <fstream>
+#include <cmath>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "tests/server/key_file.h"
 #include "tests/server/test_server.h"
 
 namespace ddl {
@@ -22,29 +24,6 @@ namespace {
 using grpc::StatusCode;
 using testing::HasSubstr;
 using testing::Not;
-
-// printf %s secret-a | sha256sum, and so on.
-constexpr char kHashA[] = "sha256:8766b9cb08e6040b704f1e3ee1e186efccf2635b1d2634d6525333007e6aeae1";
-constexpr char kHashB[] = "sha256:ff492ef788c89b555e6f738b33d2422f57dbb6656af2402155672c5f123a90af";
-
-class KeyFile {
- public:
-  explicit KeyFile(const std::string& content)
-      : path_(testing::TempDir() + "/callers-" + std::to_string(getpid()) + "-" +
-              testing::UnitTest::GetInstance()->current_test_info()->name()) {
-    Replace(content);
-  }
-  ~KeyFile() { std::filesystem::remove(path_); }
-  // As a mounted secret changes: all at once.
-  void Replace(const std::string& content) const {
-    std::ofstream(path_ + ".new") << content;
-    std::filesystem::rename(path_ + ".new", path_);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  const std::string path_;
-};
 
 std::string Line(const std::string& name, const char* hash, const std::string& options = "") {
   return name + " " + hash + " " + options + "\n";
@@ -57,7 +36,8 @@ TestServer::Options WithKeys(const KeyFile& file) {
   return options;
 }
 
-// What a call brought, and the initial metadata.
+// What a call brought, and the metadata; those of a refusal that says when to come back are
+// trailing.
 struct Answer {
   grpc::Status status;
   std::multimap<std::string, std::string> metadata;
@@ -81,9 +61,12 @@ Answer Call(TestServer& server, const std::string& method, const std::string& re
       grpc::internal::RpcMethod(method.c_str(), grpc::internal::RpcMethod::NORMAL_RPC,
                                 server.channel()),
       &context, Bytes(request), &response);
-  for (const auto& [name, value] : context.GetServerInitialMetadata()) {
-    answer.metadata.emplace(std::string(name.data(), name.size()),
-                            std::string(value.data(), value.size()));
+  for (const auto* part :
+       {&context.GetServerInitialMetadata(), &context.GetServerTrailingMetadata()}) {
+    for (const auto& [name, value] : *part) {
+      answer.metadata.emplace(std::string(name.data(), name.size()),
+                              std::string(value.data(), value.size()));
+    }
   }
   return answer;
 }
@@ -315,19 +298,6 @@ TEST(CallersTest, AFileThatCannotServeStopsTheStart) {
   }
 }
 
-TEST(CallersTest, RefusesLongMessages) {
-  TestServer::Options options;
-  options.config.max_message_bytes = 2000;
-  TestServer server(options);
-  v1::TokenizeRequest request;
-  const std::string tokenize = "/ddl.v1.InferenceService/Tokenize";
-  request.add_texts(std::string(1900, 'a'));
-  EXPECT_TRUE(Call(server, tokenize, request.SerializeAsString(), {}).status.ok());
-  request.set_texts(0, std::string(2001, 'a'));
-  EXPECT_EQ(Call(server, tokenize, request.SerializeAsString(), {}).status.error_code(),
-            StatusCode::RESOURCE_EXHAUSTED);
-}
-
 // What the default logger writes while it lives.
 class CapturedLog {
  public:
@@ -356,6 +326,111 @@ class CapturedLog {
   std::ostringstream text_;
   const std::shared_ptr<spdlog::logger> before_ = spdlog::default_logger();
 };
+
+// Each is refused by our own word, so that the log and the metrics say what the client hears.
+TEST(CallersTest, RefusesLongMessages) {
+  constexpr size_t kMost = 2000;
+  const CapturedLog log;
+  std::vector<std::string> expected;
+  {
+    TestServer::Options options;
+    options.config.max_message_bytes = kMost;
+    options.config.log_format = LogFormat::kJson;
+    TestServer server(options);
+    struct Row {
+      size_t bytes;
+      StatusCode code;
+      const char* name;
+    };
+    const Row rows[] = {
+        {kMost, StatusCode::OK, "OK"},
+        {kMost + 1, StatusCode::RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED"},
+        {kMost * 10, StatusCode::RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED"},
+        {kMost * 5000, StatusCode::RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED"},
+    };
+    for (const Row& row : rows) {
+      v1::TokenizeRequest request;
+      request.add_texts(std::string(row.bytes, 'a'));
+      const size_t around = request.ByteSizeLong() - row.bytes;  // tag and length
+      request.mutable_texts(0)->resize(row.bytes - around);
+      ASSERT_EQ(request.ByteSizeLong(), row.bytes);
+      const grpc::Status status =
+          Call(server, "/ddl.v1.InferenceService/Tokenize", request.SerializeAsString(), {}).status;
+      EXPECT_EQ(status.error_code(), row.code) << row.bytes << ": " << status.error_message();
+      if (!status.ok()) {
+        EXPECT_THAT(status.error_message(), HasSubstr(std::to_string(row.bytes) + " bytes"));
+      }
+      expected.push_back(row.name);
+    }
+    EXPECT_EQ(server.metrics().Sum("ddl_requests_total",
+                                   {"method=\"Tokenize\"", "code=\"RESOURCE_EXHAUSTED\""}),
+              3);
+  }
+  std::vector<std::string> codes;
+  for (const nlohmann::json& line : log.Requests()) codes.push_back(line["code"]);
+  EXPECT_EQ(codes, expected) << log.text();
+}
+
+// A message that is small until it is unpacked would have no bound.
+TEST(CallersTest, TakesNoCompressedMessages) {
+  TestServer server;
+  v1::TokenizeRequest request;
+  request.add_texts("a");
+  const std::pair<grpc_compression_algorithm, StatusCode> rows[] = {
+      {GRPC_COMPRESS_NONE, StatusCode::OK},
+      {GRPC_COMPRESS_GZIP, StatusCode::UNIMPLEMENTED},
+      {GRPC_COMPRESS_DEFLATE, StatusCode::UNIMPLEMENTED},
+  };
+  for (const auto& [algorithm, code] : rows) {
+    grpc::ClientContext context;
+    context.set_compression_algorithm(algorithm);
+    v1::TokenizeResponse response;
+    EXPECT_EQ(server.inference().Tokenize(&context, request, &response).error_code(), code)
+        << algorithm;
+  }
+}
+
+// A client with a retry policy waits as long as the refusal says, not as its policy would.
+TEST(CallersTest, TellsRetriesWhenToComeBack) {
+  constexpr char kPushback[] = "grpc-retry-pushback-ms";
+  const KeyFile file(Line("alice", kHashA, "requests_per_minute=60"));
+  TestServer server(WithKeys(file));
+  grpc::ChannelArguments arguments;
+  arguments.SetServiceConfigJSON(R"({"methodConfig": [{"name": [{}], "retryPolicy": {
+      "maxAttempts": 2, "initialBackoff": "0.001s", "maxBackoff": "0.001s", "backoffMultiplier": 1,
+      "retryableStatusCodes": ["RESOURCE_EXHAUSTED"]}}]})");
+  const auto retrying = v1::ModelService::NewStub(
+      grpc::CreateCustomChannel(server.address(), grpc::InsecureChannelCredentials(), arguments));
+  const auto list = [](v1::ModelService::Stub& stub, grpc::ClientContext* context) {
+    context->AddMetadata("authorization", "Bearer secret-a");
+    v1::ListModelsResponse response;
+    return stub.ListModels(context, v1::ListModelsRequest(), &response);
+  };
+  const auto refusals = [&server] {
+    return server.metrics().Sum("ddl_admission_rejections_total", {"reason=\"rate_limited\""});
+  };
+
+  // Until the minute's worth is used. Its last call is told how long to wait, in both ways.
+  std::unique_ptr<grpc::ClientContext> context;
+  grpc::Status status;
+  do {
+    context = std::make_unique<grpc::ClientContext>();
+    status = list(server.models(), context.get());
+  } while (status.ok());
+  ASSERT_EQ(status.error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  const auto& trailing = context->GetServerTrailingMetadata();
+  ASSERT_EQ(trailing.count(kPushback), 1u);
+  const grpc::string_ref pushback = trailing.find(kPushback)->second;
+  EXPECT_EQ(std::stoi(std::string(pushback.data(), pushback.size())),
+            std::ceil(Decode(status).retry_seconds * 1000));
+  ASSERT_EQ(refusals(), 1);
+
+  grpc::ClientContext second;
+  status = list(*retrying, &second);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(refusals(), 2);
+  EXPECT_EQ(second.GetServerTrailingMetadata().count(kPushback), 0u);
+}
 
 TEST(RequestLogTest, HasALineForEachCall) {
   const KeyFile file(Line("alice", kHashA, "requests_per_minute=4"));

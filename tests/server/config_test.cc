@@ -241,6 +241,7 @@ TEST_F(ConfigTest, Refusals) {
        {"--max_connection_memory=4194304", "4194305..."}},
       {{model, "--max_concurrent_streams=0"}, {}, {"--max_concurrent_streams=0", "1..."}},
       {{model, "--max_connections=0"}, {}, {"--max_connections=0", "1..."}},
+      {{model, "--max_connection_rate=-1"}, {}, {"--max_connection_rate=-1", "0..."}},
       {{model, "--max_connection_idle=0s"}, {}, {"--max_connection_idle=0", "1s...inf"}},
       {{model, "--handshake_timeout=inf"}, {}, {"--handshake_timeout=inf", "1s...24h"}},
       {{model, "--keepalive_timeout=0s"}, {}, {"--keepalive_timeout=0", "1s...24h"}},
@@ -290,11 +291,15 @@ TEST_F(ConfigTest, Refusals) {
 
 // A value that no flag may have is refused, the one next to it is not.
 TEST_F(ConfigTest, Edges) {
-  const std::vector<std::string> accepted[] = {
-      {"--max_step_tokens=64"}, {"--max_context_length=2"},
-      {"--threads=1024"},       {"--max_running_sequences=1", "--max_step_tokens=1"},
-      {"--drain_timeout=0s"},   {"--drain_timeout=24h"},
-      {"--kv_block_size=1"},    {"--grpc_address=localhost:65535"}};
+  const std::vector<std::string> accepted[] = {{"--max_step_tokens=64"},
+                                               {"--max_context_length=2"},
+                                               {"--threads=1024"},
+                                               {"--max_running_sequences=1", "--max_step_tokens=1"},
+                                               {"--drain_timeout=0s"},
+                                               {"--drain_timeout=24h"},
+                                               {"--kv_block_size=1"},
+                                               {"--max_connection_rate=0"},
+                                               {"--grpc_address=localhost:65535"}};
   for (std::vector<std::string> arguments : accepted) {
     arguments.push_back("--model=demo");
     EXPECT_TRUE(Read(arguments).ok()) << arguments[0] << ": " << Read(arguments).status();

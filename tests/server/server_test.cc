@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -783,7 +784,8 @@ TEST(ServerTest, HasEveryMetric) {
         "reason=\"too_large\"", "reason=\"draining\"", "reason=\"loading\"",
         "reason=\"rate_limited\""}},
       {"ddl_connections", "gauge", {""}},
-      {"ddl_connections_refused_total", "counter", {""}},
+      {"ddl_connections_refused_total", "counter", {"reason=\"too_many\"", "reason=\"too_fast\""}},
+      {"ddl_connections_delayed_total", "counter", {""}},
       {"ddl_api_keys_reloads_total", "counter", {"result=\"ok\"", "result=\"failed\""}},
       {"ddl_requests_running", "gauge", tasks},
       {"ddl_requests_waiting", "gauge", tasks},
@@ -1088,6 +1090,56 @@ TEST(ServerTest, AStalledServerStillDrains) {
   server.step_gate().Open();
   EXPECT_TRUE(stream.Finish().ok());
   EXPECT_TRUE(server.AwaitStopped().ok());
+}
+
+// The stop waits for a step that does not come back, until the last resort, which would end the
+// process, lets it go on here.
+TEST(ServerTest, SaysWhatAStopIsStuckOn) {
+  struct Row {
+    const char* name;
+    int stops;
+    absl::Duration drain_timeout;
+  };
+  const Row rows[] = {
+      {"after the drain's time", 1, absl::ZeroDuration()},
+      {"at once by a second signal", 2, absl::Hours(1)},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(row.name);
+    MovedClock clock;
+    std::promise<std::string> stuck;
+    TestServer::Options options;
+    options.now = clock.now();
+    options.config.drain_timeout = row.drain_timeout;
+    options.last_resort = {.grace = absl::Milliseconds(50),
+                           .end = [&stuck](const std::string& what) { stuck.set_value(what); }};
+    TestServer server(options);
+    HeldStream stream(&server);
+    clock.Advance(30);
+    for (int i = 0; i < row.stops; ++i) server.RequestStop();
+    const std::string what = stuck.get_future().get();
+    EXPECT_THAT(what, HasSubstr("model=fake"));
+    EXPECT_THAT(what, HasSubstr("running for 3"));
+    server.step_gate().Open();
+    EXPECT_EQ(stream.Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+    EXPECT_TRUE(server.AwaitStopped().ok());
+  }
+}
+
+// A stop that comes to its end is not hurried.
+TEST(ServerTest, AStopThatEndsNeedsNoLastResort) {
+  std::atomic<int> ended = 0;
+  {
+    TestServer::Options options;
+    options.last_resort.end = [&ended](const std::string&) { ++ended; };
+    TestServer server(options);
+    HeldStream stream(&server);
+    server.RequestStop();
+    server.step_gate().Open();
+    EXPECT_TRUE(stream.Finish().ok());
+    EXPECT_TRUE(server.AwaitStopped().ok());
+  }
+  EXPECT_EQ(ended, 0);
 }
 
 // No port is touched: they are those of a server that runs.

@@ -174,7 +174,7 @@ TestServer::TestServer(Options options) : options_(std::move(options)) {
         loaded.weights_sha256 = hash.get_future();
         return loaded;
       },
-      options_.now);
+      options_.now, options_.last_resort);
   const absl::Status listening = server_->Listen();
   DDL_CHECK(listening.ok(), "the test server cannot listen");
   thread_ = std::thread([this] { served_ = server_->Serve(); });
@@ -182,8 +182,7 @@ TestServer::TestServer(Options options) : options_(std::move(options)) {
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
   // Windows that do not grow, so that a client that does not read holds little.
   arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-  channel_ = grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(server_->grpc_port()),
-                                       grpc::InsecureChannelCredentials(), arguments);
+  channel_ = grpc::CreateCustomChannel(address(), grpc::InsecureChannelCredentials(), arguments);
   inference_ = v1::InferenceService::NewStub(channel_);
   models_ = v1::ModelService::NewStub(channel_);
   if (options_.wait_until_ready) AwaitReady();

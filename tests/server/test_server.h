@@ -84,6 +84,7 @@ class TestServer {
     std::function<absl::Status(absl::Span<const SequenceChunk>)> on_forward;
     std::function<bool(const SequenceChunk&)> is_not_finite;
     std::function<absl::Time()> now = absl::Now;
+    LastResort last_resort;
   };
 
   explicit TestServer(Options options = {});
@@ -92,6 +93,8 @@ class TestServer {
   v1::InferenceService::Stub& inference() { return *inference_; }
   v1::ModelService::Stub& models() { return *models_; }
   const std::shared_ptr<grpc::Channel>& channel() { return channel_; }
+  // Where it listens, for other channels.
+  std::string address() const { return "127.0.0.1:" + std::to_string(server_->grpc_port()); }
   std::string HttpPage(const std::string& path) { return HttpGet(server_->metrics_port(), path); }
   ScrapedMetrics metrics() { return Scrape(server_->metrics_port()); }
   // Every step passes it; also while warming up.

@@ -1,0 +1,34 @@
+#ifndef DDL_SERVER_STOP_DEADLINE_H_
+#define DDL_SERVER_STOP_DEADLINE_H_
+
+#include <functional>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/time/time.h"
+#include "server/engine/mutex.h"
+
+namespace ddl {
+
+// While it lives, something has to come to its end within `grace`; otherwise `expired` is called,
+// once, on a thread of its own. That thread is waited for.
+class StopDeadline {
+ public:
+  StopDeadline(absl::Duration grace, std::function<void()> expired);
+  ~StopDeadline();
+
+  StopDeadline(const StopDeadline&) = delete;
+  StopDeadline& operator=(const StopDeadline&) = delete;
+
+ private:
+  void Wait(absl::Time deadline, const std::function<void()>& expired);
+
+  Mutex mu_;
+  CondVar changed_;
+  bool ended_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread thread_;
+};
+
+}  // namespace ddl
+
+#endif  // DDL_SERVER_STOP_DEADLINE_H_
