@@ -58,6 +58,8 @@ def parse_arguments():
     parser.add_argument("--concurrency", type=numbers, default=[1, 8, 16, 32, 64], help="of the server and the peers")
     parser.add_argument("--steps", type=int, default=16, help="decode steps of the engine's comparison, each round")
     parser.add_argument("--new", type=int, default=NEW, help="tokens of a completion")
+    parser.add_argument("--quantization", choices=["none", "int8"], default="none",
+                        help="int8: our weights in 8 bits, beside llama.cpp's q8_0")
     parser.add_argument("--skip", type=names, default=[], help="engine, server or both, comma-separated")
     return parser.parse_args()
 
@@ -131,13 +133,14 @@ class Peer:
 class OurServer:
     """Our server, started for the round, and our load generator, over gRPC on the loopback interface."""
 
-    def __init__(self, build, folder, variant):
+    def __init__(self, build, folder, variant, quantization):
         self.name = f"ddl_server {variant}"
         self._build = build
         self._folder = folder
+        self._quantization = quantization
 
     def measure(self, batches, new, seed):
-        with our_server.running(self._build, self._folder, f"--max_context_length={CONTEXT}",
+        with our_server.running(self._build, self._folder, f"--max_context_length={CONTEXT}", f"--quantization={self._quantization}",
                                 f"--threads={len(os.sched_getaffinity(0))}") as (_, address, _):
             decode = {batch: self._decode(address, batch, new, seed) for batch in batches}
             row = self._bench(address, seed + 1, "--concurrency=1", "--requests=3", f"--prompt_tokens={PREFILL}",
@@ -162,7 +165,7 @@ class OurServer:
         return row
 
 
-def find_peers(folder, size):
+def find_peers(folder, size, quantization="none"):
     """The peers that are there; a line on stderr for each that is not."""
     if folder is None:
         say("no peers: --peers was not given")
@@ -175,12 +178,15 @@ def find_peers(folder, size):
     for name, needed, command in [
         ("OpenVINO GenAI", [openvino], [openvino, scripts / "openvino_genai_peer.py", "--work", folder, "--size", size]),
         ("llama.cpp", [llama / "llama.cpp/build/bin/llama-batched-bench"],
-         [sys.executable, scripts / "llama_cpp_peer.py", "--work", llama, "--size", size]),
+         [sys.executable, scripts / "llama_cpp_peer.py", "--work", llama, "--size", size,
+          "--dtype", "bf16" if quantization == "none" else "q8_0"]),
         (OFFICIAL, [official, reference], [reference, scripts / "reference_peer.py", "--reference", official]),
     ]:
         missing = [path for path in needed if not path.exists()]
         if missing:
             say(f"without {name}: {missing[0]} is not there")
+        elif quantization != "none" and name != "llama.cpp":
+            say(f"without {name}: it is not timed in 8 bits")
         elif name == OFFICIAL and size != "small":
             say(f"without {name}: it is timed in the small size only, not {size}")
         else:
@@ -190,9 +196,10 @@ def find_peers(folder, size):
 
 def compare_servers(arguments):
     size = arguments.sizes[0]
-    contestants = [OurServer(arguments.build, make_checkpoints.make(arguments.checkpoints, size, variant), variant)
+    contestants = [OurServer(arguments.build, make_checkpoints.make(arguments.checkpoints, size, variant), variant,
+                              arguments.quantization)
                    for variant in arguments.served]
-    peers = find_peers(arguments.peers, size)
+    peers = find_peers(arguments.peers, size, arguments.quantization)
     contestants += peers
     measured = {contestant.name: [] for contestant in contestants}
     for number in range(arguments.rounds):
@@ -201,7 +208,7 @@ def compare_servers(arguments):
             say(f"round {number + 1} of {arguments.rounds}: {contestant.name}")
             # Another seed each round, so that no prompt is in a prefix cache.
             measured[contestant.name].append(contestant.measure(arguments.concurrency, arguments.new, 2 * number + 1))
-    return {"size": size, "prompt_tokens": PROMPT, "new_tokens": arguments.new, "prefill_tokens": PREFILL,
+    return {"size": size, "prompt_tokens": PROMPT, "new_tokens": arguments.new, "quantization": arguments.quantization, "prefill_tokens": PREFILL,
             "contestants": summarise(measured, [peer.name for peer in peers])}
 
 

@@ -63,6 +63,16 @@ def test_a_peer_that_is_not_installed_is_left_out_with_the_reason(tmp_path, caps
     assert "without official code: " in said and "llama" not in said
 
 
+def test_in_8_bits_the_peer_is_one_that_has_them_too(tmp_path, capsys):
+    for needed in ("llama-cpp/llama.cpp/build/bin/llama-batched-bench", "openvino-venv/bin/python"):
+        (tmp_path / needed).parent.mkdir(parents=True)
+        (tmp_path / needed).touch()
+    names = lambda quantization: [peer.name for peer in compare.find_peers(tmp_path, "small", quantization)]
+    assert names("none") == ["OpenVINO GenAI", "llama.cpp"]
+    assert names("int8") == ["llama.cpp"]
+    assert "without OpenVINO GenAI: it is not timed in 8 bits" in capsys.readouterr().err
+
+
 def test_checkpoints_are_made_once(tmp_path):
     command = [sys.executable, str(BENCH / "make_checkpoints.py"), str(tmp_path), "--sizes=tiny",
                "--variants=gpt,tc"]
