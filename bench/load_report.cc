@@ -62,6 +62,33 @@ void AddLatency(const std::string& name, const Summary& summary, nlohmann::json&
 
 }  // namespace
 
+namespace {
+
+// LoadReport::decode_throughput of these streams.
+double DecodeThroughput(const std::vector<const CallRecord*>& streams) {
+  if (streams.empty()) return 0.0;
+  Clock::time_point begin = Clock::time_point::min(), end = Clock::time_point::max();
+  for (const CallRecord* call : streams) {
+    begin = std::max(begin, call->first_token);
+    end = std::min(end, call->last_token);
+  }
+  if (begin >= end) return 0.0;
+  double tokens = 0.0;
+  for (const CallRecord* call : streams) {
+    // A message's share of the tokens after those of the first.
+    const double of_message =
+        static_cast<double>(call->output_tokens - 1) / static_cast<double>(call->gaps.size());
+    Clock::time_point message = call->first_token;
+    for (const Clock::duration gap : call->gaps) {
+      message += gap;
+      if (message > begin && message <= end) tokens += of_message;
+    }
+  }
+  return tokens / std::chrono::duration<double>(end - begin).count();
+}
+
+}  // namespace
+
 int64_t LoadReport::failed() const {
   int64_t sum = 0;
   for (const auto& [code, count] : failures) sum += count;
@@ -86,6 +113,7 @@ LoadReport MakeReport(const Load& load, const LoadResult& result) {
   report.warmup_output_tokens = result.warmup_output_tokens;
 
   std::vector<double> ttft, tpot, itl, e2el, embed_latency;
+  std::vector<const CallRecord*> streams;
   for (const CallRecord& call : result.calls) {
     if (call.code != grpc::StatusCode::OK) {
       if (report.failures.empty()) report.first_failure = call.message;
@@ -109,6 +137,7 @@ LoadReport MakeReport(const Load& load, const LoadResult& result) {
       continue;
     }
     ++report.completed_streams;
+    streams.push_back(&call);
     if (call.output_tokens > 0) ttft.push_back(Milliseconds(call.first_token - call.start));
     if (call.output_tokens > 1) {
       tpot.push_back(Milliseconds(call.last_token - call.first_token) /
@@ -116,6 +145,7 @@ LoadReport MakeReport(const Load& load, const LoadResult& result) {
     }
     for (const Clock::duration gap : call.gaps) itl.push_back(Milliseconds(gap));
   }
+  report.decode_throughput = DecodeThroughput(streams);
   report.ttft = Summarize(std::move(ttft));
   report.tpot = Summarize(std::move(tpot));
   report.itl = Summarize(std::move(itl));
@@ -180,6 +210,7 @@ nlohmann::json ToJson(const LoadReport& report) {
       {"request_throughput", report.PerSecond(report.completed)},
       {"output_throughput", report.PerSecond(report.output_tokens)},
       {"total_token_throughput", report.PerSecond(report.input_tokens() + report.output_tokens)},
+      {"decode_throughput", report.decode_throughput},
       {"completed_streams", report.completed_streams},
       {"completed_unary", report.completed_unary},
       {"completed_embeds", report.completed_embeds},

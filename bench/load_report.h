@@ -36,9 +36,12 @@ struct LoadReport {
   int64_t output_tokens = 0;
 
   // Milliseconds. TTFT, TPOT and ITL are of streams alone: nobody sees a unary call's tokens come.
-  Summary ttft;           // from the start to the first token
-  Summary tpot;           // (last token - first token) / (tokens - 1) of each stream
-  Summary itl;            // between two messages that carry tokens
+  Summary ttft;  // from the start to the first token
+  Summary tpot;  // (last token - first token) / (tokens - 1) of each stream
+  Summary itl;   // between two messages that carry tokens
+  // Tokens a second while all streams were between their first token and their last: decoding
+  // alone, without the prompts before. 0 when there was no such time, as of waves of streams.
+  double decode_throughput = 0.0;
   Summary e2el;           // from the start to the end, of streams and unary completions
   Summary embed_latency;  // likewise, of embeds
 

@@ -74,6 +74,39 @@ LoadResult Mixed() {
   return result;
 }
 
+TEST(LoadReportTest, DecodingIsWhatAllStreamsDoTogether) {
+  struct Row {
+    const char* name;
+    std::vector<CallRecord> calls;
+    double tokens_per_second;
+  };
+  const Row rows[] = {
+      {"none", {}, 0.0},
+      {"one", {Stream(0, {100, 110, 120}, 121, 3)}, 100.0},
+      {"one token", {Stream(0, {100}, 101, 1)}, 0.0},
+      // From 15 to 40: three tokens of the first stream, two of the second.
+      {"two", {Stream(0, {0, 10, 20, 30, 40}, 41, 5), Stream(0, {15, 25, 35, 45}, 46, 4)}, 200.0},
+      {"several in a message",
+       {Stream(0, {0, 10, 20, 30, 40}, 41, 5), Stream(0, {15, 25, 35, 45}, 46, 7)},
+       280.0},
+      {"one after the other", {Stream(0, {0, 10}, 11, 2), Stream(11, {20, 30}, 31, 2)}, 0.0},
+      {"a failed one does not count",
+       {Stream(0, {100, 110, 120}, 121, 3), Failure(grpc::StatusCode::INTERNAL, "broken")},
+       100.0},
+      {"nor others",
+       {Stream(0, {100, 110, 120}, 121, 3), Other(RequestKind::kUnary, 0, 10),
+        Other(RequestKind::kEmbed, 0, 10)},
+       100.0},
+  };
+  for (const Row& row : rows) {
+    LoadResult result;
+    result.calls = row.calls;
+    const LoadReport report = MakeReport(Closed(2), result);
+    EXPECT_DOUBLE_EQ(report.decode_throughput, row.tokens_per_second) << row.name;
+    EXPECT_EQ(ToJson(report)["decode_throughput"], report.decode_throughput) << row.name;
+  }
+}
+
 TEST(LoadReportTest, CountsAndLatencies) {
   const LoadReport report = MakeReport(Closed(3), Mixed());
   EXPECT_EQ(report.load, "concurrency 3");
