@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -18,8 +19,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "bench/gpu.h"
+#include "bench/program.h"
 #include "model/kernels/cuda/cuda_kernels.h"
-#include "server/command_line.h"
 
 ABSL_FLAG(
     std::string, tokens, "1,8,32,256,2048,16384,65536",
@@ -37,9 +38,7 @@ using kernels::Rewrite;
 using kernels::Type;
 namespace cuda = kernels::cuda;
 
-constexpr int kExitDone = 0;
 constexpr int kExitFailed = 1;
-constexpr int kExitBadSetting = 2;
 
 constexpr int64_t kMostDecodes = 256;
 constexpr int64_t kLongestChunk = 1024;
@@ -328,22 +327,17 @@ constexpr char kUsage[] =
 Exit codes: 0 when measured, 1 when there is no GPU or a kernel fails, 2 for a bad flag.
 )";
 
-int Fail(const std::string& message, int exit_code) {
-  std::fprintf(stderr, "cuda_kernels_benchmark: %s\n", message.c_str());
-  return exit_code;
+const Program& ThisProgram() {
+  static const auto& program = *new Program{"cuda_kernels_benchmark", FlagGroups(), kUsage};
+  return program;
+}
+
+int Fail(absl::string_view what, int exit_code) {
+  return Fail(ThisProgram(), absl::UnknownError(what), exit_code);
 }
 
 int Main(const std::vector<std::string>& arguments) {
-  const absl::StatusOr<CommandLineAction> action = ParseCommandLine(FlagGroups(), arguments, {});
-  if (!action.ok()) return Fail(std::string(action.status().message()), kExitBadSetting);
-  if (*action == CommandLineAction::kHelp) {
-    std::fputs(HelpText(FlagGroups(), kUsage).c_str(), stdout);
-    return kExitDone;
-  }
-  if (*action == CommandLineAction::kVersion) {
-    std::printf("cuda_kernels_benchmark %s\n", DDL_VERSION);
-    return kExitDone;
-  }
+  if (const std::optional<int> end = ReadCommandLine(ThisProgram(), arguments)) return *end;
   std::vector<int64_t> tokens;
   for (const absl::string_view text :
        absl::StrSplit(absl::GetFlag(FLAGS_tokens), ',', absl::SkipEmpty())) {

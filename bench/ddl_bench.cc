@@ -24,10 +24,10 @@
 #include "absl/time/time.h"
 #include "bench/load_generator.h"
 #include "bench/load_report.h"
+#include "bench/program.h"
 #include "bench/token_lengths.h"
 #include "bench/workload.h"
 #include "ddl/v1/inference.grpc.pb.h"
-#include "server/command_line.h"
 #include "server/signals.h"
 
 ABSL_FLAG(std::string, address, "127.0.0.1:8500", "HOST:PORT of the server.");
@@ -72,9 +72,7 @@ ABSL_FLAG(bool, progress, true, "A line on stderr every second.");
 namespace ddl::bench {
 namespace {
 
-constexpr int kExitDone = 0;
 constexpr int kExitNothingMeasured = 1;
-constexpr int kExitBadSetting = 2;
 constexpr int kExitInterrupted = 130;  // as a shell reports SIGINT
 
 constexpr absl::Duration kDefaultDuration = absl::Seconds(10);
@@ -297,23 +295,17 @@ nlohmann::json ToJson(const ServerFacts& facts, absl::Span<const LoadReport> rep
   };
 }
 
+const Program& ThisProgram() {
+  static const auto& program = *new Program{"ddl_bench", FlagGroups(), kUsage};
+  return program;
+}
+
 int Fail(const absl::Status& status, int exit_code) {
-  std::fprintf(stderr, "ddl_bench: %s\n", std::string(status.message()).c_str());
-  return exit_code;
+  return Fail(ThisProgram(), status, exit_code);
 }
 
 int Main(const std::vector<std::string>& arguments) {
-  // Settings come from the command line alone: DDL_MODEL and the like are the server's.
-  const absl::StatusOr<CommandLineAction> action = ParseCommandLine(FlagGroups(), arguments, {});
-  if (!action.ok()) return Fail(action.status(), kExitBadSetting);
-  if (*action == CommandLineAction::kHelp) {
-    std::fputs(HelpText(FlagGroups(), kUsage).c_str(), stdout);
-    return kExitDone;
-  }
-  if (*action == CommandLineAction::kVersion) {
-    std::printf("ddl_bench %s\n", DDL_VERSION);
-    return kExitDone;
-  }
+  if (const std::optional<int> end = ReadCommandLine(ThisProgram(), arguments)) return *end;
   const absl::StatusOr<Settings> settings = ReadSettings();
   if (!settings.ok()) return Fail(settings.status(), kExitBadSetting);
 

@@ -22,11 +22,11 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "bench/program.h"
 #include "bench/statistics.h"
 #include "bench/step_bound.h"
 #include "model/checkpoint.h"
 #include "model/model_runner.h"
-#include "server/command_line.h"
 
 ABSL_FLAG(std::string, models, "",
           "Required. Checkpoints to time, [NAME=]DIR[,[NAME=]DIR...]. The first is what the others "
@@ -53,9 +53,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kExitDone = 0;
 constexpr int kExitFailed = 1;
-constexpr int kExitBadSetting = 2;
 
 constexpr int32_t kKvBlockSize = 16;  // tokens
 constexpr int32_t kMaxStepTokens = 512;
@@ -392,22 +390,17 @@ std::string Spread(const std::vector<double>& ratios) {
   return text;
 }
 
+const Program& ThisProgram() {
+  static const auto& program = *new Program{"engine_benchmark", FlagGroups(), kUsage};
+  return program;
+}
+
 int Fail(const absl::Status& status, int exit_code) {
-  std::fprintf(stderr, "engine_benchmark: %s\n", std::string(status.message()).c_str());
-  return exit_code;
+  return Fail(ThisProgram(), status, exit_code);
 }
 
 int Main(const std::vector<std::string>& arguments) {
-  const absl::StatusOr<CommandLineAction> action = ParseCommandLine(FlagGroups(), arguments, {});
-  if (!action.ok()) return Fail(action.status(), kExitBadSetting);
-  if (*action == CommandLineAction::kHelp) {
-    std::fputs(HelpText(FlagGroups(), kUsage).c_str(), stdout);
-    return kExitDone;
-  }
-  if (*action == CommandLineAction::kVersion) {
-    std::printf("engine_benchmark %s\n", DDL_VERSION);
-    return kExitDone;
-  }
+  if (const std::optional<int> end = ReadCommandLine(ThisProgram(), arguments)) return *end;
   const absl::StatusOr<Settings> settings = ReadSettings();
   if (!settings.ok()) return Fail(settings.status(), kExitBadSetting);
 

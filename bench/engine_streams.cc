@@ -9,6 +9,7 @@
 #include <future>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <random>
 #include <string>
 #include <utility>
@@ -20,10 +21,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "bench/program.h"
 #include "bench/token_lengths.h"
 #include "model/checkpoint.h"
 #include "model/model_runner.h"
-#include "server/command_line.h"
 #include "server/engine/engine.h"
 
 ABSL_FLAG(std::string, model, "", "Required. Folder of the checkpoint.");
@@ -37,9 +38,7 @@ ABSL_FLAG(uint64_t, seed, 1, "Of the random tokens and lengths.");
 namespace ddl::bench {
 namespace {
 
-constexpr int kExitDone = 0;
 constexpr int kExitFailed = 1;
-constexpr int kExitBadSetting = 2;
 
 const std::vector<FlagGroup>& FlagGroups() {
   static const auto& groups = *new std::vector<FlagGroup>{
@@ -57,9 +56,13 @@ constexpr char kUsage[] =
 Exit codes: 0 when measured, 1 when the checkpoint cannot be loaded or a request fails, 2 for a bad flag.
 )";
 
+const Program& ThisProgram() {
+  static const auto& program = *new Program{"engine_streams", FlagGroups(), kUsage};
+  return program;
+}
+
 int Fail(const absl::Status& status, int exit_code) {
-  std::fprintf(stderr, "engine_streams: %s\n", std::string(status.message()).c_str());
-  return exit_code;
+  return Fail(ThisProgram(), status, exit_code);
 }
 
 // Adds up what steps took.
@@ -228,16 +231,7 @@ absl::StatusOr<nlohmann::json> Measure(const TokenLengths& prompt_tokens,
 }
 
 int Main(const std::vector<std::string>& arguments) {
-  const absl::StatusOr<CommandLineAction> action = ParseCommandLine(FlagGroups(), arguments, {});
-  if (!action.ok()) return Fail(action.status(), kExitBadSetting);
-  if (*action == CommandLineAction::kHelp) {
-    std::fputs(HelpText(FlagGroups(), kUsage).c_str(), stdout);
-    return kExitDone;
-  }
-  if (*action == CommandLineAction::kVersion) {
-    std::printf("engine_streams %s\n", DDL_VERSION);
-    return kExitDone;
-  }
+  if (const std::optional<int> end = ReadCommandLine(ThisProgram(), arguments)) return *end;
   if (absl::GetFlag(FLAGS_model).empty()) {
     return Fail(absl::InvalidArgumentError("--model is required: the folder of a checkpoint"),
                 kExitBadSetting);
