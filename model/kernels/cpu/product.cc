@@ -118,23 +118,43 @@ class Column {
   int64_t stride_, three_, five_;
 };
 
+// What a tile asks for while it sums: two lines, a step further for each word of x.
+struct Ahead {
+  const char* line = nullptr;
+  int64_t step = 0;  // bytes
+};
+constexpr int64_t kLine = 64;  // bytes
+
+// What the `tile`th of `tiles` asks for that take a panel in turn. One that is alone needs weights
+// as fast as they come: those that follow, further ahead than the processor would ask by itself, as
+// it stops at every page. Several have the time for the next panel, each for its part.
+// With more, the panel is soon in the cache, and most tiles would ask in vain.
+constexpr int64_t kMostTilesThatAsk = 8;
+Ahead AheadOf(int64_t tile, int64_t tiles, const uint32_t* panel, int64_t panel_words) {
+  constexpr int64_t kAlone = 2048;  // bytes
+  const char* weights = reinterpret_cast<const char*>(panel);
+  const int64_t bytes = panel_words * static_cast<int64_t>(sizeof(uint32_t));
+  if (tiles == 1) return {weights + kAlone, 2 * kLine};
+  return {weights + bytes + bytes / tiles * tile, 2 * kLine / tiles};
+}
+
 // kRows rows of x from `first` by one panel; result(row, j, sums) takes the sums of sixteen
 // columns.
-template <typename W, int kRows, typename Result>
+template <typename W, int kRows, bool kAsks, typename Result>
 __attribute__((noinline)) void Tile(const Rows& x, int64_t first, const uint32_t* panel,
-                                    const Result& result) {
-  // The processor's own prefetching stops at every page, and is too late for few rows.
-  constexpr bool kPrefetches = kRows <= 4;
-  constexpr int64_t kAhead = 2048 / sizeof(uint32_t);
+                                    Ahead ahead, const Result& result) {
   typename W::Sums sums[kRows][kVectors];
   DDL_UNROLL for (int r = 0; r < kRows; ++r) {
     DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = W::Zero();
   }
   const auto step = [&](const uint32_t* weights, auto factors) __attribute__((always_inline)) {
     Words w[kVectors];
-    DDL_UNROLL for (int j = 0; j < kVectors; ++j) {
-      w[j] = LoadWords(weights + j * kLanes);
-      if constexpr (kPrefetches) __builtin_prefetch(weights + j * kLanes + kAhead, 0, 2);
+    DDL_UNROLL for (int j = 0; j < kVectors; ++j) { w[j] = LoadWords(weights + j * kLanes); }
+    // Into the second-level cache, which can wait for more lines at a time than the first.
+    if constexpr (kAsks) {
+      __builtin_prefetch(ahead.line, 0, 2);
+      __builtin_prefetch(ahead.line + ahead.step / 2, 0, 2);
+      ahead.line += ahead.step;
     }
     DDL_UNROLL for (int r = 0; r < kRows; ++r) {
       const uint32_t f = factors(r);
@@ -156,10 +176,11 @@ __attribute__((noinline)) void Tile(const Rows& x, int64_t first, const uint32_t
   }
 }
 
-template <typename W, int kRows, typename Result>
-void TileOf(int64_t rows, const Rows& x, int64_t first, const uint32_t* panel, const Result& result) {
-  if (rows == kRows) return Tile<W, kRows>(x, first, panel, result);
-  if constexpr (kRows > 1) TileOf<W, kRows - 1>(rows, x, first, panel, result);
+template <typename W, int kRows, bool kAsks, typename Result>
+void TileOf(int64_t rows, const Rows& x, int64_t first, const uint32_t* panel, Ahead ahead,
+            const Result& result) {
+  if (rows == kRows) return Tile<W, kRows, kAsks>(x, first, panel, ahead, result);
+  if constexpr (kRows > 1) TileOf<W, kRows - 1, kAsks>(rows, x, first, panel, ahead, result);
 }
 
 // All rows by all panels; result(row, column, sums) takes the sums of sixteen columns from there.
@@ -183,10 +204,13 @@ void Multiply(const Executor& executor, int64_t rows, const Rows& x, const void*
           result(row, p * kProductPanel + j * kLanes, sums);
         };
         // Tiles of about the same size: a small last one would cost nearly as much as a large one.
-        for (int64_t row = first; row < last;) {
-          const int64_t left = last - row, tiles = (left + kMaxRows - 1) / kMaxRows;
-          const int64_t size = (left + tiles - 1) / tiles;
-          TileOf<W, kMaxRows>(size, x, row, panel, to_columns);
+        const int64_t tiles = (last - first + kMaxRows - 1) / kMaxRows;
+        for (int64_t row = first, tile = 0; tile < tiles; ++tile) {
+          const int64_t left = tiles - tile, size = (last - row + left - 1) / left;
+          const Ahead ahead = AheadOf(tile, tiles, panel, panel_words);
+          tiles <= kMostTilesThatAsk
+              ? TileOf<W, kMaxRows, true>(size, x, row, panel, ahead, to_columns)
+              : TileOf<W, kMaxRows, false>(size, x, row, panel, ahead, to_columns);
           row += size;
         }
       }
