@@ -3,8 +3,8 @@
 // Rows of one sequence are taken in tiles, so that what is read of K and V serves several of
 // them. Whatever the tile, a row's own sums have one order: a score adds its dimensions one after
 // another, an output its positions one after another. So a row has the same bits alone and in any
-// chunk or batch. For the same reason nothing depends on the block size: keys come in groups of
-// sixteen positions, which are gathered where blocks do not hold whole groups.
+// chunk or batch. For the same reason nothing depends on the block size: keys and values come in
+// groups of sixteen positions, which are gathered where blocks do not hold whole groups.
 
 #include "model/kernels/cpu/bodies.h"
 #include "model/kernels/cpu/vector.h"
@@ -18,12 +18,13 @@ constexpr int64_t kMaxTileRows = kSums == 16 ? 8 : 4;
 
 constexpr int AtMost(int value, int limit) { return value < limit ? value : limit; }
 
-// With a row or two to serve, it is memory that takes the time, and a block is too small for the
-// processor to see where the next is: what comes next is asked for meanwhile. Into the second-level
-// cache, which can wait for more lines at a time than the first.
+// With a row or two to serve, it is memory that takes the time, and a group is too small for the
+// processor to see where the next one is: so many groups before it is read, it is asked for. Into
+// the second-level cache, which can wait for more lines at a time than the first.
 constexpr bool Prefetches(int rows) { return rows <= 2; }
-DDL_INLINE void Prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
+constexpr int64_t kGroupsAhead = 8;
 constexpr int64_t kLine = 64;  // bytes
+DDL_INLINE void Prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
 
 template <int kCount>
 struct Constant {
@@ -74,33 +75,29 @@ struct Products<BFloat16> {
 };
 #endif
 
-// What a tile reads of its sequence's past, for one head.
+// What a tile reads of its sequence's past, for one head: groups of sixteen positions. Both are
+// parts of one list, of all that is read in its order: keys[g + n] and values[g + n] are what is
+// read n groups later, for as many as kGroupsAhead, be it of the next tile.
 template <typename T>
 struct Past {
-  const T** key_groups = nullptr;  // sixteen positions each, [hd, key_stride]
+  const T* const* keys = nullptr;  // [hd, key_stride] each
   int64_t key_stride = 0;
-  const T** value_rows = nullptr;  // one position each, [hd]
-  const T* zeros = nullptr;        // at least sixteen, and hd
+  const T* const* values = nullptr;  // [16, hd] each
+  const T* zeros = nullptr;          // at least sixteen, and hd
 };
 
 // scores[r, p] = scale * q_r . k_p for the sixteen positions of each of `kGroups` groups.
-// query [steps, kRows]. Groups past `groups` are computed from the last one.
+// query [steps, kRows].
 template <typename T, int kRows, int kGroups>
 void ScoreGroups(const typename Products<T>::Operand* query, const Past<T>& past, int64_t group,
-                 int64_t groups, int64_t head_dim, float scale, float* scores,
-                 int64_t score_stride) {
+                 int64_t head_dim, float scale, float* scores, int64_t score_stride) {
   using P = Products<T>;
   const T* keys[kGroups];
-  const char* next_keys[kGroups];
-  const char* values[kGroups];
+  const T* later[kGroups];
   Floats sums[kRows][kGroups];
-  const auto clamped = [&](int64_t g) { return g < groups ? g : groups - 1; };
   DDL_UNROLL for (int g = 0; g < kGroups; ++g) {
-    keys[g] = past.key_groups[clamped(group + g)];
-    if constexpr (Prefetches(kRows)) {
-      next_keys[g] = reinterpret_cast<const char*>(past.key_groups[clamped(group + kGroups + g)]);
-      values[g] = reinterpret_cast<const char*>(past.value_rows[clamped(group + g) * kLanes]);
-    }
+    keys[g] = past.keys[group + g];
+    later[g] = past.keys[group + g + kGroupsAhead];
     DDL_UNROLL for (int r = 0; r < kRows; ++r) sums[r][g] = Broadcast(0.0f);
   }
   const auto step = [&](int64_t n, bool whole) __attribute__((always_inline)) {
@@ -108,10 +105,7 @@ void ScoreGroups(const typename Products<T>::Operand* query, const Past<T>& past
     DDL_UNROLL for (int g = 0; g < kGroups; ++g) {
       const T* first = keys[g] + n * past.key_stride;
       key[g] = P::Interleave(first, whole ? first + past.key_stride : past.zeros);
-      if constexpr (Prefetches(kRows)) {  // the keys of the groups after these, and these's values
-        Prefetch(next_keys[g] + n / P::kStep * kLine);
-        Prefetch(values[g] + n / P::kStep * kLine);
-      }
+      if constexpr (Prefetches(kRows)) Prefetch(later[g] + n * kLanes);
     }
     DDL_UNROLL for (int r = 0; r < kRows; ++r) {
       const typename P::Operand q = query[n / P::kStep * kRows + r];
@@ -128,23 +122,50 @@ void ScoreGroups(const typename Products<T>::Operand* query, const Past<T>& past
   }
 }
 
-// y[r, n] += sum over positions [begin, end) of weights[r, p] v_p[n], for 16 * kVectors values n.
+template <typename T, int kRows>
+void ScoreAllGroups(const typename Products<T>::Operand* query, const Past<T>& past, int64_t groups,
+                    int64_t head_dim, float scale, float* scores, int64_t score_stride) {
+  constexpr int kMost = AtMost(kSums / kRows, 4);
+  int64_t group = 0;
+  const auto score = [&](auto count) __attribute__((always_inline)) {
+    constexpr int kGroups = decltype(count)::kValue;
+    if constexpr (kGroups <= kMost) {
+      for (; group + kGroups <= groups; group += kGroups) {
+        ScoreGroups<T, kRows, kGroups>(query, past, group, head_dim, scale, scores, score_stride);
+      }
+    }
+  };
+  score(Constant<4>());
+  score(Constant<2>());
+  score(Constant<1>());
+}
+
+// y[r, n] += sum over positions of weights[r, p] v_p[n], for 16 * kVectors values n.
 template <typename T, int kRows, int kVectors>
-void AddValues(const float* weights, int64_t weight_stride, const Past<T>& past, int64_t begin,
-               int64_t end, int64_t n, float* y, int64_t y_stride) {
+void AddValues(const float* weights, int64_t weight_stride, const Past<T>& past, int64_t positions,
+               int64_t head_dim, int64_t n, float* y, int64_t y_stride) {
   Floats sums[kRows][kVectors];
   DDL_UNROLL for (int r = 0; r < kRows; ++r) {
     DDL_UNROLL for (int j = 0; j < kVectors; ++j) {
       sums[r][j] = LoadVector(y + r * y_stride + n + j * kLanes);
     }
   }
-  for (int64_t p = begin; p < end; ++p) {
-    const T* v = past.value_rows[p];
-    Floats value[kVectors];
-    DDL_UNROLL for (int j = 0; j < kVectors; ++j) { value[j] = LoadVector(v + n + j * kLanes); }
-    DDL_UNROLL for (int r = 0; r < kRows; ++r) {
-      const float w = weights[r * weight_stride + p];
-      DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = sums[r][j] + value[j] * w;
+  for (int64_t begin = 0; begin < positions; begin += kLanes) {
+    const int64_t end = begin + kLanes < positions ? begin + kLanes : positions;
+    const T* v = past.values[begin / kLanes] + n;
+    const T* later = past.values[begin / kLanes + kGroupsAhead] + n;
+    for (int64_t p = begin; p < end; ++p, v += head_dim, later += head_dim) {
+      Floats value[kVectors];
+      DDL_UNROLL for (int j = 0; j < kVectors; ++j) {
+        value[j] = LoadVector(v + j * kLanes);
+        if constexpr (Prefetches(kRows)) {
+          if (j * kLanes * sizeof(T) % kLine == 0) Prefetch(later + j * kLanes);
+        }
+      }
+      DDL_UNROLL for (int r = 0; r < kRows; ++r) {
+        const float w = weights[r * weight_stride + p];
+        DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = sums[r][j] + value[j] * w;
+      }
     }
   }
   DDL_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -155,16 +176,16 @@ void AddValues(const float* weights, int64_t weight_stride, const Past<T>& past,
 }
 
 template <typename T, int kRows>
-void AddAllValues(const float* weights, int64_t weight_stride, const Past<T>& past, int64_t begin,
-                  int64_t end, int64_t head_dim, float* y, int64_t y_stride) {
-  if (begin >= end) return;
+void AddAllValues(const float* weights, int64_t weight_stride, const Past<T>& past,
+                  int64_t positions, int64_t head_dim, float* y, int64_t y_stride) {
   constexpr int kMost = AtMost(kSums / kRows, 8);
   int64_t n = 0;
   const auto add = [&](auto vectors) __attribute__((always_inline)) {
     constexpr int kVectors = decltype(vectors)::kValue;
     if constexpr (kVectors <= kMost) {
       for (; n + kVectors * kLanes <= head_dim; n += kVectors * kLanes) {
-        AddValues<T, kRows, kVectors>(weights, weight_stride, past, begin, end, n, y, y_stride);
+        AddValues<T, kRows, kVectors>(weights, weight_stride, past, positions, head_dim, n, y,
+                                      y_stride);
       }
     }
   };
@@ -174,35 +195,40 @@ void AddAllValues(const float* weights, int64_t weight_stride, const Past<T>& pa
   add(Constant<1>());
   for (; n < head_dim; ++n) {  // a head_dim that is no multiple of sixteen
     for (int r = 0; r < kRows; ++r) {
-      for (int64_t p = begin; p < end; ++p) {
-        y[r * y_stride + n] += Load(weights + r * weight_stride + p) * Load(past.value_rows[p] + n);
+      for (int64_t p = 0; p < positions; ++p) {
+        y[r * y_stride + n] += weights[r * weight_stride + p] *
+                               Load(past.values[p / kLanes] + p % kLanes * head_dim + n);
       }
     }
   }
 }
 
-// Scores of one row -> weights, without the division by their sum, which is returned. `scores` is
-// overwritten; weights past `length`, up to a whole vector, are 0.
-__attribute__((noinline)) float Softmax(float* scores, int64_t length, float* weights) {
-  const int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
-  for (int64_t p = length; p < padded; ++p) scores[p] = scores[0];
-  float lanes[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) lanes[l] = scores[l];
-  for (int64_t p = kLanes; p < padded; p += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) {
-      lanes[l] = scores[p + l] > lanes[l] ? scores[p + l] : lanes[l];
+// The scores of one row, of which the first `length` count, become softmax's weights, without the
+// division by their sum, which is returned. The others, up to `padded`, a whole number of vectors,
+// become 0.
+float Softmax(int64_t length, int64_t padded, float* scores) {
+  const int64_t last = (length - 1) / kLanes * kLanes;  // the vector that may hold some of both
+  for (int64_t p = length; p < last + kLanes; ++p) scores[p] = scores[0];
+  Floats largest = LoadVector(scores);
+  for (int64_t p = kLanes; p <= last; p += kLanes) {
+    const Floats next = LoadVector(scores + p);
+    DDL_UNROLL for (int i = 0; i < kParts; ++i) {
+      largest.part[i] = next.part[i] > largest.part[i] ? next.part[i] : largest.part[i];
     }
   }
-  float largest = lanes[0];
-  for (int64_t l = 1; l < kLanes; ++l) largest = lanes[l] > largest ? lanes[l] : largest;
-  for (int64_t p = 0; p < padded; ++p) scores[p] = Exp(scores[p] - largest);
-  for (int64_t p = length; p < padded; ++p) scores[p] = 0.0f;
+  float lanes[kLanes];
+  StoreVector(lanes, largest);
+  float max = lanes[0];
+  for (int64_t l = 1; l < kLanes; ++l) max = lanes[l] > max ? lanes[l] : max;
   Floats sums = Broadcast(0.0f);
-  for (int64_t p = 0; p < padded; p += kLanes) {
-    StoreVector(weights + p, LoadVector(scores + p));
-    sums = sums + LoadVector(weights + p);
+  for (int64_t p = 0; p <= last; p += kLanes) {
+    Floats weights = LoadVector(scores + p);
+    DDL_UNROLL for (int i = 0; i < kParts; ++i) weights.part[i] = Exp(weights.part[i] - max);
+    StoreVector(scores + p, weights);
+    if (p < last) sums = sums + weights;
   }
-  return Total(sums);
+  for (int64_t p = length; p < padded; ++p) scores[p] = 0.0f;
+  return Total(sums + LoadVector(scores + last));
 }
 
 template <typename T>
@@ -247,139 +273,151 @@ class Attention {
     }
   }
 
+  static int64_t Groups(int64_t length) { return (length + kLanes - 1) / kLanes; }
+
   // The tiles that begin in [begin, end) of the cost of all.
   void Part(int64_t begin, int64_t end) const {
-    int64_t longest = 0, position = 0;
-    ForEachTile([&](int64_t row, int64_t rows, int64_t, int64_t cost) {
-      if (position >= begin && position < end) {
-        const int64_t length = batch_.position[row + rows - 1] + 1;
-        longest = length > longest ? length : longest;
-      }
-      position += cost;
-    });
-    if (longest == 0) return;
-    Workspace work(args_, longest);
-    position = 0;
-    ForEachTile([&](int64_t row, int64_t rows, int64_t head, int64_t cost) {
-      if (position >= begin && position < end) {
-        if constexpr (kMaxTileRows == 8) {
-          if (rows == 8) Tile<8>(work, row, head);
+    const auto for_each_tile = [&](const auto& visit) {
+      int64_t position = 0;
+      ForEachTile([&](int64_t row, int64_t rows, int64_t head, int64_t cost) {
+        if (position >= begin && position < end) {
+          visit(row, rows, head, batch_.position[row + rows - 1] + 1);
         }
-        if (rows == 4) Tile<4>(work, row, head);
-        if (rows == 2) Tile<2>(work, row, head);
-        if (rows == 1) Tile<1>(work, row, head);
+        position += cost;
+      });
+    };
+    int64_t most = 0, all = 0;
+    for_each_tile([&](int64_t, int64_t, int64_t, int64_t length) {
+      most = Groups(length) > most ? Groups(length) : most;
+      all += Groups(length);
+    });
+    if (most == 0) return;
+    Workspace work(args_, most, all);
+    if (!work.gathers) {
+      const T** list = work.reads;
+      for_each_tile([&](int64_t row, int64_t, int64_t head, int64_t length) {
+        ListGroups(row, head, Groups(length), list);
+        list += 2 * Groups(length);
+      });
+      for (int64_t i = 0; i < kGroupsAhead; ++i) list[i] = list[-1];
+    }
+    for_each_tile([&](int64_t row, int64_t rows, int64_t head, int64_t length) {
+      const int64_t groups = Groups(length);
+      if (work.gathers) Gather(row, head, groups, length, work);
+      if constexpr (kMaxTileRows == 8) {
+        if (rows == 8) Tile<8>(work, row, head, groups);
       }
-      position += cost;
+      if (rows == 4) Tile<4>(work, row, head, groups);
+      if (rows == 2) Tile<2>(work, row, head, groups);
+      if (rows == 1) Tile<1>(work, row, head, groups);
+      if (!work.gathers) work.reads += 2 * groups;
     });
   }
 
-  // A thread's memory, for tiles of up to `longest` positions.
+  // A thread's memory, for tiles of at most `most` groups of positions, `all` together.
   struct Workspace {
-    Workspace(const PagedAttentionArgs& args, int64_t longest)
-        : groups((longest + kLanes - 1) / kLanes),
-          // Groups are scored up to four at a time. An odd number of vectors keeps the rows'
-          // columns out of one another's cache lines.
-          score_stride(((groups + 3) / 4 * 4 + 1) * kLanes),
-          y_stride((args.head_dim + kLanes - 1) / kLanes * kLanes),
+    Workspace(const PagedAttentionArgs& args, int64_t most, int64_t all)
+        :  // Groups are scored together. An odd number of vectors keeps the rows' columns out of
+           // one another's cache lines.
+          score_stride((most / 2 * 2 + 1) * kLanes),
+          y_stride(Groups(args.head_dim) * kLanes),
           gathers(args.cache.block_size % kLanes != 0),
+          gathered_size(gathers ? most * args.head_dim * kLanes : 0),
+          num_reads(2 * (gathers ? most : all) + kGroupsAhead),
           scratch(Scratch::Bytes<typename P::Operand>(kMaxTileRows * (args.head_dim + 1)) +
                   Scratch::Bytes<float>(kMaxTileRows * y_stride) +
                   Scratch::Bytes<float>(kMaxTileRows * score_stride) +
-                  Scratch::Bytes<float>(kMaxTileRows * score_stride) +
-                  Scratch::Bytes<const T*>(groups) + Scratch::Bytes<const T*>(longest) +
-                  Scratch::Bytes<T>(y_stride) +
-                  Scratch::Bytes<T>(gathers ? groups * args.head_dim * kLanes : 0)),
+                  Scratch::Bytes<const T*>(num_reads) + Scratch::Bytes<T>(y_stride) +
+                  2 * Scratch::Bytes<T>(gathered_size)),
           query(scratch.Take<typename P::Operand>(kMaxTileRows * (args.head_dim + 1))),
           y(scratch.Take<float>(kMaxTileRows * y_stride)),
           scores(scratch.Take<float>(kMaxTileRows * score_stride)),
-          weights(scratch.Take<float>(kMaxTileRows * score_stride)) {
-      past.key_groups = scratch.Take<const T*>(groups);
-      past.value_rows = scratch.Take<const T*>(longest);
-      T* zeros = scratch.Take<T>(y_stride);
+          zeros(scratch.Take<T>(y_stride)),
+          gathered_keys(scratch.Take<T>(gathered_size)),
+          gathered_values(scratch.Take<T>(gathered_size)),
+          reads(scratch.Take<const T*>(num_reads)) {
       memset(zeros, 0, y_stride * sizeof(T));
-      past.zeros = zeros;
-      past.key_stride = gathers ? kLanes : args.cache.block_size;
-      gathered = scratch.Take<T>(gathers ? groups * args.head_dim * kLanes : 0);
     }
 
-    const int64_t groups, score_stride, y_stride;
+    const int64_t score_stride, y_stride;
     const bool gathers;  // blocks do not hold whole groups
+    const int64_t gathered_size, num_reads;
     Scratch scratch;
     typename P::Operand* query;  // [ceil(hd / kStep), rows of the tile]
     float* y;                    // [rows, y_stride]
-    float* scores;               // [rows, score_stride]
-    float* weights;              // [rows, score_stride]
-    T* gathered;                 // [groups, hd, 16]
-    Past<T> past;
+    float* scores;               // [rows, score_stride], then the weights
+    T* zeros;                    // [y_stride]
+    T* gathered_keys;            // [groups, hd, 16]
+    T* gathered_values;          // [groups, 16, hd]
+    // The keys, then the values of the tile, of the next one ..., a pointer for each group.
+    const T** reads;
   };
 
-  // Finds the first `length` positions of a sequence.
-  void FindPast(int64_t sequence, int64_t head, int64_t length, Workspace& work) const {
+  // Where a block's keys and values begin, for one head of the sequence of a row.
+  int64_t BlockOffset(int64_t row, int64_t head, int64_t block) const {
+    const int32_t* table =
+        batch_.block_table + batch_.row_sequence[row] * batch_.block_table_stride;
+    return (table[block] * args_.heads + head) * args_.cache.block_size * args_.head_dim;
+  }
+
+  // The first groups of a sequence where they are: its keys, then its values.
+  void ListGroups(int64_t row, int64_t head, int64_t groups, const T** list) const {
+    const int64_t block_groups = args_.cache.block_size / kLanes;
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t base = BlockOffset(row, head, g / block_groups),
+                    first = g % block_groups * kLanes;
+      list[g] = static_cast<const T*>(args_.cache.k) + base + first;
+      list[groups + g] = static_cast<const T*>(args_.cache.v) + base + first * args_.head_dim;
+    }
+  }
+
+  // Copies of them, with zeros after the last position; and the list.
+  void Gather(int64_t row, int64_t head, int64_t groups, int64_t length, Workspace& work) const {
     const int64_t hd = args_.head_dim, block_size = args_.cache.block_size;
-    const int32_t* block_table = batch_.block_table + sequence * batch_.block_table_stride;
-    const T* k = static_cast<const T*>(args_.cache.k);
-    const T* v = static_cast<const T*>(args_.cache.v);
-    for (int64_t begin = 0; begin < length; begin += block_size) {
-      const int64_t base = (block_table[begin / block_size] * args_.heads + head) * block_size * hd;
-      const int64_t end = begin + block_size < length ? begin + block_size : length;
-      for (int64_t p = begin; p < end; ++p) {
-        work.past.value_rows[p] = v + base + (p - begin) * hd;
-      }
-      if (work.gathers) {
-        for (int64_t p = begin; p < end; ++p) {
-          T* group = work.gathered + p / kLanes * hd * kLanes;
-          for (int64_t n = 0; n < hd; ++n) {
-            group[n * kLanes + p % kLanes] = k[base + n * block_size + p - begin];
-          }
-        }
-      } else {
-        for (int64_t p = begin; p < end; p += kLanes) {
-          work.past.key_groups[p / kLanes] = k + base + p - begin;
-        }
+    for (int64_t g = 0; g < groups; ++g) {
+      T* keys = work.gathered_keys + g * hd * kLanes;
+      T* values = work.gathered_values + g * hd * kLanes;
+      work.reads[g] = keys;
+      work.reads[groups + g] = values;
+      memset(keys, 0, hd * kLanes * sizeof(T));
+      for (int64_t i = 0; i < kLanes && g * kLanes + i < length; ++i) {
+        const int64_t p = g * kLanes + i, within = p % block_size;
+        const int64_t base = BlockOffset(row, head, p / block_size);
+        const T* k = static_cast<const T*>(args_.cache.k) + base + within;
+        for (int64_t n = 0; n < hd; ++n) keys[n * kLanes + i] = k[n * block_size];
+        memcpy(values + i * hd, static_cast<const T*>(args_.cache.v) + base + within * hd,
+               hd * sizeof(T));
       }
     }
-    if (!work.gathers) return;
-    for (int64_t p = length; p % kLanes != 0; ++p) {
-      T* group = work.gathered + p / kLanes * hd * kLanes;
-      for (int64_t n = 0; n < hd; ++n) group[n * kLanes + p % kLanes] = T{};
-    }
-    for (int64_t g = 0; g * kLanes < length; ++g) {
-      work.past.key_groups[g] = work.gathered + g * hd * kLanes;
-    }
+    for (int64_t i = 0; i < kGroupsAhead; ++i) work.reads[2 * groups + i] = work.gathered_keys;
   }
 
   // kRows rows of a sequence, from `row`; one head.
   template <int kRows>
-  void Tile(Workspace& work, int64_t row, int64_t head) const {
-    constexpr int kGroups = AtMost(kSums / kRows, 4);
-    const int64_t hd = args_.head_dim;
-    const int64_t shortest = batch_.position[row] + 1, longest = shortest + kRows - 1;
-    const int64_t groups = (longest + kLanes - 1) / kLanes;
-    FindPast(batch_.row_sequence[row], head, longest, work);
-
+  void Tile(Workspace& work, int64_t row, int64_t head, int64_t groups) const {
+    const int64_t hd = args_.head_dim, shortest = batch_.position[row] + 1;
+    const Past<T> past = {.keys = work.reads,
+                          .key_stride = work.gathers ? kLanes : args_.cache.block_size,
+                          .values = work.reads + groups,
+                          .zeros = work.zeros};
     for (int64_t r = 0; r < kRows; ++r) {
       const T* q = static_cast<const T*>(args_.q) + (row + r) * args_.q_stride + head * hd;
       for (int64_t n = 0; n < hd; n += P::kStep) {
         work.query[n / P::kStep * kRows + r] = P::Query(q + n, hd - n);
       }
     }
-    for (int64_t group = 0; group < groups; group += kGroups) {
-      ScoreGroups<T, kRows, kGroups>(work.query, work.past, group, groups, hd, scale_, work.scores,
-                                     work.score_stride);
-    }
+    ScoreAllGroups<T, kRows>(work.query, past, groups, hd, scale_, work.scores, work.score_stride);
     float inverse_total[kRows];
     for (int64_t r = 0; r < kRows; ++r) {
-      inverse_total[r] = 1.0f / Softmax(work.scores + r * work.score_stride, shortest + r,
-                                        work.weights + r * work.score_stride);
+      inverse_total[r] =
+          1.0f / Softmax(shortest + r, groups * kLanes, work.scores + r * work.score_stride);
     }
-    // What all rows see, then what only the later ones do.
+    // Positions that only the later rows see weigh nothing in the others.
     memset(work.y, 0, kRows * work.y_stride * sizeof(float));
-    AddAllValues<T, kRows>(work.weights, work.score_stride, work.past, 0, shortest, hd, work.y,
+    AddAllValues<T, kRows>(work.scores, work.score_stride, past, shortest + kRows - 1, hd, work.y,
                            work.y_stride);
     for (int64_t r = 0; r < kRows; ++r) {
       float* y = work.y + r * work.y_stride;
-      AddAllValues<T, 1>(work.weights + r * work.score_stride, work.score_stride, work.past,
-                         shortest, shortest + r, hd, y, work.y_stride);
       for (int64_t n = 0; n < hd; ++n) y[n] *= inverse_total[r];
       Finish(row + r, head, y);
     }
