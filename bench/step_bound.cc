@@ -62,9 +62,11 @@ void MatrixProducts::Run(int64_t rows, int64_t head_rows) const {
   const at::Tensor z = Input(rows, w.m, w.type);
   for (const Layer& layer : w.layers) {
     layer.qkv(x);
-    layer.output(y);
-    layer.mlp_in(x);
-    layer.mlp_out(z);
+    // Of the last layer's rows only those are needed that the head reads.
+    const int64_t read = &layer == &w.layers.back() ? head_rows : rows;
+    layer.output(y.narrow(0, 0, read));
+    layer.mlp_in(x.narrow(0, 0, read));
+    layer.mlp_out(z.narrow(0, 0, read));
   }
   w.head(x.narrow(0, 0, head_rows));
 }

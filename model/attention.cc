@@ -82,13 +82,10 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
   }
 }
 
-at::Tensor Attention::Forward(const kernels::Executor& executor, const kernels::Batch& batch,
-                              const at::Tensor& c, const kernels::KvCache& cache,
-                              Tails* shift_tails, int64_t layer, const Room& room) const {
-  const at::Tensor qkv = qkv_(c, room.qkv);  // [rows, 3, H, hd]
-  const at::Tensor y = room.y.narrow(0, 0, c.size(0));
-  const int64_t width = heads_ * head_dim_;
-
+at::Tensor Attention::Write(const kernels::Executor& executor, const kernels::Batch& batch,
+                            const at::Tensor& c, const kernels::KvCache& cache, Tails* shift_tails,
+                            int64_t layer, const Room& room) const {
+  at::Tensor qkv = qkv_(c, room.qkv);
   kernels::AttentionInputArgs input;
   input.type = KernelType(c);
   input.d = d_;
@@ -113,14 +110,20 @@ at::Tensor Attention::Forward(const kernels::Executor& executor, const kernels::
   input.norm_eps = 1e-5f;
   input.cache = cache;
   kernels::AttentionInput(executor, batch, input);
+  return qkv;
+}
 
+at::Tensor Attention::Read(const kernels::Executor& executor, const kernels::Batch& batch,
+                           const at::Tensor& c, const at::Tensor& qkv,
+                           const kernels::KvCache& cache, const Room& room) const {
+  const at::Tensor y = room.y.narrow(0, 0, c.size(0));
   const at::Tensor gate = has_gate_ ? gate_(c) : at::Tensor();
   kernels::PagedAttentionArgs attention;
-  attention.type = input.type;
+  attention.type = KernelType(c);
   attention.heads = heads_;
   attention.head_dim = head_dim_;
   attention.q = qkv.const_data_ptr();
-  attention.q_stride = 3 * width;
+  attention.q_stride = 3 * heads_ * head_dim_;
   attention.cache = cache;
   attention.norm_weight = output_norm_.data();
   attention.norm_eps = output_norm_eps_;

@@ -50,13 +50,18 @@ class Attention {
     at::Tensor h;    // [., d], or undefined; takes the result
   };
 
-  // c [rows, d], the normalised input -> [rows, d]. Rows are at least the batch's tokens; what
-  // comes of the others has no meaning. Writes the batch's K and V to `cache`. `shift_tails` holds,
-  // per slot, o_k then o_v of the last token; null where nothing shifts. The kernels run on
-  // `executor`.
-  at::Tensor Forward(const kernels::Executor& executor, const kernels::Batch& batch,
-                     const at::Tensor& c, const kernels::KvCache& cache, Tails* shift_tails,
-                     int64_t layer, const Room& room) const;
+  // c [rows, d], the normalised input. Rows are at least the batch's tokens. Writes the batch's K
+  // and V to `cache` and returns q, k and v [rows, 3, H, hd]. `shift_tails` holds, per slot, o_k
+  // then o_v of the last token; null where nothing shifts. The kernels run on `executor`.
+  at::Tensor Write(const kernels::Executor& executor, const kernels::Batch& batch,
+                   const at::Tensor& c, const kernels::KvCache& cache, Tails* shift_tails,
+                   int64_t layer, const Room& room) const;
+  // What the batch's rows see: c and qkv as Write took and returned them -> [rows, d]. What comes
+  // of rows after the batch's tokens has no meaning. The batch may have some of the rows only that
+  // were written, if c and qkv have the same.
+  at::Tensor Read(const kernels::Executor& executor, const kernels::Batch& batch,
+                  const at::Tensor& c, const at::Tensor& qkv, const kernels::KvCache& cache,
+                  const Room& room) const;
 
  private:
   int64_t d_ = 0;

@@ -3,6 +3,8 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/index_select.h>
 
 #include <algorithm>
 #include <numeric>
@@ -10,6 +12,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "model/check.h"
 #include "model/weights.h"
 
 namespace ddl {
@@ -33,6 +36,97 @@ at::Tensor PaddedTo(int64_t rows, int64_t columns, const at::Tensor& weight) {
   if (weight.size(0) == rows && weight.size(1) == columns) return weight;
   return at::constant_pad_nd(weight, {0, columns - weight.size(1), 0, rows - weight.size(0)});
 }
+
+// Those rows of a batch that the last layer computes after its K and V, as a batch of their own:
+// the wanted ones and, where `taps` tokens are convolved, what these and the tails to be left need.
+//
+// There a run of rows is a sequence of its own. The last layer convolves twice, X before its MLP
+// and before the head, so the first 2 (taps - 1) rows of a run that begins in the middle only serve
+// those after them: their own results have no meaning, whatever tails they go on from.
+class RowsOfBatch {
+ public:
+  // `spare_slot`: of tails, nobody's.
+  RowsOfBatch(const kernels::Batch& batch, const std::vector<int32_t>& wanted, int64_t taps,
+              int32_t spare_slot)
+      : batch_(batch) {
+    std::vector<char> keeps(batch.tokens);
+    for (const int32_t row : wanted) keeps[row] = 1;
+    if (taps > 1) KeepWhatConvolutionsNeed(2 * (taps - 1), keeps);
+    for (int64_t s = 0; s < batch.sequences; ++s) {
+      for (int32_t row = batch.row_begin[s]; row < batch.row_begin[s + 1];) {
+        const int32_t begin = row;
+        while (row < batch.row_begin[s + 1] && keeps[row] != 0) ++row;
+        if (row > begin) AddRun(s, begin, row, taps > 1, spare_slot);
+        if (row == begin) ++row;
+      }
+    }
+    row_begin_.push_back(static_cast<int32_t>(rows_.size()));
+    batch_.tokens = static_cast<int64_t>(rows_.size());
+    batch_.sequences = static_cast<int64_t>(slot_.size());
+    batch_.row_begin = row_begin_.data();
+    batch_.row_sequence = row_sequence_.data();
+    batch_.position = position_.data();
+    batch_.slot = slot_.data();
+    batch_.block_table = block_table_.data();
+    batch_.tail_source = taps > 1 ? tail_source_.data() : nullptr;
+    batch_.row_save = taps > 1 ? row_save_.data() : nullptr;
+  }
+  RowsOfBatch(const RowsOfBatch&) = delete;
+  RowsOfBatch& operator=(const RowsOfBatch&) = delete;
+
+  const kernels::Batch& batch() const { return batch_; }
+  const std::vector<int32_t>& rows() const { return rows_; }  // in the batch that they are of
+
+ private:
+  // Every run ends where tails are left: at a sequence's last row, or one with row_save.
+  void KeepWhatConvolutionsNeed(int64_t before, std::vector<char>& keeps) const {
+    for (int64_t s = 0; s < batch_.sequences; ++s) {
+      const int32_t first = batch_.row_begin[s], last = batch_.row_begin[s + 1] - 1;
+      for (int32_t row = first; row < last; ++row) {
+        if (keeps[row] != 0 && batch_.row_save[row] < 0) keeps[row + 1] = 1;
+      }
+      keeps[last] = 1;
+      int64_t needed = 0;  // rows that those after them need yet
+      bool all = true;
+      for (int32_t row = last; row >= first; --row) {
+        if (keeps[row] != 0 || batch_.row_save[row] >= 0) needed = before + 1;
+        keeps[row] = needed > 0 ? 1 : 0;
+        all &= needed > 0;
+        --needed;
+      }
+      // A run may not go on from tails that another one leaves meanwhile.
+      if (!all && keeps[first] != 0 && batch_.position[first] > 0 &&
+          batch_.tail_source[s] == batch_.slot[s]) {
+        std::fill(keeps.begin() + first, keeps.begin() + last + 1, 1);
+      }
+    }
+  }
+
+  void AddRun(int64_t s, int32_t begin, int32_t end, bool has_tails, int32_t spare_slot) {
+    const kernels::Batch& batch = batch_;  // as given: what it points to changes at the end
+    const bool is_last = end == batch.row_begin[s + 1];
+    row_begin_.push_back(static_cast<int32_t>(rows_.size()));
+    slot_.push_back(has_tails && !is_last ? batch.row_save[end - 1] : batch.slot[s]);
+    DDL_CHECK(slot_.back() >= 0, "a run ends where tails are left");
+    if (has_tails) {
+      tail_source_.push_back(begin == batch.row_begin[s] ? batch.tail_source[s] : spare_slot);
+    }
+    const int32_t* blocks = batch.block_table + s * batch.block_table_stride;
+    block_table_.insert(block_table_.end(), blocks, blocks + batch.block_table_stride);
+    for (int32_t row = begin; row < end; ++row) {
+      rows_.push_back(row);
+      row_sequence_.push_back(static_cast<int32_t>(slot_.size()) - 1);
+      position_.push_back(batch.position[row]);
+      if (has_tails) {
+        row_save_.push_back(!is_last && row + 1 == end ? -1 : batch.row_save[row]);
+      }
+    }
+  }
+
+  kernels::Batch batch_;  // the given one until all runs are added
+  std::vector<int32_t> rows_, row_begin_, row_sequence_, position_, slot_, block_table_;
+  std::vector<int32_t> tail_source_, row_save_;  // with convolutions over tokens
+};
 
 int64_t MaxContextLength(const Checkpoint& checkpoint, const RunnerOptions& options) {
   return options.max_context_length > 0 ? options.max_context_length
@@ -130,6 +224,7 @@ void DdlModel::MakeCaches(int32_t kv_num_blocks) {
                       at::TensorOptions().dtype(dtype_).device(device));
   // Slots of sequences, then one for each block.
   const int64_t slots = options_.max_sequences + blocks;
+  spare_slot_ = static_cast<int32_t>(slots - 1);
   const Tails::Shape compress_tails = Tails::OfCompress(*checkpoint_);
   const Tails::Shape shift_tails = Tails::OfShifts(*checkpoint_);
   compress_tails_ = Tails(slots, compress_tails, device);
@@ -141,7 +236,7 @@ void DdlModel::MakeCaches(int32_t kv_num_blocks) {
        .block_table_stride =
            (max_context_length() + options_.kv_block_size - 1) / options_.kv_block_size,
        .spare_block = kv_num_blocks,
-       .spare_slot = static_cast<int32_t>(slots - 1)});
+       .spare_slot = spare_slot_});
 }
 
 void DdlModel::ExpandInput(const StepInput& input) {
@@ -198,8 +293,9 @@ at::Tensor DdlModel::Mlp(const kernels::Batch& batch, const Layer& layer,
 }
 
 at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
-                             const StateObserver& observe_state, Stats* stats) {
-  const auto layers = [this](const StepInput& input) { RunLayers(input, nullptr, {}); };
+                             const std::vector<int32_t>& wanted, const StateObserver& observe_state,
+                             Stats* stats) {
+  const auto layers = [this](const StepInput& input) { RunLayers(input, nullptr, nullptr, {}); };
   const bool plain = observe_state == nullptr && stats == nullptr;
   if (plain && decode_graphs_ != nullptr && decode_graphs_->Run(batch, ids, layers)) {
     return c_.narrow(0, 0, batch.tokens);
@@ -210,34 +306,64 @@ at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int3
         at::empty({2 * static_cast<int64_t>(layers_.size()), batch.tokens}, v_.options());
     stats_tensors.update_ratio = at::empty_like(stats_tensors.beta);
   }
-  RunLayers(device_->Upload(batch, ids), observe_state, stats_tensors);
+  const StepInput input = device_->Upload(batch, ids);
+  if (plain && static_cast<int64_t>(wanted.size()) < batch.tokens) {
+    const int64_t taps = std::max(layers_.back().before_mlp.taps(), before_head_.taps());
+    const RowsOfBatch rows(batch, wanted, taps, spare_slot_);
+    const StepInput wanted_input = device_->Upload(rows.batch(), rows.rows());
+    RunLayers(input, &wanted_input, observe_state, stats_tensors);
+  } else {
+    RunLayers(input, nullptr, observe_state, stats_tensors);
+  }
   if (stats_tensors.beta.defined()) {
     *stats = {Floats(stats_tensors.beta), Floats(stats_tensors.update_ratio)};
   }
   return c_.narrow(0, 0, batch.tokens);
 }
 
-void DdlModel::RunLayers(const StepInput& input, const StateObserver& observe_state,
-                         const StatsTensors& stats) {
-  const kernels::Batch& batch = input.batch;
-  const int64_t rows = std::max(batch.tokens, head_.min_rows());
-  const at::Tensor c = c_.narrow(0, 0, rows);
+void DdlModel::RunLayers(const StepInput& input, const StepInput* wanted,
+                         const StateObserver& observe_state, const StatsTensors& stats) {
+  const kernels::Batch* batch = &input.batch;
+  const auto num_layers = static_cast<int64_t>(layers_.size());
   const auto observe = [&](int64_t layer) {
-    if (observe_state && layer >= 0) observe_state(layer, x_.narrow(0, 0, batch.tokens));
+    if (observe_state && layer >= 0) observe_state(layer, x_.narrow(0, 0, batch->tokens));
   };
+  // The rows that products take.
+  const auto rows = [&](const at::Tensor& all) {
+    return all.narrow(0, 0, std::max(batch->tokens, head_.min_rows()));
+  };
+  at::Tensor wanted_rows;
+  if (wanted != nullptr) {
+    wanted_rows = at::from_blob(const_cast<int32_t*>(wanted->ids), {wanted->batch.tokens},
+                                at::TensorOptions().dtype(at::kInt).device(x_.device()));
+  }
+
   ExpandInput(input);
   at::Tensor h;
-  for (int64_t l = 0; l < static_cast<int64_t>(layers_.size()); ++l) {
+  for (int64_t l = 0; l < num_layers; ++l) {
     const Layer& layer = layers_[l];
-    Boundary(batch, layer.before_attention, h, 2 * l, stats);
+    const kernels::KvCache cache = kv_cache_.layer(l);
+    Boundary(*batch, layer.before_attention, h, 2 * l, stats);
     observe(l - 1);
-    h = layer.attention.Forward(executor_, batch, c, kv_cache_.layer(l), &shift_tails_, l,
-                                attention_room_);
-    Boundary(batch, layer.before_mlp, h, 2 * l + 1, stats);
-    h = Mlp(batch, layer, c);
+    at::Tensor qkv = layer.attention.Write(executor_, *batch, rows(c_), cache, &shift_tails_, l,
+                                           attention_room_);
+    if (wanted != nullptr && l == num_layers - 1) {
+      batch = &wanted->batch;
+      if (batch->tokens == 0) return;
+      for (const at::Tensor* of_rows : {&c_, &x_, &v_, &beta_, &qkv}) {
+        of_rows->narrow(0, 0, batch->tokens).copy_(of_rows->index_select(0, wanted_rows));
+      }
+      qkv = rows(qkv);
+    }
+    h = layer.attention.Read(executor_, *batch, rows(c_), qkv, cache, attention_room_);
+    Boundary(*batch, layer.before_mlp, h, 2 * l + 1, stats);
+    h = Mlp(*batch, layer, rows(c_));
   }
-  Boundary(batch, before_head_, h, 2 * static_cast<int64_t>(layers_.size()), stats);
-  observe(static_cast<int64_t>(layers_.size()) - 1);
+  Boundary(*batch, before_head_, h, 2 * num_layers, stats);
+  observe(num_layers - 1);
+  if (wanted != nullptr) {
+    c_.index_copy_(0, wanted_rows.to(at::kLong), c_.narrow(0, 0, batch->tokens).clone());
+  }
 }
 
 bool DdlModel::ReadsOverTokens(HiddenReadout::Kind kind) const {

@@ -50,12 +50,14 @@ class DdlModel {
   };
 
   // `ids` [tokens, input_taps()]: each position's token last, before it the ones that the input
-  // expansion sees, -1 before the start. `batch` and `ids` are in host memory, and need only live
-  // during the call.
+  // expansion sees, -1 before the start. `wanted`: the rows of the result that will be read, in
+  // order, those of a sequence adjacent. The last layer then need not compute the others beyond
+  // their K and V. All are in host memory, and need only live during the call.
   // Returns hidden [tokens, d], the final norm's output, overwritten by the next call. `stats`
   // null: not wanted; left empty by the baseline, which has no delta rule.
   at::Tensor Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
-                     const StateObserver& observe_state, Stats* stats);
+                     const std::vector<int32_t>& wanted, const StateObserver& observe_state,
+                     Stats* stats);
 
   // Whether a readout convolves over tokens, so that it needs every position of a sequence in
   // order.
@@ -90,9 +92,11 @@ class DdlModel {
     at::Tensor beta, update_ratio;  // [2 * layers, tokens] float32; undefined: not wanted
   };
 
-  // All of a step's kernels and products: c_ holds what Forward returns.
-  void RunLayers(const StepInput& input, const StateObserver& observe_state,
-                 const StatsTensors& stats);
+  // All of a step's kernels and products: c_ holds what Forward returns. `wanted`, where only some
+  // rows are: a batch of these, and of what they need, with their numbers in the step's batch as
+  // ids. Null: all.
+  void RunLayers(const StepInput& input, const StepInput* wanted,
+                 const StateObserver& observe_state, const StatsTensors& stats);
   void ExpandInput(const StepInput& input);
   // One boundary: X takes in `h` (undefined before the first), c_, v_ and beta_ are what the next
   // sublayer reads. `index` numbers the boundaries from 0 to 2 * layers.
@@ -124,6 +128,7 @@ class DdlModel {
   Linear head_;
 
   // Caches, by block and slot.
+  int32_t spare_slot_ = 0;  // of tails, nobody's
   KvCache kv_cache_;
   Tails compress_tails_;  // TC only
   Tails shift_tails_;     // with shifts only

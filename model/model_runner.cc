@@ -242,8 +242,8 @@ class DdlModelRunner final : public ModelRunner {
       };
     }
     DdlModel::Stats stats;
-    const at::Tensor hidden =
-        model_.Forward(batch, packed.ids(), observe_state, wants_stats ? &stats : nullptr);
+    const at::Tensor hidden = model_.Forward(batch, packed.ids(), HiddenRows(chunks, batch),
+                                             observe_state, wants_stats ? &stats : nullptr);
 
     for (size_t i = 0; i < chunks.size(); ++i) {
       if (chunks[i].ddl_stats) TakeStats(stats, batch, i, outputs[i]);
@@ -258,6 +258,31 @@ class DdlModelRunner final : public ModelRunner {
     ComputeLogits(chunks, batch, hidden, outputs);
     ComputeScores(chunks, batch, hidden, outputs);
     return outputs;
+  }
+
+  // The rows whose hidden vectors something is made of: of each chunk those between the first and
+  // the last.
+  static std::vector<int32_t> HiddenRows(absl::Span<const SequenceChunk> chunks,
+                                         const kernels::Batch& batch) {
+    std::vector<int32_t> rows;
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      const SequenceChunk& chunk = chunks[i];
+      const int32_t first = batch.row_begin[i], last = batch.row_begin[i + 1];
+      int64_t begin = last, end = first;
+      const auto add = [&](const RowRange& range) {
+        if (range.begin == range.end) return;
+        begin = std::min(begin, range.begin);
+        end = std::max(end, range.end);
+      };
+      add(Select(chunk.hidden, first, last));
+      add(Select(chunk.logits, first, last));
+      if (chunk.sample.has_value()) add(Select(Rows::kLast, first, last));
+      if (chunk.score.has_value()) {
+        add({first, first + static_cast<int64_t>(chunk.score->targets.size())});
+      }
+      for (int64_t row = begin; row < end; ++row) rows.push_back(static_cast<int32_t>(row));
+    }
+    return rows;
   }
 
   int64_t ReadoutLayer(const SequenceChunk& chunk) const {

@@ -400,6 +400,126 @@ TEST_P(GoldenTest, GoingOnFromABlockChangesNoBit) {
   }
 }
 
+// The last layer leaves out rows that nothing is made of. Those that are asked for have the bits
+// that they have among all, and so has what is computed later: from the slot, and from every block.
+TEST_P(GoldenTest, RowsThatNobodyAsksForAreNotMissed) {
+  const GoldenCase& golden = GetParam();
+  struct Row {
+    int32_t block_size, chunk;
+    bool beside_all;  // in steps with a sequence of which every row is asked for
+  };
+  const std::vector<Row> rows = {
+      {2, 1 << 20, false},
+      {2, 7, true},
+      {4, 1 << 20, true},
+      {4, 5, false},
+      {4, 11, true},
+      {16, 1 << 20, true},
+      {16, 3, true},
+      {16, 10, false},
+      {16, 16, true},
+      {16, 23, false},
+      {16, 26, true},  // begins shortly before a block's
+                       // end, and has rows to leave out
+      {32, 1 << 20, true},
+      {32, 9, true},
+      {32, 12, false},
+      {32, 32, false},
+  };
+  constexpr int32_t kLength = 64;
+  for (const RunnerDType dtype : {RunnerDType::kFloat32, RunnerDType::kBFloat16}) {
+    for (const Row& row : rows) {
+      const std::string what = golden.name + " blocks of " + std::to_string(row.block_size) +
+                               " chunk " + std::to_string(row.chunk) +
+                               (dtype == RunnerDType::kFloat32 ? " float32" : " bfloat16");
+      Driver driver(golden.folder, dtype, false, row.block_size);
+      std::mt19937 random(13);
+      std::vector<TestSequence> whole(1), beside(1);
+      TestSequence sparse;
+      for (int32_t i = 0; i < kLength; ++i) {
+        whole[0].tokens.push_back(static_cast<TokenId>(random() % driver.vocab_size()));
+      }
+      const int32_t num_blocks = kLength / row.block_size;
+      for (int32_t i = 0; i < num_blocks; ++i) {
+        whole[0].block_table.push_back(3 * i);
+        sparse.block_table.push_back(3 * (num_blocks - 1 - i) + 1);
+        beside[0].block_table.push_back(3 * i + 2);
+      }
+      beside[0].tokens = sparse.tokens = whole[0].tokens;
+      whole[0].slot = 1;
+      sparse.slot = 6;
+      beside[0].slot = 3;
+      while (driver.Step(whole, 1 << 20, false)) {
+      }
+      const std::vector<float>& logits = whole[0].outputs.logits;
+      const size_t vocab = logits.size() / kLength;
+      const auto logits_from = [&](int32_t position) {
+        return std::vector<float>(logits.begin() + position * vocab, logits.end());
+      };
+
+      // A part of a chunk's scores, nothing, and in the end the last row.
+      constexpr int32_t kEnd = kLength - 2;
+      for (int32_t start = 0; start < kEnd;) {
+        const int32_t end = std::min(kEnd, start + row.chunk);
+        std::vector<SequenceChunk> chunks(1);
+        chunks[0].tokens = absl::MakeConstSpan(sparse.tokens).first(end);
+        chunks[0].start = start;
+        chunks[0].block_table = sparse.block_table;
+        chunks[0].slot = sparse.slot;
+        if (start / row.chunk % 2 == 0 && end < kEnd) {
+          chunks[0].score = ScoreRequest{
+              .targets =
+                  absl::MakeConstSpan(sparse.tokens).subspan(start + 1, (end - start + 2) / 3),
+              .vocab_size = driver.vocab_size()};
+        }
+        if (end == kEnd) chunks[0].logits = Rows::kLast;
+        if (row.beside_all) {
+          chunks.push_back(chunks[0]);
+          chunks[1].score.reset();
+          chunks[1].block_table = beside[0].block_table;
+          chunks[1].slot = beside[0].slot;
+          chunks[1].logits = Rows::kAll;
+        }
+        const std::vector<ChunkOutput> outputs = driver.Forward(chunks);
+        for (size_t n = 0; n < outputs[0].scored.size(); ++n) {
+          const auto position = static_cast<size_t>(start) + n;
+          EXPECT_EQ(outputs[0].scored[n].logprob,
+                    Score(absl::MakeConstSpan(logits).subspan(position * vocab, vocab),
+                          sparse.tokens[position + 1], driver.vocab_size(), 0)
+                        .logprob)
+              << what;
+        }
+        if (end == kEnd) {
+          std::vector<float> last = logits_from(kEnd - 1);
+          last.resize(vocab);
+          EXPECT_EQ(outputs[0].logits, last) << what;
+        }
+        if (row.beside_all) {
+          std::vector<float> all = logits_from(start);
+          all.resize((end - start) * vocab);
+          EXPECT_EQ(outputs[1].logits, all) << what;
+        }
+        start = end;
+      }
+
+      std::vector<TestSequence> rest = {sparse};
+      rest[0].computed = kEnd;
+      driver.Step(rest, 1, false);
+      driver.Step(rest, 1, false);
+      EXPECT_EQ(rest[0].outputs.logits, logits_from(kEnd)) << what;
+      const int32_t every = num_blocks > 4 ? 5 : 1;
+      for (int32_t blocks = 1; blocks * row.block_size < kEnd; blocks += every) {
+        std::vector<TestSequence> from_block = {sparse};
+        from_block[0].slot = 5;
+        from_block[0].computed = blocks * row.block_size;
+        from_block[0].tails_from_block = sparse.block_table[blocks - 1];
+        driver.Step(from_block, 1 << 20, false);
+        EXPECT_EQ(from_block[0].outputs.logits, logits_from(blocks * row.block_size)) << what;
+      }
+    }
+  }
+}
+
 TEST_P(GoldenTest, BlockSizeChangesNothingButRounding) {
   const GoldenCase& golden = GetParam();
   for (const int32_t block_size : {1, 5, 16, 32}) {
