@@ -9,19 +9,22 @@
 namespace ddl {
 namespace {
 
-// Several parts for each thread, which take them in turn: the rows of a chunk of a prompt differ in
-// work, and a thread that had to let another program run leaves its parts to the others.
+// Threads take parts in turn, each time a share of what is left: the rows of a chunk of a prompt
+// differ in work, a thread that had to let another program run leaves the rest to the others, and
+// the last parts are small, so that nobody is long waited for.
 void ParallelForOnTorchThreads(int64_t n, int64_t grain, kernels::Executor::Body body,
                                void* context) {
-  constexpr int64_t kPartsOfThread = 8;
-  const int64_t threads = at::get_num_threads();
-  const int64_t even = (n + threads * kPartsOfThread - 1) / (threads * kPartsOfThread);
-  const int64_t size = std::max(grain, even);
-  const int64_t parts = (n + size - 1) / size;
+  constexpr int64_t kPartsOfThread = 2;  // of what is left
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), (n + grain - 1) / grain);
   std::atomic<int64_t> next = 0;
-  at::parallel_for(0, std::min(threads, parts), 1, [&](int64_t /*begin*/, int64_t /*end*/) {
-    for (int64_t part = next++; part < parts; part = next++) {
-      body(context, part * size, std::min(n, (part + 1) * size));
+  at::parallel_for(0, threads, 1, [&](int64_t /*begin*/, int64_t /*end*/) {
+    int64_t begin = next;
+    while (begin < n) {
+      const int64_t share = (n - begin) / (threads * kPartsOfThread);
+      const int64_t end = std::min(n, begin + std::max(grain, share));
+      if (!next.compare_exchange_weak(begin, end)) continue;
+      body(context, begin, end);
+      begin = next;
     }
   });
 }
