@@ -825,10 +825,9 @@ TEST_P(KernelsTest, QuantizedProduct) {
     if (n > 1) std::fill_n(w.begin() + k, k, 0.0f);  // a row of zeros has no scale
     std::fill_n(x.begin() + 3 * k, k, 0.0f);
     Buffer weight(Type::kBFloat16, w);
-    const int64_t padded = (n + kProductPanel - 1) / kProductPanel * kProductPanel;
     std::vector<int8_t> packed(QuantizedWeightSize(n, k));
-    std::vector<float> scales(padded);
-    std::vector<int32_t> sums(padded);
+    std::vector<float> scales(ToWholePanels(n));
+    std::vector<int32_t> sums(ToWholePanels(n));
     QuantizeWeight(weight.data(), n, k, packed.data(), scales.data(), sums.data());
 
     const auto quantize = [k = k](const float* row) {
