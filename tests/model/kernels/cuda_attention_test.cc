@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -18,13 +17,7 @@
 namespace ddl::kernels {
 namespace {
 
-class CudaAttentionTest : public testing::TestWithParam<std::tuple<Engine, Type>> {
- protected:
-  const Engine& engine() const { return std::get<0>(GetParam()); }
-  Type type() const { return std::get<1>(GetParam()); }
-
-  Random random_;
-};
+class CudaAttentionTest : public CudaKernelTest {};
 
 TEST_P(CudaAttentionTest, InputThenAttentionEqualsNaiveLoops) {
   // Positions 0...length-1 are filled by a first call, the rest by a second, where for one
@@ -495,14 +488,8 @@ TEST_P(CudaAttentionTest, FinishAttention) {
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaAttentionTest);  // without a GPU
-INSTANTIATE_TEST_SUITE_P(All, CudaAttentionTest,
-                         testing::Combine(testing::ValuesIn(Engines()),
-                                          testing::Values(Type::kFloat32, Type::kBFloat16)),
-                         [](const auto& info) {
-                           return std::get<0>(info.param).name +
-                                  (std::get<1>(info.param) == Type::kFloat32 ? "_float32"
-                                                                             : "_bfloat16");
-                         });
+INSTANTIATE_TEST_SUITE_P(All, CudaAttentionTest, CudaAttentionTest::Everything(),
+                         CudaAttentionTest::Name);
 
 }  // namespace
 }  // namespace ddl::kernels

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -112,13 +111,9 @@ class Sliced {
   Buffer buffer_;
 };
 
-class CudaDeltaStepTest : public testing::TestWithParam<std::tuple<Engine, Type>> {
+class CudaDeltaStepTest : public CudaKernelTest {
  protected:
-  const Engine& engine() const { return std::get<0>(GetParam()); }
-  Type type() const { return std::get<1>(GetParam()); }
   void Check(const Row& row);
-
-  Random random_;
 };
 
 void CudaDeltaStepTest::Check(const Row& row) {
@@ -310,14 +305,8 @@ TEST_P(CudaDeltaStepTest, BitsDependOnNeitherBatchNorChunks) {
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaDeltaStepTest);  // without a GPU
-INSTANTIATE_TEST_SUITE_P(All, CudaDeltaStepTest,
-                         testing::Combine(testing::ValuesIn(Engines()),
-                                          testing::Values(Type::kFloat32, Type::kBFloat16)),
-                         [](const auto& info) {
-                           return std::get<0>(info.param).name +
-                                  (std::get<1>(info.param) == Type::kFloat32 ? "_float32"
-                                                                             : "_bfloat16");
-                         });
+INSTANTIATE_TEST_SUITE_P(All, CudaDeltaStepTest, CudaDeltaStepTest::Everything(),
+                         CudaDeltaStepTest::Name);
 
 }  // namespace
 }  // namespace ddl::kernels
