@@ -17,51 +17,30 @@ RUN scripts/install_dependencies.sh cuda nvcc
 ENV CUDAToolkit_ROOT=/source/.venv/lib/python3.11/site-packages/nvidia/cu13
 ENV CUDACXX=${CUDAToolkit_ROOT}/bin/nvcc
 
-# The program, with the layout of cmake/Installation.cmake under /opt/ddl.
+# What is compiled, and how.
+FROM scratch AS source
+COPY CMakeLists.txt CMakePresets.json LICENSE THIRD_PARTY_NOTICES.md /
+COPY cmake /cmake
+COPY scripts/build.sh /scripts/
+COPY deploy/docker/build.sh /deploy/docker/
+COPY proto /proto
+COPY model /model
+COPY server /server
+
+# The program, under /opt/ddl.
 FROM dependencies AS build
+COPY --from=source / ./
 # Compilers at a time; empty: as many as processors and memory allow.
 ARG JOBS=
-# A change of the source compiles what has changed: what was compiled before is kept beside the images. It is compared with its
-# locale too, and this one is that of developers' machines, whose caches then fit.
-ENV CCACHE_DIR=/ccache LANG=C.UTF-8
-COPY CMakeLists.txt CMakePresets.json ./
-COPY cmake cmake
-COPY scripts/build.sh scripts/
-COPY proto proto
-COPY model model
-COPY server server
-RUN --mount=type=cache,target=/ccache cmake --preset release -D DDL_BUILD_TESTS=OFF >/dev/null \
- && scripts/build.sh release ddl_server
-# There is no git here: the commit is told, last, so that another one compiles one file.
 ARG REVISION=unknown
-RUN --mount=type=cache,target=/ccache cmake --preset release -D DDL_GIT_COMMIT=${REVISION} >/dev/null \
- && scripts/build.sh release ddl_server
-COPY LICENSE THIRD_PARTY_NOTICES.md ./
-RUN cmake --install build/release --prefix /opt/ddl --strip \
- # A fifth of LibTorch's largest library is symbols that only a debugger would read.
- && strip --strip-unneeded /opt/ddl/lib/*.so*
+RUN --mount=type=cache,target=/ccache deploy/docker/build.sh release ${REVISION}
 
 # The same with CUDA.
 FROM cuda-dependencies AS cuda-build
+COPY --from=source / ./
 ARG JOBS=
-ENV CCACHE_DIR=/ccache LANG=C.UTF-8
-COPY CMakeLists.txt CMakePresets.json ./
-COPY cmake cmake
-COPY scripts/build.sh scripts/
-COPY proto proto
-COPY model model
-COPY server server
-RUN --mount=type=cache,target=/ccache cmake --preset cuda -D DDL_BUILD_TESTS=OFF >/dev/null \
- && scripts/build.sh cuda ddl_server
 ARG REVISION=unknown
-RUN --mount=type=cache,target=/ccache cmake --preset cuda -D DDL_GIT_COMMIT=${REVISION} >/dev/null \
- && scripts/build.sh cuda ddl_server
-COPY LICENSE THIRD_PARTY_NOTICES.md ./
-RUN cmake --install build/cuda --prefix /opt/ddl --strip \
- # Most of NVIDIA's have none, and are left as they came.
- && for library in /opt/ddl/lib/*.so*; do \
-      ! readelf --sections "$library" | grep -q '\.symtab' || strip --strip-unneeded "$library" || exit 1; \
-    done
+RUN --mount=type=cache,target=/ccache deploy/docker/build.sh cuda ${REVISION}
 
 # What runs, but for the program: no compiler, no Python, nothing that another stage needed.
 FROM ${BASE} AS runtime

@@ -1,10 +1,12 @@
 """Our server as the benchmarks start it: on free ports, until it is ready."""
 
+import collections
 import contextlib
 import re
 import signal
 import subprocess
 import sys
+import threading
 
 
 @contextlib.contextmanager
@@ -21,7 +23,9 @@ def running(build, folder, *flags):
         else:
             sys.exit(f"the server of {folder} did not start:\n{log}")
         address, metrics_address = (re.search(rf"\b{name}=(\S+)", log).group(1) for name in ("grpc_address", "metrics_address"))
+        # Were the log not read on, the pipe would fill, and then the server would keep thousands of lines for it.
+        threading.Thread(target=collections.deque, args=[process.stderr, 0]).start()
         yield process, address, metrics_address
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate()
+        process.wait()

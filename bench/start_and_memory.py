@@ -5,8 +5,8 @@
 
 Starts the server --rounds times, each time with one request for one token as soon as it is ready: from exec to the token's
 arrival. Then compares anonymous resident memory (mapped files are not in it) with that of a server on the tiny checkpoint: what is
-left is the model's, to be held against its weights' bytes and the K/V cache in use. Then, on the tiny checkpoint, memory before and
-after --tokens generated tokens.
+left is the model's, to be held against its weights' bytes and the K/V cache in use. Then, on the tiny checkpoint, memory as it is
+while --tokens tokens are generated, at 20 points of them.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from ddl_client import Client
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROMPT = list(range(1, 33))
+SAMPLES = 20  # of memory, while tokens are generated
 
 
 class Server:
@@ -79,18 +80,17 @@ def main():
         info = server.client.model_info()
         tokens = min(900, info.max_context_length - 2)
         streams, n = 16, 4
-        resident, generated = [], 0
+        generated, resident = 0, []
         while generated < arguments.tokens:
             stubs = [server.client.stream([i + 1, generated % 97 + 1], max_tokens=tokens, n=n, ignore_eos=True,
                                           temperature=1, stream_interval=100) for i in range(streams)]
             for stub in stubs:
                 generated += sum(len(delta.tokens) for delta in stub)
-            resident.append(server.anonymous_bytes())
-            print(f"{generated:,} of {arguments.tokens:,} tokens, {resident[-1] / 2**20:.1f} MiB", end="\r", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
-        print(f"anonymous memory of the tiny model's server while {generated:,} tokens were generated: "
-              f"{resident[0] / 2**20:.1f} MiB after the first {streams * n * tokens:,}, "
-              f"{resident[len(resident) // 2] / 2**20:.1f} half-way, {resident[-1] / 2**20:.1f} at the end")
+            if generated >= (len(resident) + 1) * arguments.tokens / SAMPLES:
+                resident.append(server.anonymous_bytes() / 2**20)
+                print(f"{generated:,} of {arguments.tokens:,} tokens, {resident[-1]:.1f} MiB", file=sys.stderr, flush=True)
+        print(f"anonymous memory of the tiny model's server, MiB, after every {arguments.tokens // SAMPLES:,} of {generated:,} generated tokens: "
+              + " ".join(f"{mebibytes:.1f}" for mebibytes in resident))
 
 
 if __name__ == "__main__":

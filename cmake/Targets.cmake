@@ -94,6 +94,8 @@ function(ddl_test name)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name} --gtest_output=xml:${DDL_TEST_RESULTS}/${name}.xml)
   ddl_set_test_properties(${name})
+  # Threads that wait sleep: spinning, they would hold up the tests that run beside them.
+  set_tests_properties(${name} PROPERTIES ENVIRONMENT "OMP_WAIT_POLICY=passive")
 endfunction()
 
 # Runs files of Python tests under pytest in the project's .venv, with the programs' folder in the environment (DDL_BUILD_DIR).

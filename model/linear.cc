@@ -63,7 +63,7 @@ bool CanPackByOneDnn(at::ScalarType type) {
 template <typename Body>
 void ForPanels(int64_t n, const Body& body) {
   constexpr int64_t kPanel = kernels::kProductPanel;
-  at::parallel_for(0, (n + kPanel - 1) / kPanel, 8, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, kernels::NumPanels(n), 8, [&](int64_t begin, int64_t end) {
     body(begin * kPanel, std::min(end * kPanel, n) - begin * kPanel);
   });
 }
@@ -89,11 +89,9 @@ Linear::Linear(const std::vector<Tensor>& weights, Quantization quantization) {
     DDL_CHECK(stacked.is_cpu() && type == at::kBFloat16, "int8 is made of bfloat16 on the CPU");
     product_ = By::kQuantizedKernel;
     const int64_t n = stacked.size(0), k = stacked.size(1);
-    const int64_t padded =
-        (n + kernels::kProductPanel - 1) / kernels::kProductPanel * kernels::kProductPanel;
     weight_ = EmptyOnHugePages({kernels::QuantizedWeightSize(n, k)}, at::kChar);
-    scales_ = at::empty({padded}, at::kFloat);
-    sums_ = at::empty({padded}, at::kInt);
+    scales_ = at::empty({kernels::ToWholePanels(n)}, at::kFloat);
+    sums_ = at::empty({kernels::ToWholePanels(n)}, at::kInt);
     const auto* from = static_cast<const uint16_t*>(stacked.const_data_ptr());
     ForPanels(n, [&](int64_t row, int64_t rows) {
       kernels::QuantizeWeight(from + row * k, rows, k,

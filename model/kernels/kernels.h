@@ -224,11 +224,13 @@ class DeviceKernels {
 
 // ---- Matrix products on the CPU with bfloat16 weights: y = x W^T
 
-// W [n, k] is packed once: [ceil(n / kProductPanel), ceil(k / 2), kProductPanel, 2], pairs of
-// neighbouring elements of each of a panel's rows, zeros where W has none.
-constexpr int64_t kProductPanel = 32;
-constexpr int64_t PackedWeightSize(int64_t n, int64_t k) {  // elements
-  return (n + kProductPanel - 1) / kProductPanel * kProductPanel * ((k + 1) / 2 * 2);
+// W [n, k] is packed once: [NumPanels(n), ceil(k / 2), kProductPanel, 2], pairs of neighbouring
+// elements of each of a panel's rows, zeros where W has none.
+constexpr int64_t kProductPanel = 32;  // rows
+constexpr int64_t NumPanels(int64_t n) { return (n + kProductPanel - 1) / kProductPanel; }
+constexpr int64_t ToWholePanels(int64_t n) { return NumPanels(n) * kProductPanel; }  // rows
+constexpr int64_t PackedWeightSize(int64_t n, int64_t k) {                           // elements
+  return ToWholePanels(n) * ((k + 1) / 2 * 2);
 }
 // On the calling thread. `weight` [n, k] and `packed` are bfloat16.
 void PackWeight(const void* weight, int64_t n, int64_t k, void* packed);
@@ -245,13 +247,13 @@ void Product(const Executor& executor, int64_t rows, const ProductArgs& args);
 
 // W quantized, a scale for each of its rows: W[i, j] ~ scales[i] q[i, j], q in [-127, 127].
 struct QuantizedWeight {
-  // [ceil(n / kProductPanel), ceil(k / 4), kProductPanel, 4], zeros where W has none.
+  // [NumPanels(n), ceil(k / 4), kProductPanel, 4], zeros where W has none.
   const int8_t* packed = nullptr;
-  const float* scales = nullptr;  // [n, to a whole panel]
+  const float* scales = nullptr;  // [ToWholePanels(n)]
   const int32_t* sums = nullptr;  // likewise: of a row's q
 };
 constexpr int64_t QuantizedWeightSize(int64_t n, int64_t k) {  // bytes of `packed`
-  return (n + kProductPanel - 1) / kProductPanel * kProductPanel * ((k + 3) / 4 * 4);
+  return ToWholePanels(n) * ((k + 3) / 4 * 4);
 }
 // On the calling thread. `weight` [n, k] is bfloat16; the others are as in QuantizedWeight.
 void QuantizeWeight(const void* weight, int64_t n, int64_t k, int8_t* packed, float* scales,

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -48,7 +49,7 @@ TEST(TokenLengthsTest, UniformWithBothEnds) {
 
 TEST(TokenLengthsTest, FromAFile) {
   const std::string path = WriteFile("lengths", "# prompts\n5\n\n 80 \n80\n");
-  const auto lengths = TokenLengths::Parse("@" + path);
+  const auto lengths = TokenLengths::Parse(absl::StrCat("@", path));
   ASSERT_TRUE(lengths.ok()) << lengths.status();
   const std::map<int32_t, int> counts = Drawn(*lengths);
   EXPECT_THAT(counts, ElementsAre(Key(5), Key(80)));
@@ -72,9 +73,9 @@ TEST(TokenLengthsTest, Refused) {
       {"0..5", "not '0..5'"},
       {"99999999999", "not '99999999999'"},
       {"@/nowhere/lengths", "cannot read '/nowhere/lengths'"},
-      {"@" + WriteFile("empty", "# nothing\n"), "holds no length"},
-      {"@" + WriteFile("wrong", "4\nfive\n"), "wrong:2: 'five'"},
-      {"@" + WriteFile("zero", "0\n"), "zero:1: '0'"},
+      {absl::StrCat("@", WriteFile("empty", "# nothing\n")), "holds no length"},
+      {absl::StrCat("@", WriteFile("wrong", "4\nfive\n")), "wrong:2: 'five'"},
+      {absl::StrCat("@", WriteFile("zero", "0\n")), "zero:1: '0'"},
   };
   for (const Row& row : rows) {
     const auto lengths = TokenLengths::Parse(row.text);

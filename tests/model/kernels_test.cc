@@ -15,6 +15,7 @@
 #include "gtest/gtest.h"
 #include "model/kernels/kernels_cpu.h"
 #include "tests/model/kernels/kernel_case.h"
+#include "tests/model/kernels/naive_kernels.h"
 
 namespace ddl::kernels {
 namespace {
@@ -120,12 +121,10 @@ TEST_P(KernelsTest, DeltaStep) {
     const std::vector<float> w_in = random_.Values(6 * d, 0.2f);
     const std::vector<float> w_v = random_.Values(dv * d, 0.2f);
     const std::vector<float> b_v = random_.Values(dv, 0.5f);
-    const std::vector<float> v_before = random_.Values(tokens * dv, 1.0f);
-    std::vector<float> v = v_before, beta(tokens);
+    std::vector<float> v = random_.Values(tokens * dv, 1.0f), beta(tokens);
     for (int64_t t = 0; t < tokens; ++t) beta[t] = 0.3f + 0.1f * static_cast<float>(t);
-    const std::vector<float> beta_before = beta;
     std::vector<float> tail = random_.Values(ragged.slots() * taps * d, 1.0f);
-    const std::vector<float> tail_before = tail;
+    const DeltaStepInput before = {.x = x_before, .h = h, .v = v, .beta = beta, .tail = tail};
 
     Buffer x(type(), x_before), h_buffer(type(), h), x_in(type(), tokens * d),
         c(type(), tokens * d);
@@ -164,8 +163,8 @@ TEST_P(KernelsTest, DeltaStep) {
 
     // Asking for the update's size changes nothing else.
     {
-      std::vector<float> v_unasked = v_before, beta_unasked = beta_before;
-      std::vector<float> tail_unasked = tail_before;
+      std::vector<float> v_unasked = before.v, beta_unasked = before.beta;
+      std::vector<float> tail_unasked = before.tail;
       Buffer x_unasked(type(), x_before), c_unasked(type(), tokens * d);
       DeltaStepArgs unasked = args;
       unasked.x = x_unasked.data();
@@ -183,99 +182,24 @@ TEST_P(KernelsTest, DeltaStep) {
       EXPECT_EQ(tail_unasked, tail) << what;
     }
 
-    // The rewrite, as stored.
-    std::vector<double> want_x(x_before.begin(), x_before.end());
-    for (int64_t t = 0; t < tokens && row.rewrite != Rewrite::kNone; ++t) {
-      double norm_squared = 0.25;
-      for (int64_t i = 0; i < d; ++i) norm_squared += double(h[t * d + i]) * h[t * d + i];
-      for (int64_t j = 0; j < dv; ++j) {
-        double projection = 0.0;
-        for (int64_t i = 0; i < d; ++i) {
-          projection += h[t * d + i] / std::sqrt(norm_squared) * x_before[(t * d + i) * dv + j];
-        }
-        for (int64_t i = 0; i < d; ++i) {
-          const double k = h[t * d + i] / std::sqrt(norm_squared);
-          want_x[(t * d + i) * dv + j] +=
-              row.rewrite == Rewrite::kAdd
-                  ? h[t * d + i]
-                  : beta_before[t] * k * (v_before[t * dv + j] - projection);
-        }
-      }
-    }
-    ExpectClose(x.Floats(), want_x, type(), what + ": X");
-    std::vector<double> want_ratio(tokens, -1.0);
-    for (int64_t t = 0; t < tokens && row.rewrite == Rewrite::kDelta; ++t) {
-      double change = 0.0, size = 0.0;
-      for (int64_t n = t * d * dv; n < (t + 1) * d * dv; ++n) {
-        change += (want_x[n] - x_before[n]) * (want_x[n] - x_before[n]);
-        size += double(x_before[n]) * x_before[n];
-      }
-      want_ratio[t] = size == 0.0 ? 0.0 : std::sqrt(change / size);
-    }
-    ExpectClose(update_ratio, want_ratio, Type::kFloat32, what + ": update ratio");
-    // From here on, from the X that was stored: its rounding is not the read's error.
-    const std::vector<float> stored = x.Floats();
-
-    std::vector<double> want_x_in(tokens * d), want_c(tokens * d), want_v(tokens * dv);
-    std::vector<double> want_beta(tokens);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const int64_t s = ragged.row_sequence[t], first = ragged.row_begin[s];
-      double mean_square = 0.0;
-      for (int64_t i = 0; i < d; ++i) {
-        double sum = 0.0;
-        if (row.compress == Compress::kIdentity) sum = stored[t * d + i];
-        for (int64_t j = 0; j < dv && row.compress == Compress::kChannel; ++j) {
-          sum += compress[i * dv + j] * stored[(t * d + i) * dv + j];
-        }
-        for (int64_t r = 0; r < taps && row.compress == Compress::kToken; ++r) {
-          const int64_t source = t - (taps - 1) + r;  // rows of this chunk only
-          for (int64_t j = 0; j < dv && source >= first; ++j) {
-            sum += compress[(r * d + i) * dv + j] * stored[(source * d + i) * dv + j];
-          }
-        }
-        // Rows before the chunk reach this output through the tail they left.
-        if (row.compress == Compress::kToken && t - first < taps - 1 &&
-            ragged.position[first] > 0) {
-          sum += tail_before[ragged.slot[s] * taps * d + (t - first) * d + i];
-        }
-        want_x_in[t * d + i] = sum;
-        mean_square += sum * sum / static_cast<double>(d);
-      }
-      for (int64_t i = 0; i < d; ++i) {
-        want_c[t * d + i] = norm[i] * want_x_in[t * d + i] / std::sqrt(mean_square + 0.1);
-      }
-      double logit = 0.25;
-      if (row.gates == Gates::kHidden) {
-        for (int64_t n = 0; n < 6; ++n) {
-          double hidden = 0.0;
-          for (int64_t i = 0; i < d; ++i) hidden += w_in[n * d + i] * want_c[t * d + i];
-          logit += w_beta[n] * std::tanh(hidden);
-        }
-      } else {
-        for (int64_t i = 0; i < d; ++i) logit += w_beta[i] * want_c[t * d + i];
-      }
-      want_beta[t] = 2.0 * Sigmoid(logit);
-      for (int64_t j = 0; j < dv; ++j) {
-        double value = b_v[j];
-        for (int64_t i = 0; i < d; ++i) value += w_v[j * d + i] * want_x_in[t * d + i];
-        want_v[t * dv + j] = row.gates == Gates::kConstant    ? 1.75
-                             : row.gates == Gates::kNoSigmoid ? value
-                                                              : 3.0 * Sigmoid(value);
-      }
-    }
-    ExpectClose(x_in.Floats(), want_x_in, type(), what + ": x_in");
-    ExpectClose(c.Floats(), want_c, type(), what + ": c");
+    const RewrittenState want_state = NaiveRewrite(args, before);
+    ExpectClose(x.Floats(), want_state.x, type(), what + ": X");
+    ExpectClose(update_ratio, want_state.update_ratio, Type::kFloat32, what + ": update ratio");
+    const StateRead want = NaiveRead(ragged, args, before, x.Floats());
+    ExpectClose(x_in.Floats(), want.x_in, type(), what + ": x_in");
+    ExpectClose(c.Floats(), want.c, type(), what + ": c");
     if (row.gates != Gates::kNone) {
-      ExpectClose(v, want_v, Type::kFloat32, what + ": v");
-      ExpectClose(beta, want_beta, Type::kFloat32, what + ": beta");
+      ExpectClose(v, want.v, Type::kFloat32, what + ": v");
+      ExpectClose(beta, want.beta, Type::kFloat32, what + ": beta");
     } else {
-      EXPECT_EQ(v, v_before) << what;
-      EXPECT_EQ(beta, beta_before) << what;
+      EXPECT_EQ(v, before.v) << what;
+      EXPECT_EQ(beta, before.beta) << what;
     }
+    ExpectClose(tail, want.tail, Type::kFloat32, what + ": tail");
     // Slots of nobody in the batch stay as they were.
     for (int64_t slot = 0; slot < ragged.slots(); slot += 2) {
       for (int64_t n = 0; n < taps * d; ++n) {
-        ASSERT_EQ(tail[slot * taps * d + n], tail_before[slot * taps * d + n]) << what;
+        ASSERT_EQ(tail[slot * taps * d + n], before.tail[slot * taps * d + n]) << what;
       }
     }
   }
@@ -304,9 +228,7 @@ TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
     Buffer v_cache(type(), shape.blocks() * heads * hd * row.block_size);
     std::vector<float> tails = random_.Values(shape.slots() * 2 * heads * hd, 1.0f);
 
-    // Per sequence, what naive attention remembers.
-    std::vector<std::vector<std::vector<double>>> keys(first.size()), values(first.size());
-    std::vector<std::vector<float>> last_k(first.size()), last_v(first.size());
+    NaiveAttention naive(std::ssize(first));
     for (const auto* part : {&first, &second}) {
       RaggedBatch ragged(*part, block_size);
       ragged.block_table = shape.block_table;
@@ -352,110 +274,8 @@ TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
       attention.y = y.data();
       kernels().paged_attention(executor_, ragged.batch, attention);
 
-      const auto activate = [&](double z) {
-        switch (row.activation) {
-          case Activation::kSilu:
-            return z * Sigmoid(z);
-          case Activation::kRelu:
-            return std::max(z, 0.0);
-          case Activation::kElu1:
-            return z > 0 ? z + 1.0 : std::exp(z);
-          case Activation::kIdentity:
-            break;
-        }
-        return z;
-      };
-      const auto rotate = [&](std::vector<double>& z, int64_t position) {
-        const int64_t half = row.rotary_dims / 2;
-        for (int64_t n = 0; n < half; ++n) {
-          const double cosine = rope_cos[position * half + n], sine = rope_sin[position * half + n];
-          const double a = z[n], b = z[half + n];
-          z[n] = a * cosine - b * sine;
-          z[half + n] = b * cosine + a * sine;
-        }
-      };
-      const auto normalise = [&](std::vector<double>& z, const std::vector<float>& weight) {
-        double mean_square = 0.05;
-        for (const double value : z) mean_square += value * value / static_cast<double>(hd);
-        for (int64_t n = 0; n < hd; ++n) z[n] *= weight[n] / std::sqrt(mean_square);
-      };
-      const auto as_stored = [&](std::vector<double>& z) {
-        for (double& value : z) value = Round(static_cast<float>(value), type());
-      };
-      std::vector<double> want;
-      for (int64_t t = 0; t < tokens; ++t) {
-        const int64_t s = ragged.row_sequence[t], position = ragged.position[t];
-        const auto raw = [&](int64_t which) {
-          const auto begin = qkv.begin() + (t * 3 + which) * heads * hd;
-          return std::vector<float>(begin, begin + heads * hd);
-        };
-        const std::vector<float> k_now = raw(1), v_now = raw(2);
-        keys[s].resize(position * heads + heads);
-        values[s].resize(position * heads + heads);
-        for (int64_t head = 0; head < heads; ++head) {
-          std::vector<double> q(qkv.begin() + t * 3 * heads * hd + head * hd,
-                                qkv.begin() + t * 3 * heads * hd + (head + 1) * hd);
-          std::vector<double> k(hd), v(hd);
-          const auto shift = [&](std::vector<double>& z, const std::vector<float>& now,
-                                 const std::vector<float>& before, bool on,
-                                 const std::vector<float>& weight) {
-            double alpha = 0.0;
-            for (int64_t i = 0; i < d; ++i) alpha += weight[head * d + i] * c[t * d + i];
-            alpha = on ? Sigmoid(alpha) : 0.0;
-            for (int64_t n = 0; n < hd; ++n) {
-              const double previous = before.empty() ? 0.0 : before[head * hd + n];
-              z[n] = alpha * previous + (1.0 - alpha) * now[head * hd + n];
-            }
-          };
-          shift(k, k_now, last_k[s], row.k_shift, k_alpha);
-          shift(v, v_now, last_v[s], row.v_shift, v_alpha);
-          for (int64_t n = 0; n < hd; ++n) {
-            q[n] = activate(q[n]);
-            k[n] = activate(k[n]);
-            v[n] = activate(v[n]);
-          }
-          rotate(q, position);
-          rotate(k, position);
-          if (row.norms) {
-            normalise(q, q_norm);
-            normalise(k, k_norm);
-          }
-          as_stored(q);
-          as_stored(k);
-          as_stored(v);
-          keys[s][position * heads + head] = k;
-          values[s][position * heads + head] = v;
-
-          std::vector<double> scores(position + 1), out(hd, 0.0);
-          double total = 0.0, largest = -INFINITY;
-          for (int64_t p = 0; p <= position; ++p) {
-            for (int64_t n = 0; n < hd; ++n) scores[p] += q[n] * keys[s][p * heads + head][n];
-            scores[p] /= std::sqrt(static_cast<double>(hd));
-            largest = std::max(largest, scores[p]);
-          }
-          for (double& score : scores) total += score = std::exp(score - largest);
-          for (int64_t p = 0; p <= position; ++p) {
-            for (int64_t n = 0; n < hd; ++n) {
-              out[n] += scores[p] / total * values[s][p * heads + head][n];
-            }
-          }
-          if (row.norms) normalise(out, y_norm);
-          for (int64_t n = 0; n < hd; ++n) {
-            const double g = gate[(t * heads + head) * hd + n];
-            want.push_back(row.gate ? out[n] * g * Sigmoid(g) : out[n]);
-          }
-        }
-        last_k[s] = k_now;
-        last_v[s] = v_now;
-      }
-      // K, V and q are rounded before attention: a last-bit tie there moves y by a little more.
-      const std::vector<float> found = y.Floats();
-      ASSERT_EQ(found.size(), want.size());
-      const double tolerance = type() == Type::kFloat32 ? 3e-5 : 3e-2;
-      for (size_t i = 0; i < found.size(); ++i) {
-        ASSERT_NEAR(found[i], want[i], tolerance * (1.0 + std::abs(want[i])))
-            << row.name << ", element " << i;
-      }
+      const NaiveAttention::Result want = naive.Next(ragged, input, attention, qkv, c, gate);
+      ExpectCloseAttention(y.Floats(), want.y, type(), row.name);
     }
   }
 }
@@ -825,10 +645,9 @@ TEST_P(KernelsTest, QuantizedProduct) {
     if (n > 1) std::fill_n(w.begin() + k, k, 0.0f);  // a row of zeros has no scale
     std::fill_n(x.begin() + 3 * k, k, 0.0f);
     Buffer weight(Type::kBFloat16, w);
-    const int64_t padded = (n + kProductPanel - 1) / kProductPanel * kProductPanel;
     std::vector<int8_t> packed(QuantizedWeightSize(n, k));
-    std::vector<float> scales(padded);
-    std::vector<int32_t> sums(padded);
+    std::vector<float> scales(ToWholePanels(n));
+    std::vector<int32_t> sums(ToWholePanels(n));
     QuantizeWeight(weight.data(), n, k, packed.data(), scales.data(), sums.data());
 
     const auto quantize = [k = k](const float* row) {

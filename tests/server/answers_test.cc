@@ -309,7 +309,7 @@ TEST(AnswersTest, EchoGoesBeforeTheCompletion) {
         const v1::StreamDelta& first = streamed.events[1 + i].delta();
         EXPECT_EQ(first.index(), static_cast<uint32_t>(i));
         EXPECT_EQ(first.text(), row.echo);
-        EXPECT_THAT(first.tokens(), IsEmpty());
+        EXPECT_EQ(first.tokens_size(), 0);
       }
     }
   }
@@ -394,10 +394,10 @@ TEST(AnswersTest, PromptLogprobsAreTheScore) {
          {response.prompt_tokens(), streamed.events[0].start().prompt_token_infos()}) {
       EXPECT_EQ(Ids(tokens), prompt);
       EXPECT_FALSE(tokens[0].has_logprob());
-      EXPECT_THAT(tokens[0].top(), IsEmpty());
+      EXPECT_EQ(tokens[0].top_size(), 0);
       for (int i = 1; i < tokens.size(); ++i) {
         EXPECT_EQ(tokens[i].logprob(), score.scores(0).tokens(i).logprob()) << i;
-        EXPECT_THAT(tokens[i].top(), SizeIs(top)) << i;
+        EXPECT_EQ(tokens[i].top_size(), top) << i;
       }
     }
     // The completion's own logprobs were not asked for.
@@ -406,7 +406,7 @@ TEST(AnswersTest, PromptLogprobsAreTheScore) {
   }
   v1::GenerateResponse plain;
   ASSERT_TRUE(Generate(server, GreedyRequest(prompt, 3), &plain).ok());
-  EXPECT_THAT(plain.prompt_tokens(), IsEmpty());
+  EXPECT_EQ(plain.prompt_tokens_size(), 0);
 }
 
 TEST(AnswersTest, TellsWhatTheCacheHad) {

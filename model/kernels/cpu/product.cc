@@ -187,7 +187,7 @@ void TileOf(int64_t rows, const Rows& x, int64_t first, const uint32_t* panel, A
 template <typename W, typename Result>
 void Multiply(const Executor& executor, int64_t rows, const Rows& x, const void* weight, int64_t n,
               const Result& result) {
-  const int64_t panels = (n + kProductPanel - 1) / kProductPanel;
+  const int64_t panels = NumPanels(n);
   const int64_t words = x.words + (x.half ? 1 : 0);
   const int64_t panel_words = words * kProductPanel;
   // Rows that stay in a core's own cache while the panels go by.

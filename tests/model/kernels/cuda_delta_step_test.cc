@@ -4,11 +4,11 @@
 #include <cmath>
 #include <cstring>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "tests/model/kernels/cuda_engine.h"
+#include "tests/model/kernels/naive_kernels.h"
 
 namespace ddl::kernels {
 namespace {
@@ -111,13 +111,9 @@ class Sliced {
   Buffer buffer_;
 };
 
-class CudaDeltaStepTest : public testing::TestWithParam<std::tuple<Engine, Type>> {
+class CudaDeltaStepTest : public CudaKernelTest {
  protected:
-  const Engine& engine() const { return std::get<0>(GetParam()); }
-  Type type() const { return std::get<1>(GetParam()); }
   void Check(const Row& row);
-
-  Random random_;
 };
 
 void CudaDeltaStepTest::Check(const Row& row) {
@@ -126,9 +122,6 @@ void CudaDeltaStepTest::Check(const Row& row) {
                          : std::vector<std::pair<int, int>>{{0, 1}, {0, 5}, {9, 1}, {2, 3}, {7, 2}},
                      4);
   if (row.saves) ragged.SaveTailsByRow();
-  const auto source_slot = [&](int64_t s) {
-    return row.saves ? ragged.tail_source[s] : ragged.slot[s];
-  };
   const int64_t tokens = ragged.batch.tokens;
   const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
   const std::string what = row.Describe();
@@ -143,12 +136,10 @@ void CudaDeltaStepTest::Check(const Row& row) {
   const std::vector<float> w_in = random_.Values(6 * d, 0.5f * scale);
   const std::vector<float> w_v = random_.Values(dv * d, 0.5f * scale);
   const std::vector<float> b_v = random_.Values(dv, 0.5f);
-  const std::vector<float> v_before = random_.Values(tokens * dv, 1.0f);
-  std::vector<float> v = v_before, beta(tokens);
+  std::vector<float> v = random_.Values(tokens * dv, 1.0f), beta(tokens);
   for (int64_t t = 0; t < tokens; ++t) beta[t] = 0.3f + 0.1f * static_cast<float>(t);
-  const std::vector<float> beta_before = beta;
   std::vector<float> tail = random_.Values(ragged.slots() * taps * d, 1.0f);
-  const std::vector<float> tail_before = tail;
+  const DeltaStepInput before = {.x = x_before, .h = h, .v = v, .beta = beta, .tail = tail};
 
   Sliced x(type(), x_before, row.offset);
   Buffer h_buffer(type(), h), x_in(type(), tokens * d), c(type(), tokens * d);
@@ -185,125 +176,22 @@ void CudaDeltaStepTest::Check(const Row& row) {
   args.update_ratio = row.update_ratio ? update_ratio.data() : nullptr;
   RunKernel(engine(), ragged, args);
 
-  // The rewrite, as stored.
-  std::vector<double> want_x(x_before.begin(), x_before.end());
-  for (int64_t t = 0; t < tokens && row.rewrite != Rewrite::kNone; ++t) {
-    double norm_squared = 0.25;
-    for (int64_t i = 0; i < d; ++i) norm_squared += double(h[t * d + i]) * h[t * d + i];
-    for (int64_t j = 0; j < dv; ++j) {
-      double projection = 0.0;
-      for (int64_t i = 0; i < d; ++i) {
-        projection += h[t * d + i] / std::sqrt(norm_squared) * x_before[(t * d + i) * dv + j];
-      }
-      for (int64_t i = 0; i < d; ++i) {
-        const double k = h[t * d + i] / std::sqrt(norm_squared);
-        want_x[(t * d + i) * dv + j] +=
-            row.rewrite == Rewrite::kAdd ? h[t * d + i]
-                                         : beta_before[t] * k * (v_before[t * dv + j] - projection);
-      }
-    }
-  }
-  ExpectClose(x.Floats(), want_x, type(), what + ": X");
+  const RewrittenState want_state = NaiveRewrite(args, before);
+  ExpectClose(x.Floats(), want_state.x, type(), what + ": X");
   if (row.update_ratio) {
-    std::vector<double> want_ratio(tokens, -1.0);  // untouched but by the delta rule
-    for (int64_t t = 0; t < tokens && row.rewrite == Rewrite::kDelta; ++t) {
-      double change = 0.0, size = 0.0;
-      for (int64_t n = t * d * dv; n < (t + 1) * d * dv; ++n) {
-        change += (want_x[n] - x_before[n]) * (want_x[n] - x_before[n]);
-        size += double(x_before[n]) * x_before[n];
-      }
-      want_ratio[t] = size == 0.0 ? 0.0 : std::sqrt(change / size);
-    }
-    ExpectClose(update_ratio, want_ratio, Type::kFloat32, what + ": update ratio");
+    ExpectClose(update_ratio, want_state.update_ratio, Type::kFloat32, what + ": update ratio");
   }
-  // From here on, from the X that was stored: its rounding is not the read's error.
-  const std::vector<float> stored = x.Floats();
-
-  std::vector<double> want_x_in(tokens * d), want_c(tokens * d), want_v(tokens * dv);
-  std::vector<double> want_beta(tokens);
-  const auto tap = [&](int64_t r, int64_t source, int64_t i) {
-    double sum = 0.0;
-    for (int64_t j = 0; j < dv; ++j) {
-      sum += double(compress[(r * d + i) * dv + j]) * stored[(source * d + i) * dv + j];
-    }
-    return sum;
-  };
-  for (int64_t t = 0; t < tokens; ++t) {
-    const int64_t s = ragged.row_sequence[t], first = ragged.row_begin[s];
-    double mean_square = 0.0;
-    for (int64_t i = 0; i < d; ++i) {
-      double sum = 0.0;
-      if (row.compress == Compress::kIdentity) sum = stored[t * d + i];
-      if (row.compress == Compress::kChannel) sum = tap(0, t, i);
-      for (int64_t r = 0; r < taps && row.compress == Compress::kToken; ++r) {
-        const int64_t source = t - (taps - 1) + r;  // rows of this chunk only
-        if (source >= first) sum += tap(r, source, i);
-      }
-      // Rows before the chunk reach this output through the tail they left.
-      if (row.compress == Compress::kToken && t - first < taps - 1 && ragged.position[first] > 0) {
-        sum += tail_before[source_slot(s) * taps * d + (t - first) * d + i];
-      }
-      want_x_in[t * d + i] = sum;
-      mean_square += sum * sum / static_cast<double>(d);
-    }
-    for (int64_t i = 0; i < d; ++i) {
-      want_c[t * d + i] = norm[i] * want_x_in[t * d + i] / std::sqrt(mean_square + 0.1);
-    }
-    double logit = 0.25;
-    if (row.gates == Gates::kHidden) {
-      for (int64_t n = 0; n < 6; ++n) {
-        double hidden = 0.0;
-        for (int64_t i = 0; i < d; ++i) hidden += w_in[n * d + i] * want_c[t * d + i];
-        logit += w_beta[n] * std::tanh(hidden);
-      }
-    } else {
-      for (int64_t i = 0; i < d; ++i) logit += w_beta[i] * want_c[t * d + i];
-    }
-    want_beta[t] = 2.0 * Sigmoid(logit);
-    for (int64_t j = 0; j < dv; ++j) {
-      double value = b_v[j];
-      for (int64_t i = 0; i < d; ++i) value += w_v[j * d + i] * want_x_in[t * d + i];
-      want_v[t * dv + j] = row.gates == Gates::kConstant    ? 1.75
-                           : row.gates == Gates::kNoSigmoid ? value
-                                                            : 3.0 * Sigmoid(value);
-    }
-  }
-  if (row.x_in) ExpectClose(x_in.Floats(), want_x_in, type(), what + ": x_in");
-  ExpectClose(c.Floats(), want_c, type(), what + ": c");
+  const StateRead want = NaiveRead(ragged, args, before, x.Floats());
+  if (row.x_in) ExpectClose(x_in.Floats(), want.x_in, type(), what + ": x_in");
+  ExpectClose(c.Floats(), want.c, type(), what + ": c");
   if (row.gates != Gates::kNone) {
-    ExpectClose(v, want_v, Type::kFloat32, what + ": v");
-    ExpectClose(beta, want_beta, Type::kFloat32, what + ": beta");
+    ExpectClose(v, want.v, Type::kFloat32, what + ": v");
+    ExpectClose(beta, want.beta, Type::kFloat32, what + ": beta");
   } else {
-    EXPECT_EQ(v, v_before) << what;
-    EXPECT_EQ(beta, beta_before) << what;
+    EXPECT_EQ(v, before.v) << what;
+    EXPECT_EQ(beta, before.beta) << what;
   }
-
-  // The tails: in the batch's slots what its rows leave, all others as they were.
-  std::vector<double> want_tail(tail_before.begin(), tail_before.end());
-  const auto leave = [&](int64_t s, int64_t end, int64_t slot) {
-    const int64_t first = ragged.row_begin[s];
-    for (int64_t n = 0; n + 1 < taps; ++n) {
-      for (int64_t i = 0; i < d; ++i) {
-        const int64_t carried = n + end - first;
-        double sum = 0.0;
-        if (ragged.position[first] > 0 && carried + 1 < taps) {
-          sum = tail_before[(source_slot(s) * taps + carried) * d + i];
-        }
-        for (int64_t source = first; source < end; ++source) {
-          const int64_t r = taps - 1 - (end + n - source);
-          if (r >= 0) sum += tap(r, source, i);
-        }
-        want_tail[(slot * taps + n) * d + i] = sum;
-      }
-    }
-  };
-  for (int64_t s = 0; s < ragged.batch.sequences && row.compress == Compress::kToken; ++s) {
-    leave(s, ragged.row_begin[s + 1], ragged.slot[s]);
-    for (int64_t t = ragged.row_begin[s]; row.saves && t < ragged.row_begin[s + 1]; ++t) {
-      if (ragged.row_save[t] >= 0) leave(s, t + 1, ragged.row_save[t]);
-    }
-  }
-  ExpectClose(tail, want_tail, Type::kFloat32, what + ": tail");
+  ExpectClose(tail, want.tail, Type::kFloat32, what + ": tail");
 }
 
 TEST_P(CudaDeltaStepTest, EqualsNaiveLoops) {
@@ -417,14 +305,8 @@ TEST_P(CudaDeltaStepTest, BitsDependOnNeitherBatchNorChunks) {
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaDeltaStepTest);  // without a GPU
-INSTANTIATE_TEST_SUITE_P(All, CudaDeltaStepTest,
-                         testing::Combine(testing::ValuesIn(Engines()),
-                                          testing::Values(Type::kFloat32, Type::kBFloat16)),
-                         [](const auto& info) {
-                           return std::get<0>(info.param).name +
-                                  (std::get<1>(info.param) == Type::kFloat32 ? "_float32"
-                                                                             : "_bfloat16");
-                         });
+INSTANTIATE_TEST_SUITE_P(All, CudaDeltaStepTest, CudaDeltaStepTest::Everything(),
+                         CudaDeltaStepTest::Name);
 
 }  // namespace
 }  // namespace ddl::kernels

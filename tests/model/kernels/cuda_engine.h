@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "gtest/gtest.h"
 #include "model/kernels/kernels.h"
 #include "tests/model/kernels/kernel_case.h"
 
@@ -32,6 +34,25 @@ void RunKernel(const Engine& engine, const RaggedBatch& ragged, int64_t rope_pos
                const AttentionInputArgs& args);
 void RunKernel(const Engine& engine, const RaggedBatch& ragged, const PagedAttentionArgs& args);
 void RunKernel(const Engine& engine, int64_t tokens, const SwiGluArgs& args);
+
+// A test of kernels on every engine, in both types.
+class CudaKernelTest : public testing::TestWithParam<std::tuple<Engine, Type>> {
+ public:
+  static auto Everything() {
+    return testing::Combine(testing::ValuesIn(Engines()),
+                            testing::Values(Type::kFloat32, Type::kBFloat16));
+  }
+  static std::string Name(const testing::TestParamInfo<ParamType>& info) {
+    const auto& [engine, type] = info.param;
+    return engine.name + (type == Type::kFloat32 ? "_float32" : "_bfloat16");
+  }
+
+ protected:
+  const Engine& engine() const { return std::get<0>(GetParam()); }
+  Type type() const { return std::get<1>(GetParam()); }
+
+  Random random_;
+};
 
 }  // namespace ddl::kernels
 

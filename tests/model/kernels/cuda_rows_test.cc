@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -15,13 +14,9 @@
 namespace ddl::kernels {
 namespace {
 
-class CudaRowsTest : public testing::TestWithParam<std::tuple<Engine, Type>> {
+class CudaRowsTest : public CudaKernelTest {
  protected:
-  const Engine& engine() const { return std::get<0>(GetParam()); }
-  Type type() const { return std::get<1>(GetParam()); }
   size_t element() const { return type() == Type::kFloat32 ? 4 : 2; }
-
-  Random random_;
 };
 
 TEST_P(CudaRowsTest, ExpandInput) {
@@ -139,14 +134,7 @@ TEST_P(CudaRowsTest, GatherRows) {
 }
 
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CudaRowsTest);  // without a GPU
-INSTANTIATE_TEST_SUITE_P(All, CudaRowsTest,
-                         testing::Combine(testing::ValuesIn(Engines()),
-                                          testing::Values(Type::kFloat32, Type::kBFloat16)),
-                         [](const auto& info) {
-                           return std::get<0>(info.param).name +
-                                  (std::get<1>(info.param) == Type::kFloat32 ? "_float32"
-                                                                             : "_bfloat16");
-                         });
+INSTANTIATE_TEST_SUITE_P(All, CudaRowsTest, CudaRowsTest::Everything(), CudaRowsTest::Name);
 
 }  // namespace
 }  // namespace ddl::kernels

@@ -375,7 +375,9 @@ TEST(SchedulerTest, FindsWhatIsKnownAndLooksOnlyWhenAllowed) {
       EXPECT_EQ(plan.starts.at(0).newly_found, cache && reads ? 8 : 0);
       const SequenceChunk chunk = plan.chunks[0].sequence->ChunkUpTo(9);
       EXPECT_EQ(chunk.tails_from_block.has_value(), cache && reads);
-      if (cache && reads) EXPECT_EQ(*chunk.tails_from_block, chunk.block_table[1]);
+      if (cache && reads) {
+        EXPECT_EQ(*chunk.tails_from_block, chunk.block_table[1]);
+      }
     }
   }
 }
