@@ -20,6 +20,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "bench/load_generator.h"
@@ -381,5 +382,6 @@ int Main(const std::vector<std::string>& arguments) {
 }  // namespace ddl::bench
 
 int main(int argc, char** argv) {
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);  // as the server does
   return ddl::bench::Main(std::vector<std::string>(argv + 1, argv + argc));
 }
