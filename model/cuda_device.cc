@@ -50,12 +50,35 @@ class CudaKernels final : public kernels::DeviceKernels {
   const at::Device device_;
 };
 
+// Ids, then the bits of logprobs: one copy brings back both.
+class CudaDrawnTokens final : public DrawnTokens {
+ public:
+  // drawn [2, rows] int32, on the device.
+  explicit CudaDrawnTokens(const at::Tensor& drawn) : copy_(cuda_runtime::CopyToHost(drawn)) {}
+
+  std::vector<SampledToken> Wait() override {
+    const at::Tensor on_host = copy_->Wait();
+    const int64_t count = on_host.size(1);
+    const int32_t* const values = on_host.const_data_ptr<int32_t>();
+    std::vector<SampledToken> tokens(count);
+    for (int64_t n = 0; n < count; ++n) {
+      tokens[n].id = values[n];
+      std::memcpy(&tokens[n].logprob, &values[count + n], sizeof(float));
+    }
+    return tokens;
+  }
+
+ private:
+  const std::unique_ptr<cuda_runtime::HostCopy> copy_;
+};
+
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(at::Device device) : tensors_(device), kernels_(device) {}
 
   std::string name() const override { return "cuda:0"; }
   at::Device tensors() const override { return tensors_; }
+  bool runs_beside() const override { return true; }
   int64_t product_multiple() const override { return 8; }  // tensor cores, in bfloat16
   kernels::Executor executor() const override {
     return {.parallel_for = nullptr, .device = &kernels_};
@@ -87,11 +110,27 @@ class CudaDevice final : public Device {
     return std::make_unique<CudaDecodeGraphs>(tensors_, shape);
   }
 
+  at::Tensor GatherRows(const at::Tensor& x, absl::Span<const int32_t> rows) const override {
+    const auto count = static_cast<int64_t>(rows.size());
+    const at::Tensor gathered = at::empty({count, x.size(1)}, x.options());
+    cuda::GatherRowsArgs args;
+    args.type = x.scalar_type() == at::kFloat ? kernels::Type::kFloat32 : kernels::Type::kBFloat16;
+    args.d = x.size(1);
+    args.x = x.const_data_ptr();
+    args.rows = rows.data();
+    args.y = gathered.data_ptr();
+    CudaParcel parcel(tensors_);
+    parcel.Add(&args.rows, count);
+    const at::Tensor memory = parcel.Send();
+    Check(cuda::GatherRows(cuda_runtime::CurrentStream(), count, args), "GatherRows");
+    return gathered;
+  }
+
   // The lists of most likely tokens are not computed on the device.
   bool CanDraw(const SampleRequest& request) const override { return request.logprobs <= 0; }
 
-  std::vector<SampledToken> DrawTokens(const at::Tensor& logits,
-                                       absl::Span<const SampleRequest> requests) const override {
+  std::unique_ptr<DrawnTokens> DrawTokens(const at::Tensor& logits,
+                                          absl::Span<const SampleRequest> requests) const override {
     const auto count = static_cast<int64_t>(requests.size());
     CudaParcel parcel(tensors_);
     std::vector<cuda::SampleRow> rows;
@@ -105,7 +144,6 @@ class CudaDevice final : public Device {
     const at::TensorOptions on_device = at::TensorOptions().device(tensors_);
     const at::Tensor workspace =
         at::empty({cuda::SampleWorkspaceBytes(count, logits.size(1))}, on_device.dtype(at::kByte));
-    // Ids, then the bits of logprobs: one copy brings back both.
     const at::Tensor drawn = at::empty({2, count}, on_device.dtype(at::kInt));
     args.vocab = logits.size(1);
     args.logits = logits.const_data_ptr<float>();
@@ -114,14 +152,7 @@ class CudaDevice final : public Device {
     args.logprob = reinterpret_cast<float*>(args.id + count);
     Check(cuda::SampleTokens(cuda_runtime::CurrentStream(), count, args), "SampleTokens");
 
-    const at::Tensor on_host = drawn.to(at::kCPU);
-    const int32_t* const values = on_host.const_data_ptr<int32_t>();
-    std::vector<SampledToken> tokens(requests.size());
-    for (int64_t n = 0; n < count; ++n) {
-      tokens[n].id = values[n];
-      std::memcpy(&tokens[n].logprob, &values[count + n], sizeof(float));
-    }
-    return tokens;
+    return std::make_unique<CudaDrawnTokens>(drawn);
   }
 
   absl::Status Health() const override { return cuda_runtime::Health(); }

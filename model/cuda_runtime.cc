@@ -31,6 +31,27 @@ constexpr c10::DeviceIndex kDevice = 0;
 // it, too, would need another number here.
 constexpr c10::MempoolId_t kGraphPool = {1, 0};
 
+class PinnedCopy final : public HostCopy {
+ public:
+  explicit PinnedCopy(const at::Tensor& tensor)
+      : on_host_(at::empty(tensor.sizes(), tensor.options().device(at::kCPU).pinned_memory(true))) {
+    CheckCuda(cudaEventCreateWithFlags(&arrived_, cudaEventDisableTiming), "create an event");
+    on_host_.copy_(tensor, /*non_blocking=*/true);
+    CheckCuda(cudaEventRecord(arrived_, CurrentStream()), "record an event");
+  }
+  ~PinnedCopy() override { cudaEventDestroy(arrived_); }
+  at::Tensor Wait() override {
+    CheckCuda(cudaEventSynchronize(arrived_), "wait for a copy");
+    return on_host_;
+  }
+
+ private:
+  // LibTorch's allocator of pinned memory knows of the copy: given back early, the memory is not
+  // lent out again before it is done.
+  const at::Tensor on_host_;
+  cudaEvent_t arrived_ = nullptr;
+};
+
 class CapturedGraph final : public Graph {
  public:
   // Takes them over, and the use of the pool that they were captured with.
@@ -96,6 +117,10 @@ kernels::cuda::Stream CurrentStream() { return c10::cuda::getCurrentCUDAStream()
 
 at::Tensor Staging(int64_t bytes) {
   return at::empty({bytes}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));
+}
+
+std::unique_ptr<HostCopy> CopyToHost(const at::Tensor& tensor) {
+  return std::make_unique<PinnedCopy>(tensor);
 }
 
 std::string ErrorText(kernels::cuda::Error error) {

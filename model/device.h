@@ -58,6 +58,15 @@ class DecodeGraphs {
                    const Layers& layers) = 0;
 };
 
+// Tokens that are being drawn.
+class DrawnTokens {
+ public:
+  virtual ~DrawnTokens() = default;
+  // Waits for them: one for each row, without the lists of most likely ones. Its id is -1 where the
+  // row's logits are not all finite. At most once.
+  virtual std::vector<SampledToken> Wait() = 0;
+};
+
 // Where a model computes: its tensors live there and its kernels run there. Used by one thread at a
 // time; may throw c10::Error, as the model may.
 class Device {
@@ -66,6 +75,8 @@ class Device {
 
   virtual std::string name() const = 0;  // "cpu" | "cuda:N"
   virtual at::Device tensors() const = 0;
+  // Whether calls return before what they ask for has been computed, in the order of the calls.
+  virtual bool runs_beside() const = 0;
   // Products are fast when what they sum over is a multiple of so many elements: others are padded
   // with zeros where a model is free to.
   virtual int64_t product_multiple() const = 0;
@@ -79,12 +90,15 @@ class Device {
   // Null where launching is no effort. Must go before what the layers use.
   virtual std::unique_ptr<DecodeGraphs> MakeDecodeGraphs(const DecodeGraphShape& shape) const = 0;
 
+  // x [rows, d] -> the rows given, in host memory, which need only live during the call.
+  virtual at::Tensor GatherRows(const at::Tensor& x, absl::Span<const int32_t> rows) const = 0;
+
   // Whether DrawTokens is to be used for a draw rather than Sample on the CPU.
   virtual bool CanDraw(const SampleRequest& request) const = 0;
-  // logits [requests, vocab] in float32, on the device -> a token for each row, without the lists
-  // of most likely ones. Its id is -1 where the row's logits are not all finite.
-  virtual std::vector<SampledToken> DrawTokens(const at::Tensor& logits,
-                                               absl::Span<const SampleRequest> requests) const = 0;
+  // logits [requests, vocab] in float32, on the device -> a token for each row. Does not wait for
+  // them; `requests` need only live during the call.
+  virtual std::unique_ptr<DrawnTokens> DrawTokens(
+      const at::Tensor& logits, absl::Span<const SampleRequest> requests) const = 0;
 
   // OK as long as the device works. UNAVAILABLE once it does not, and never will again in this
   // process. Waits for what runs.

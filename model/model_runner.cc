@@ -1,14 +1,14 @@
 #include "model/model_runner.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/index_select.h>
-#include <ATen/ops/tensor.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <deque>
 #include <exception>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -149,18 +149,28 @@ class DdlModelRunner final : public ModelRunner {
 
   const ModelDescription& description() const override { return description_; }
 
-  absl::StatusOr<std::vector<ChunkOutput>> Forward(
-      absl::Span<const SequenceChunk> chunks) override {
-    try {
-      const c10::InferenceMode inference_mode;
-      return Run(chunks);
-    } catch (const std::exception& error) {
-      if (absl::Status health = device_->Health(); !health.ok()) {
-        return absl::UnavailableError(
-            absl::StrCat(device_->name(), " failed and is lost: ", health.message()));
-      }
-      return TensorLibraryError("the forward pass", error);
+  void Begin(absl::Span<const SequenceChunk> chunks) override {
+    DDL_CHECK(steps_.empty(), "a step is finished before the next is begun");
+    StepUnderWay& step = steps_.emplace_back();
+    step.chunks.assign(chunks.begin(), chunks.end());
+    if (device_->runs_beside() && !ReadsDuringTheLayers(chunks)) {
+      step.status = Try([&] { Launch(step); });
     }
+  }
+
+  absl::StatusOr<std::vector<ChunkOutput>> Finish() override {
+    DDL_CHECK(!steps_.empty(), "a step is begun before it is finished");
+    StepUnderWay& step = steps_.front();
+    if (step.status.ok()) {
+      step.status = Try([&] {
+        if (!step.packed.has_value()) Launch(step);
+        Complete(step);
+      });
+    }
+    absl::StatusOr<std::vector<ChunkOutput>> outputs = std::move(step.outputs);
+    if (!step.status.ok()) outputs = step.status;
+    steps_.pop_front();
+    return outputs;
   }
 
   // Makes the caches as large as what the weights and the largest step leave of the device's memory
@@ -218,11 +228,55 @@ class DdlModelRunner final : public ModelRunner {
     return step;
   }
 
-  std::vector<ChunkOutput> Run(absl::Span<const SequenceChunk> chunks) {
-    const PackedBatch packed(chunks, options_, model_);
-    const kernels::Batch& batch = packed.batch();
+  // From Begin to Finish.
+  struct StepUnderWay {
+    std::vector<SequenceChunk> chunks;
+    absl::Status status;
+    // By Launch.
+    std::optional<PackedBatch> packed;
+    at::Tensor hidden;  // [tokens, d] until the next Launch
+    DdlModel::Stats stats;
+    std::vector<size_t> drawing;         // chunks whose tokens the device draws
+    std::unique_ptr<DrawnTokens> drawn;  // null: none
+    std::vector<ChunkOutput> outputs;
+  };
+
+  template <typename Function>
+  absl::Status Try(const Function& function) const {
+    try {
+      const c10::InferenceMode inference_mode;
+      function();
+      return absl::OkStatus();
+    } catch (const std::exception& error) {
+      if (absl::Status health = device_->Health(); !health.ok()) {
+        return absl::UnavailableError(
+            absl::StrCat(device_->name(), " failed and is lost: ", health.message()));
+      }
+      return TensorLibraryError("the forward pass", error);
+    }
+  }
+
+  // Whether the host takes something out while the layers run, and so waits for them.
+  bool ReadsDuringTheLayers(absl::Span<const SequenceChunk> chunks) const {
+    return std::any_of(chunks.begin(), chunks.end(), [this](const SequenceChunk& chunk) {
+      return chunk.ddl_stats || chunk.state_layer.has_value() || ReadsState(chunk);
+    });
+  }
+
+  void Run(absl::Span<const SequenceChunk> chunks) {
+    StepUnderWay step;
+    step.chunks.assign(chunks.begin(), chunks.end());
+    Launch(step);
+    Complete(step);
+  }
+
+  // The layers, and the draws that the device does. Where it runs beside the host nothing waits,
+  // but for what ReadsDuringTheLayers.
+  void Launch(StepUnderWay& step) {
+    const std::vector<SequenceChunk>& chunks = step.chunks;
+    const kernels::Batch& batch = step.packed.emplace(chunks, options_, model_).batch();
     DDL_CHECK(batch.tokens <= options_.max_step_tokens, "the step is within max_step_tokens");
-    std::vector<ChunkOutput> outputs(chunks.size());
+    step.outputs.resize(chunks.size());
 
     bool wants_state = false, wants_stats = false;
     for (const SequenceChunk& chunk : chunks) {
@@ -234,30 +288,35 @@ class DdlModelRunner final : public ModelRunner {
       observe_state = [&](int64_t layer, const at::Tensor& x) {
         for (size_t i = 0; i < chunks.size(); ++i) {
           const at::Tensor rows = x.slice(0, batch.row_begin[i], batch.row_begin[i + 1]);
-          if (chunks[i].state_layer == layer) outputs[i].state = Floats(rows);
+          if (chunks[i].state_layer == layer) step.outputs[i].state = Floats(rows);
           if (ReadsState(chunks[i]) && ReadoutLayer(chunks[i]) == layer) {
-            ReadState(chunks[i], rows, outputs[i]);
+            ReadState(chunks[i], rows, step.outputs[i]);
           }
         }
       };
     }
-    DdlModel::Stats stats;
-    const at::Tensor hidden = model_.Forward(batch, packed.ids(), HiddenRows(chunks, batch),
-                                             observe_state, wants_stats ? &stats : nullptr);
+    step.hidden = model_.Forward(batch, step.packed->ids(), HiddenRows(chunks, batch), observe_state,
+                                 wants_stats ? &step.stats : nullptr);
+    DrawOnDevice(step);
+  }
 
+  // What the host takes of a step that was launched.
+  void Complete(StepUnderWay& step) {
+    const std::vector<SequenceChunk>& chunks = step.chunks;
+    const kernels::Batch& batch = step.packed->batch();
+    std::vector<ChunkOutput>& outputs = step.outputs;
     for (size_t i = 0; i < chunks.size(); ++i) {
-      if (chunks[i].ddl_stats) TakeStats(stats, batch, i, outputs[i]);
+      if (chunks[i].ddl_stats) TakeStats(step.stats, batch, i, outputs[i]);
       if (chunks[i].hidden == Rows::kNone) continue;
       if (!ReadsState(chunks[i])) {
         const RowRange rows = Select(chunks[i].hidden, batch.row_begin[i], batch.row_begin[i + 1]);
-        outputs[i].hidden = Floats(hidden.slice(0, rows.begin, rows.end));
+        outputs[i].hidden = Floats(step.hidden.slice(0, rows.begin, rows.end));
       }
       if (!AllFinite(outputs[i].hidden)) outputs[i].status = NonFinite("hidden vectors");
     }
-    DrawOnDevice(chunks, batch, hidden, outputs);
-    ComputeLogits(chunks, batch, hidden, outputs);
-    ComputeScores(chunks, batch, hidden, outputs);
-    return outputs;
+    TakeDrawn(step);
+    ComputeLogits(chunks, batch, step.hidden, outputs);
+    ComputeScores(chunks, batch, step.hidden, outputs);
   }
 
   // The rows whose hidden vectors something is made of: of each chunk those between the first and
@@ -342,10 +401,9 @@ class DdlModelRunner final : public ModelRunner {
   }
 
   // hidden [tokens, d] -> logits of the given rows, on the device.
-  at::Tensor LogitsOf(const at::Tensor& hidden, at::ArrayRef<int64_t> rows) const {
+  at::Tensor LogitsOf(const at::Tensor& hidden, absl::Span<const int32_t> rows) const {
     const bool all_rows = static_cast<int64_t>(rows.size()) == hidden.size(0);
-    return model_.Logits(
-        all_rows ? hidden : at::index_select(hidden, 0, at::tensor(rows).to(hidden.device())));
+    return model_.Logits(all_rows ? hidden : device_->GatherRows(hidden, rows));
   }
 
   // Whether a chunk's token is drawn on the device, and nothing else is made of its logits.
@@ -355,21 +413,25 @@ class DdlModelRunner final : public ModelRunner {
   }
 
   // The tokens that the device draws: its logits never leave it.
-  void DrawOnDevice(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
-                    const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
-    std::vector<size_t> drawing;  // chunks
-    std::vector<int64_t> rows;    // in the batch, of each
+  void DrawOnDevice(StepUnderWay& step) const {
+    std::vector<int32_t> rows;  // in the batch, of each chunk that draws
     std::vector<SampleRequest> requests;
-    for (size_t i = 0; i < chunks.size(); ++i) {
-      if (!DrawsOnDevice(chunks[i])) continue;
-      drawing.push_back(i);
-      rows.push_back(batch.row_begin[i + 1] - 1);
-      requests.push_back(*chunks[i].sample);
+    for (size_t i = 0; i < step.chunks.size(); ++i) {
+      if (!DrawsOnDevice(step.chunks[i])) continue;
+      step.drawing.push_back(i);
+      rows.push_back(step.packed->batch().row_begin[i + 1] - 1);
+      requests.push_back(*step.chunks[i].sample);
     }
-    if (drawing.empty()) return;
-    const std::vector<SampledToken> drawn = device_->DrawTokens(LogitsOf(hidden, rows), requests);
-    for (size_t n = 0; n < drawing.size(); ++n) {
-      ChunkOutput& output = outputs[drawing[n]];
+    if (rows.empty()) return;
+    step.drawn = device_->DrawTokens(LogitsOf(step.hidden, rows), requests);
+  }
+
+  // Waits for them.
+  static void TakeDrawn(StepUnderWay& step) {
+    if (step.drawn == nullptr) return;
+    const std::vector<SampledToken> drawn = step.drawn->Wait();
+    for (size_t n = 0; n < step.drawing.size(); ++n) {
+      ChunkOutput& output = step.outputs[step.drawing[n]];
       if (drawn[n].id < 0) {
         output.status = NonFinite("logits");
       } else {
@@ -381,7 +443,7 @@ class DdlModelRunner final : public ModelRunner {
   // Logits of the rows that someone asked for, and the tokens that the CPU draws from them.
   void ComputeLogits(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
                      const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
-    std::vector<int64_t> wanted_rows;             // in the batch
+    std::vector<int32_t> wanted_rows;             // in the batch
     std::vector<RowRange> ranges(chunks.size());  // of each chunk, in wanted_rows
     for (size_t i = 0; i < chunks.size(); ++i) {
       Rows rows = chunks[i].logits;
@@ -390,7 +452,9 @@ class DdlModelRunner final : public ModelRunner {
       }
       const RowRange range = Select(rows, batch.row_begin[i], batch.row_begin[i + 1]);
       ranges[i].begin = static_cast<int64_t>(wanted_rows.size());
-      for (int64_t row = range.begin; row < range.end; ++row) wanted_rows.push_back(row);
+      for (int64_t row = range.begin; row < range.end; ++row) {
+        wanted_rows.push_back(static_cast<int32_t>(row));
+      }
       ranges[i].end = static_cast<int64_t>(wanted_rows.size());
     }
     if (wanted_rows.empty()) return;
@@ -425,7 +489,7 @@ class DdlModelRunner final : public ModelRunner {
       size_t chunk, index;
     };
     std::vector<Target> targets;
-    std::vector<int64_t> target_rows;  // in the batch
+    std::vector<int32_t> target_rows;  // in the batch
     for (size_t i = 0; i < chunks.size(); ++i) {
       if (!chunks[i].score.has_value()) continue;
       const size_t count = chunks[i].score->targets.size();
@@ -434,13 +498,14 @@ class DdlModelRunner final : public ModelRunner {
       outputs[i].scored.resize(count);
       for (size_t index = 0; index < count; ++index) {
         targets.push_back({i, index});
-        target_rows.push_back(batch.row_begin[i] + static_cast<int64_t>(index));
+        target_rows.push_back(batch.row_begin[i] + static_cast<int32_t>(index));
       }
     }
     constexpr size_t kRowsAtOnce = 64;
     for (size_t first = 0; first < targets.size(); first += kRowsAtOnce) {
       const size_t count = std::min(kRowsAtOnce, targets.size() - first);
-      const at::Tensor logits = LogitsOf(hidden, {target_rows.data() + first, count}).to(at::kCPU);
+      const at::Tensor logits =
+          LogitsOf(hidden, absl::MakeConstSpan(target_rows).subspan(first, count)).to(at::kCPU);
       const auto vocab = static_cast<size_t>(logits.size(1));
       const float* data = logits.const_data_ptr<float>();
       std::vector<char> finite(count);
@@ -470,6 +535,7 @@ class DdlModelRunner final : public ModelRunner {
   const std::unique_ptr<const Device> device_;
   DdlModel model_;
   ModelDescription description_;
+  std::deque<StepUnderWay> steps_;  // begun, not finished
 };
 
 // Threads worth waking for a model, when nobody says: one for every 16 M parameters. For less work

@@ -38,20 +38,21 @@ struct HiddenReadout {
 
 // Log-probabilities of tokens that are given rather than drawn.
 struct ScoreRequest {
-  // The tokens that follow the chunk's first targets.size() positions. Must outlive the call.
+  // The tokens that follow the chunk's first targets.size() positions.
   absl::Span<const TokenId> targets;
   TokenId vocab_size = 0;  // as in SampleRequest
   int32_t logprobs = 0;    // as in SampleRequest
 };
 
-// What one sequence contributes to a step: the positions [start, tokens.size()).
+// What one sequence contributes to a step: the positions [start, tokens.size()). All that it refers
+// to, its sample's and score's arrays included, is to stay as it is from the step's Begin to the
+// end of its Finish.
 struct SequenceChunk {
   // Every token of the sequence up to the chunk's end, not only the chunk's own: convolutions
-  // over the input read the few before `start`. Must outlive the call.
+  // over the input read the few before `start`.
   absl::Span<const TokenId> tokens;
   int32_t start = 0;
-  // Physical block of each block_size positions, covering tokens.size() of them. Must outlive
-  // the call.
+  // Physical block of each block_size positions, covering tokens.size() of them.
   absl::Span<const int32_t> block_table;
   // Where the sequence's tails live, in [0, max_sequences). A chunk with start == 0 resets them;
   // otherwise they hold what the chunk that ended at `start` left there.
@@ -144,7 +145,7 @@ int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype, int32_t
 // that says why not.
 absl::Status CheckDevice(RunnerDevice device);
 
-// A DDL transformer with its paged caches. Forward must be called by one thread at a time.
+// A DDL transformer with its paged caches. Used by one thread at a time.
 class ModelRunner {
  public:
   // The checkpoint's mappings are kept alive by the runner where weights are used in place.
@@ -157,14 +158,22 @@ class ModelRunner {
   // Constant after creation.
   virtual const ModelDescription& description() const = 0;
 
-  // One step over a packed ragged batch: outputs in the order of `chunks`. At most
-  // max_step_tokens positions and max_sequences chunks, each at least one position long, no two
-  // with the same slot. A failed status means that the whole step failed (an exception of the
-  // tensor library, an exhausted device): the caches' content for these sequences is then
-  // undefined, everyone else's is untouched. UNAVAILABLE: the device is lost, and so will be every
-  // later step.
-  virtual absl::StatusOr<std::vector<ChunkOutput>> Forward(
-      absl::Span<const SequenceChunk> chunks) = 0;
+  // Begins a step over a packed ragged batch, and returns as soon as it can: what takes time goes
+  // on beside the caller, or waits for Finish. At most max_step_tokens positions and max_sequences
+  // chunks, each at least one position long, no two with the same slot. `chunks` itself may go at
+  // once, what they refer to not before Finish.
+  virtual void Begin(absl::Span<const SequenceChunk> chunks) = 0;
+  // Waits for the step begun: outputs in the order of its chunks. A failed status means that the
+  // whole step failed, in either call (an exception of the tensor library, an exhausted device):
+  // the caches' content for these sequences is then undefined, everyone else's is untouched.
+  // UNAVAILABLE: the device is lost, and so will be every later step.
+  virtual absl::StatusOr<std::vector<ChunkOutput>> Finish() = 0;
+
+  // Both, with nothing else under way.
+  absl::StatusOr<std::vector<ChunkOutput>> Forward(absl::Span<const SequenceChunk> chunks) {
+    Begin(chunks);
+    return Finish();
+  }
 };
 
 }  // namespace ddl

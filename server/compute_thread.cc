@@ -18,16 +18,20 @@ class ElsewhereRunner final : public ModelRunner {
 
   const ModelDescription& description() const override { return runner_->description(); }
 
-  absl::StatusOr<std::vector<ChunkOutput>> Forward(
-      absl::Span<const SequenceChunk> chunks) override {
+  // To begin it on the thread could take as long as another model's step.
+  void Begin(absl::Span<const SequenceChunk> chunks) override {
+    chunks_.assign(chunks.begin(), chunks.end());
+  }
+  absl::StatusOr<std::vector<ChunkOutput>> Finish() override {
     std::optional<absl::StatusOr<std::vector<ChunkOutput>>> outputs;
-    thread_.Run([&] { outputs = runner_->Forward(chunks); });
+    thread_.Run([&] { outputs = runner_->Forward(chunks_); });
     return *std::move(outputs);
   }
 
  private:
   ComputeThread& thread_;
   const std::unique_ptr<ModelRunner> runner_;
+  std::vector<SequenceChunk> chunks_;  // begun
 };
 
 }  // namespace
