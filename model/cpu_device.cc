@@ -38,12 +38,14 @@ class CpuDevice final : public Device {
   bool runs_beside() const override { return false; }
   int64_t product_multiple() const override { return 1; }  // packing pads by itself
   kernels::Executor executor() const override { return CpuExecutor(); }
-  StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const override {
-    return {.batch = batch, .ids = ids.data(), .memory = {}, .attention_plan = {}};
+  StepInput Upload(const kernels::Batch& batch, const StepIds& ids) const override {
+    DDL_CHECK(ids.drawn == nullptr, "the CPU knows what it has drawn");
+    return {.batch = batch, .ids = ids.ids.data(), .memory = {}, .attention_plan = {}};
   }
   std::unique_ptr<DecodeGraphs> MakeDecodeGraphs(const DecodeGraphShape& /*shape*/) const override {
     return nullptr;
   }
+  std::unique_ptr<Milestone> Mark() const override { return nullptr; }
   at::Tensor GatherRows(const at::Tensor& x, absl::Span<const int32_t> rows) const override {
     const at::Tensor index =
         at::from_blob(const_cast<int32_t*>(rows.data()), {static_cast<int64_t>(rows.size())},

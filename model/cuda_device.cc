@@ -1,7 +1,6 @@
 #include <ATen/ops/empty.h>
 
 #include <cstddef>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -9,6 +8,7 @@
 
 #include "model/cuda_attention.h"
 #include "model/cuda_decode_graphs.h"
+#include "model/cuda_drawn_tokens.h"
 #include "model/cuda_parcel.h"
 #include "model/cuda_runtime.h"
 #include "model/cuda_sample_row.h"
@@ -50,28 +50,6 @@ class CudaKernels final : public kernels::DeviceKernels {
   const at::Device device_;
 };
 
-// Ids, then the bits of logprobs: one copy brings back both.
-class CudaDrawnTokens final : public DrawnTokens {
- public:
-  // drawn [2, rows] int32, on the device.
-  explicit CudaDrawnTokens(const at::Tensor& drawn) : copy_(cuda_runtime::CopyToHost(drawn)) {}
-
-  std::vector<SampledToken> Wait() override {
-    const at::Tensor on_host = copy_->Wait();
-    const int64_t count = on_host.size(1);
-    const int32_t* const values = on_host.const_data_ptr<int32_t>();
-    std::vector<SampledToken> tokens(count);
-    for (int64_t n = 0; n < count; ++n) {
-      tokens[n].id = values[n];
-      std::memcpy(&tokens[n].logprob, &values[count + n], sizeof(float));
-    }
-    return tokens;
-  }
-
- private:
-  const std::unique_ptr<cuda_runtime::HostCopy> copy_;
-};
-
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(at::Device device) : tensors_(device), kernels_(device) {}
@@ -84,8 +62,8 @@ class CudaDevice final : public Device {
     return {.parallel_for = nullptr, .device = &kernels_};
   }
 
-  StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const override {
-    StepInput input{.batch = batch, .ids = ids.data(), .memory = {}, .attention_plan = {}};
+  StepInput Upload(const kernels::Batch& batch, const StepIds& ids) const override {
+    StepInput input{.batch = batch, .ids = ids.ids.data(), .memory = {}, .attention_plan = {}};
     CudaParcel parcel(tensors_);
     parcel.Add(&input.batch.row_begin, batch.sequences + 1);
     parcel.Add(&input.batch.row_sequence, batch.tokens);
@@ -94,7 +72,7 @@ class CudaDevice final : public Device {
     parcel.Add(&input.batch.block_table, batch.sequences * batch.block_table_stride);
     parcel.Add(&input.batch.tail_source, batch.sequences);
     parcel.Add(&input.batch.row_save, batch.tokens);
-    parcel.Add(&input.ids, static_cast<int64_t>(ids.size()));
+    parcel.Add(&input.ids, static_cast<int64_t>(ids.ids.size()));
     if (kernels::AttentionPlan plan = MakeAttentionPlan(batch); !plan.runs.empty()) {
       auto kept = std::make_shared<kernels::AttentionPlan>(std::move(plan));
       kept->device_begins = kept->begins.data();
@@ -103,12 +81,15 @@ class CudaDevice final : public Device {
       input.attention_plan = std::move(kept);
     }
     input.memory = parcel.Send();
+    FillIds(tensors_, ids, input.ids);
     return input;
   }
 
   std::unique_ptr<DecodeGraphs> MakeDecodeGraphs(const DecodeGraphShape& shape) const override {
     return std::make_unique<CudaDecodeGraphs>(tensors_, shape);
   }
+
+  std::unique_ptr<Milestone> Mark() const override { return cuda_runtime::Mark(); }
 
   at::Tensor GatherRows(const at::Tensor& x, absl::Span<const int32_t> rows) const override {
     const auto count = static_cast<int64_t>(rows.size());

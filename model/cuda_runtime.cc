@@ -31,17 +31,31 @@ constexpr c10::DeviceIndex kDevice = 0;
 // it, too, would need another number here.
 constexpr c10::MempoolId_t kGraphPool = {1, 0};
 
+class Event final : public Milestone {
+ public:
+  Event() {
+    CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "create an event");
+  }
+  ~Event() override { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  void Record() { CheckCuda(cudaEventRecord(event_, CurrentStream()), "record an event"); }
+  void Wait() override { CheckCuda(cudaEventSynchronize(event_), "wait for an event"); }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 class PinnedCopy final : public HostCopy {
  public:
   explicit PinnedCopy(const at::Tensor& tensor)
       : on_host_(at::empty(tensor.sizes(), tensor.options().device(at::kCPU).pinned_memory(true))) {
-    CheckCuda(cudaEventCreateWithFlags(&arrived_, cudaEventDisableTiming), "create an event");
     on_host_.copy_(tensor, /*non_blocking=*/true);
-    CheckCuda(cudaEventRecord(arrived_, CurrentStream()), "record an event");
+    arrived_.Record();
   }
-  ~PinnedCopy() override { cudaEventDestroy(arrived_); }
   at::Tensor Wait() override {
-    CheckCuda(cudaEventSynchronize(arrived_), "wait for a copy");
+    arrived_.Wait();
     return on_host_;
   }
 
@@ -49,7 +63,7 @@ class PinnedCopy final : public HostCopy {
   // LibTorch's allocator of pinned memory knows of the copy: given back early, the memory is not
   // lent out again before it is done.
   const at::Tensor on_host_;
-  cudaEvent_t arrived_ = nullptr;
+  Event arrived_;
 };
 
 class CapturedGraph final : public Graph {
@@ -117,6 +131,12 @@ kernels::cuda::Stream CurrentStream() { return c10::cuda::getCurrentCUDAStream()
 
 at::Tensor Staging(int64_t bytes) {
   return at::empty({bytes}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));
+}
+
+std::unique_ptr<Milestone> Mark() {
+  auto event = std::make_unique<Event>();
+  event->Record();
+  return event;
 }
 
 std::unique_ptr<HostCopy> CopyToHost(const at::Tensor& tensor) {

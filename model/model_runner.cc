@@ -58,6 +58,11 @@ class PackedBatch {
           ids_.push_back(position >= tap ? chunk.tokens[position - tap] : -1);
         }
       }
+      if (chunk.last_token_from.has_value()) {
+        // The last tap of the last row: no other position sees it.
+        unknown_.push_back(static_cast<int32_t>(ids_.size()) - 1);
+        unknown_from_.push_back(*chunk.last_token_from);
+      }
       row_begin_.push_back(static_cast<int32_t>(position_.size()));
       batch_.longest = std::max<int64_t>(batch_.longest, length);
       slot_.push_back(chunk.slot);
@@ -81,6 +86,10 @@ class PackedBatch {
 
   const kernels::Batch& batch() const { return batch_; }
   const std::vector<int32_t>& ids() const { return ids_; }  // [tokens, input_taps]
+  // Those that are not known: where they are in ids(), and which chunk of the step before draws
+  // each.
+  const std::vector<int32_t>& unknown() const { return unknown_; }
+  const std::vector<int32_t>& unknown_from() const { return unknown_from_; }
 
  private:
   static int32_t TailSource(const SequenceChunk& chunk, const RunnerOptions& options) {
@@ -94,6 +103,7 @@ class PackedBatch {
 
   std::vector<int32_t> row_begin_, row_sequence_, position_, slot_, block_table_, ids_;
   std::vector<int32_t> tail_source_, row_save_;  // empty for a model without tails
+  std::vector<int32_t> unknown_, unknown_from_;
   kernels::Batch batch_;
 };
 
@@ -145,14 +155,24 @@ class DdlModelRunner final : public ModelRunner {
     description_.kv_block_size = options.kv_block_size;
     description_.kv_num_blocks = options_.kv_num_blocks;
     description_.max_sequences = options.max_sequences;
+    description_.max_steps_under_way = device_->runs_beside() ? 2 : 1;
   }
 
   const ModelDescription& description() const override { return description_; }
 
   void Begin(absl::Span<const SequenceChunk> chunks) override {
-    DDL_CHECK(steps_.empty(), "a step is finished before the next is begun");
+    DDL_CHECK(static_cast<int32_t>(steps_.size()) < description_.max_steps_under_way,
+              "no more steps are under way than may be");
+    const StepUnderWay* const before = steps_.empty() ? nullptr : &steps_.back();
     StepUnderWay& step = steps_.emplace_back();
     step.chunks.assign(chunks.begin(), chunks.end());
+    if (before != nullptr) {
+      DDL_CHECK(std::none_of(before->chunks.begin(), before->chunks.end(), NeedsHost),
+                "nothing of a step is left to the host when the next is begun");
+      step.status = before->status;  // nothing was drawn to go on from
+      step.before = before->draws;
+      if (!step.status.ok()) return;
+    }
     if (device_->runs_beside() && !ReadsDuringTheLayers(chunks)) {
       step.status = Try([&] { Launch(step); });
     }
@@ -228,6 +248,11 @@ class DdlModelRunner final : public ModelRunner {
     return step;
   }
 
+  // What the device draws in a step.
+  struct Draws {
+    std::vector<int32_t> chunks;  // that draw, ascending
+    std::unique_ptr<DrawnTokens> tokens;
+  };
   // From Begin to Finish.
   struct StepUnderWay {
     std::vector<SequenceChunk> chunks;
@@ -236,8 +261,9 @@ class DdlModelRunner final : public ModelRunner {
     std::optional<PackedBatch> packed;
     at::Tensor hidden;  // [tokens, d] until the next Launch
     DdlModel::Stats stats;
-    std::vector<size_t> drawing;         // chunks whose tokens the device draws
-    std::unique_ptr<DrawnTokens> drawn;  // null: none
+    std::shared_ptr<const Draws> draws;   // null: none
+    std::unique_ptr<Milestone> end;       // of a step without draws, whose arrival says the same
+    std::shared_ptr<const Draws> before;  // of the step that was under way when this one was begun
     std::vector<ChunkOutput> outputs;
   };
 
@@ -295,9 +321,24 @@ class DdlModelRunner final : public ModelRunner {
         }
       };
     }
-    step.hidden = model_.Forward(batch, step.packed->ids(), HiddenRows(chunks, batch), observe_state,
+    StepIds ids{.ids = step.packed->ids(), .from = {}, .to = step.packed->unknown()};
+    std::vector<int32_t> from;
+    if (!ids.to.empty()) {
+      DDL_CHECK(step.before != nullptr, "a token is drawn by the step before");
+      ids.drawn = step.before->tokens.get();
+      for (const int32_t chunk : step.packed->unknown_from()) {
+        const std::vector<int32_t>& drawing = step.before->chunks;
+        const auto found = std::lower_bound(drawing.begin(), drawing.end(), chunk);
+        DDL_CHECK(found != drawing.end() && *found == chunk,
+                  "a token is drawn by a chunk that draws");
+        from.push_back(static_cast<int32_t>(found - drawing.begin()));
+      }
+      ids.from = from;
+    }
+    step.hidden = model_.Forward(batch, ids, HiddenRows(chunks, batch), observe_state,
                                  wants_stats ? &step.stats : nullptr);
     DrawOnDevice(step);
+    if (step.draws == nullptr) step.end = device_->Mark();
   }
 
   // What the host takes of a step that was launched.
@@ -305,6 +346,7 @@ class DdlModelRunner final : public ModelRunner {
     const std::vector<SequenceChunk>& chunks = step.chunks;
     const kernels::Batch& batch = step.packed->batch();
     std::vector<ChunkOutput>& outputs = step.outputs;
+    if (step.end != nullptr) step.end->Wait();
     for (size_t i = 0; i < chunks.size(); ++i) {
       if (chunks[i].ddl_stats) TakeStats(step.stats, batch, i, outputs[i]);
       if (chunks[i].hidden == Rows::kNone) continue;
@@ -414,24 +456,26 @@ class DdlModelRunner final : public ModelRunner {
 
   // The tokens that the device draws: its logits never leave it.
   void DrawOnDevice(StepUnderWay& step) const {
+    Draws draws;
     std::vector<int32_t> rows;  // in the batch, of each chunk that draws
     std::vector<SampleRequest> requests;
     for (size_t i = 0; i < step.chunks.size(); ++i) {
       if (!DrawsOnDevice(step.chunks[i])) continue;
-      step.drawing.push_back(i);
+      draws.chunks.push_back(static_cast<int32_t>(i));
       rows.push_back(step.packed->batch().row_begin[i + 1] - 1);
       requests.push_back(*step.chunks[i].sample);
     }
     if (rows.empty()) return;
-    step.drawn = device_->DrawTokens(LogitsOf(step.hidden, rows), requests);
+    draws.tokens = device_->DrawTokens(LogitsOf(step.hidden, rows), requests);
+    step.draws = std::make_shared<const Draws>(std::move(draws));
   }
 
   // Waits for them.
   static void TakeDrawn(StepUnderWay& step) {
-    if (step.drawn == nullptr) return;
-    const std::vector<SampledToken> drawn = step.drawn->Wait();
-    for (size_t n = 0; n < step.drawing.size(); ++n) {
-      ChunkOutput& output = step.outputs[step.drawing[n]];
+    if (step.draws == nullptr) return;
+    const std::vector<SampledToken> drawn = step.draws->tokens->Wait();
+    for (size_t n = 0; n < drawn.size(); ++n) {
+      ChunkOutput& output = step.outputs[step.draws->chunks[n]];
       if (drawn[n].id < 0) {
         output.status = NonFinite("logits");
       } else {

@@ -51,6 +51,9 @@ struct SequenceChunk {
   // Every token of the sequence up to the chunk's end, not only the chunk's own: convolutions
   // over the input read the few before `start`.
   absl::Span<const TokenId> tokens;
+  // The last of them is not known yet, and what stands there means nothing: it is the token that
+  // this chunk, by its place in the step begun before, draws. That step is not finished.
+  std::optional<int32_t> last_token_from;
   int32_t start = 0;
   // Physical block of each block_size positions, covering tokens.size() of them.
   absl::Span<const int32_t> block_table;
@@ -74,6 +77,15 @@ struct SequenceChunk {
   // The state X after this layer's block, for every position of the chunk. In [0, num_layers).
   std::optional<int32_t> state_layer;
 };
+
+// Whether the host has a part in what is wanted of a chunk: all but a token without a list of
+// likely ones.
+inline bool NeedsHost(const SequenceChunk& chunk) {
+  return (chunk.sample.has_value() && chunk.sample->logprobs > 0) || chunk.score.has_value() ||
+         chunk.hidden != Rows::kNone || chunk.readout.kind != HiddenReadout::Kind::kFinalNorm ||
+         chunk.readout.layer.has_value() || chunk.ddl_stats || chunk.logits != Rows::kNone ||
+         chunk.state_layer.has_value();
+}
 
 struct ChunkOutput {
   // INTERNAL when the logits, vectors or statistics that were asked for are not finite,
@@ -110,6 +122,10 @@ struct ModelDescription {
   int32_t kv_block_size = 0;  // tokens per block
   int32_t kv_num_blocks = 0;
   int32_t max_sequences = 0;  // slots
+
+  // Steps that may have been begun and not be finished: more than one where steps are computed
+  // beside the caller.
+  int32_t max_steps_under_way = 1;
 };
 
 enum class RunnerDType { kFloat32, kBFloat16 };
@@ -159,14 +175,19 @@ class ModelRunner {
   virtual const ModelDescription& description() const = 0;
 
   // Begins a step over a packed ragged batch, and returns as soon as it can: what takes time goes
-  // on beside the caller, or waits for Finish. At most max_step_tokens positions and max_sequences
-  // chunks, each at least one position long, no two with the same slot. `chunks` itself may go at
-  // once, what they refer to not before Finish.
+  // on beside the caller, or waits for Finish. At most max_step_tokens positions and
+  // max_sequences chunks, each at least one position long, no two with the same slot. `chunks`
+  // itself may go at once, what they refer to not before Finish.
+  //
+  // With max_steps_under_way > 1 also before the step before is finished, if none of that one's
+  // chunks NeedsHost. Steps are computed in the order in which they are begun, so that a block or a
+  // slot that one of them uses may be another sequence's in the next.
   virtual void Begin(absl::Span<const SequenceChunk> chunks) = 0;
-  // Waits for the step begun: outputs in the order of its chunks. A failed status means that the
-  // whole step failed, in either call (an exception of the tensor library, an exhausted device):
-  // the caches' content for these sequences is then undefined, everyone else's is untouched.
-  // UNAVAILABLE: the device is lost, and so will be every later step.
+  // Waits for the step begun first of those not finished: outputs in the order of its chunks. A
+  // failed status means that the whole step failed, in either call (an exception of the tensor
+  // library, an exhausted device): the caches' content for these sequences is then undefined,
+  // everyone else's is untouched; what a step begun since makes of a last_token_from has no
+  // meaning. UNAVAILABLE: the device is lost, and so will be every later step.
   virtual absl::StatusOr<std::vector<ChunkOutput>> Finish() = 0;
 
   // Both, with nothing else under way.

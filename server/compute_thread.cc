@@ -14,9 +14,11 @@ namespace {
 class ElsewhereRunner final : public ModelRunner {
  public:
   ElsewhereRunner(ComputeThread* thread, std::unique_ptr<ModelRunner> runner)
-      : thread_(*thread), runner_(std::move(runner)) {}
+      : thread_(*thread), runner_(std::move(runner)), description_(runner_->description()) {
+    description_.max_steps_under_way = 1;
+  }
 
-  const ModelDescription& description() const override { return runner_->description(); }
+  const ModelDescription& description() const override { return description_; }
 
   // To begin it on the thread could take as long as another model's step.
   void Begin(absl::Span<const SequenceChunk> chunks) override {
@@ -31,6 +33,7 @@ class ElsewhereRunner final : public ModelRunner {
  private:
   ComputeThread& thread_;
   const std::unique_ptr<ModelRunner> runner_;
+  ModelDescription description_;
   std::vector<SequenceChunk> chunks_;  // begun
 };
 

@@ -39,6 +39,8 @@ class Completion {
   // decides anything, the text is made only here.
   CompletionDelta TakeDelta();
 
+  // Whether NextSample depends on which tokens were generated, rather than how many.
+  bool seen_by_draws() const { return has_penalties_; }
   int32_t num_tokens() const { return num_tokens_; }
   // Whether a completion of so many tokens has room for no more.
   bool IsFullAt(int32_t num_tokens) const { return num_tokens == max_tokens_; }

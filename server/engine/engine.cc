@@ -82,15 +82,23 @@ Engine::~Engine() { Stop(); }
 // --- The step ------------------------------------------------------------------------------
 
 bool Engine::Step() {
-  const absl::Time begin = now_();
-  step_began_ = absl::ToUnixNanos(begin);
+  absl::Time now = now_();
+  step_began_ = absl::ToUnixNanos(now);
+  bool worked = !steps_.empty();
+  if (!steps_.empty() && !steps_.back().may_be_followed) {
+    Tell();
+    FinishStep();
+    now = now_();
+  }
   AcceptCalls();
-  EndCancelledAndExpired(begin);
-  bool worked = BeginStep(begin);
+  EndCancelledAndExpired(now);
+  const bool begun = BeginStep(now);
   // A runner that computes only in Finish has not begun: nobody waits for a message meanwhile.
-  worked = Tell() || worked;
-  if (!steps_.empty()) FinishStep();
+  const bool told = Tell();
+  const auto under_way = static_cast<int32_t>(steps_.size());
+  if (under_way > 0 && (!begun || under_way == model().max_steps_under_way)) FinishStep();
   step_began_ = kNoStep;
+  worked = worked || begun || told;
   return worked;
 }
 
@@ -120,6 +128,7 @@ bool Engine::BeginStep(absl::Time turn) {
   runner_->Begin(chunks);
   step.in_runner = now_() - beginning;
   MarkBegun(&step);
+  step.may_be_followed = MayBeFollowed(step, chunks);
   return true;
 }
 
@@ -236,6 +245,8 @@ std::vector<SequenceChunk> Engine::ToChunks(const StepPlan& plan, StepUnderWay* 
     step->block_tables.insert(step->block_tables.end(), chunk.block_table.begin(),
                               chunk.block_table.end());
     chunk.block_table = absl::MakeConstSpan(step->block_tables).subspan(first_block);
+    if (last && sequence.num_unknown() > 0) chunk.last_token_from = part.chunk;
+    part.chunk = static_cast<int32_t>(chunks.size()) - 1;
     chunk.ddl_stats = request.ddl_stats;
     if (part.pooler.has_value()) {
       chunk.hidden = part.pooler->RowsNeeded(last);
@@ -266,6 +277,16 @@ void Engine::MarkBegun(StepUnderWay* step) {
       sequence.AppendUnknown();
     }
   }
+}
+
+// What the next step reads of this one may be known to the device alone, as long as nothing else
+// depends on it: how a token is drawn, or what the host makes of this step.
+bool Engine::MayBeFollowed(const StepUnderWay& step, absl::Span<const SequenceChunk> chunks) {
+  return std::none_of(chunks.begin(), chunks.end(), NeedsHost) &&
+         std::ranges::none_of(step.chunks, [](const StepUnderWay::Chunk& chunk) {
+           return chunk.scheduled.sequence->num_unknown() > 0 &&
+                  chunk.part->completion->seen_by_draws();
+         });
 }
 
 bool Engine::Tell() {
@@ -323,15 +344,18 @@ void Engine::TellEnds() {
   if (num_requests_ == 0) idle_.NotifyAll();
 }
 
-void Engine::FinishStep() {
+void Engine::FinishStep(const absl::Status& before) {
   StepUnderWay step = std::move(steps_.front());
   steps_.pop_front();
   const absl::Time waiting = now_();
   absl::StatusOr<std::vector<ChunkOutput>> outputs = runner_->Finish();
   const absl::Time computed = now_();
   step.in_runner += computed - waiting;
+  if (outputs.ok() && !before.ok()) outputs = before;
+  const absl::Status status = outputs.status();
   Decide(step, std::move(outputs), computed);
   ReportStep(step);
+  if (!status.ok() && !steps_.empty()) FinishStep(status);
 }
 
 void Engine::Decide(const StepUnderWay& step, absl::StatusOr<std::vector<ChunkOutput>> outputs,
@@ -344,8 +368,9 @@ void Engine::Decide(const StepUnderWay& step, absl::StatusOr<std::vector<ChunkOu
   for (size_t i = 0; i < step.chunks.size(); ++i) {
     const StepUnderWay::Chunk& chunk = step.chunks[i];
     ActiveRequest& request = *chunk.request;
-    // It was cancelled meanwhile, or ended with another of its parts in this very step.
-    if (request.has_ended()) continue;
+    // It was cancelled meanwhile, or ended in the step before, or with another of its parts in this
+    // very step.
+    if (request.has_ended() || chunk.part->sequence == nullptr) continue;
     if (!outputs.ok()) {
       End(request,
           absl::InternalError(

@@ -113,7 +113,9 @@ class Engine {
   void Start();
   // One turn of the step thread, on the calling thread, without Start. The next step is begun;
   // while it is computed, clients are told what the step before brought; then it is finished, and
-  // what it brought is decided, to be told in the next turn. False when there was nothing to do.
+  // what it brought is decided, to be told in the next turn. Where the runner takes two steps, and
+  // the next one can be begun from what the host knows, that is done before this one is finished.
+  // False when there was nothing to do.
   bool Step();
   // Finishes what is under way and tells what is left to tell, on the thread that steps.
   void Settle();
@@ -153,6 +155,8 @@ class Engine {
     int32_t decode_tokens = 0;
     int32_t prefill_tokens = 0;
     int32_t started_requests = 0;
+    // Whether the next can be begun before this one is finished.
+    bool may_be_followed = false;
     std::vector<size_t> gates_asked;    // chunks
     std::vector<int32_t> block_tables;  // the runner's chunks refer to it
     absl::Time begin;                   // of the turn
@@ -187,12 +191,14 @@ class Engine {
   int32_t MarkStarted(const StepPlan& plan, absl::Time now);
   std::vector<SequenceChunk> ToChunks(const StepPlan& plan, StepUnderWay* step);
   void MarkBegun(StepUnderWay* step);
+  static bool MayBeFollowed(const StepUnderWay& step, absl::Span<const SequenceChunk> chunks);
   // Tells observer and sinks all that was decided since the last time. False when that was nothing.
   bool Tell();
   void Tell(Message& message);
   void TellEnds();
-  // Waits for the step begun first, and decides what it brought.
-  void FinishStep();
+  // Waits for the step begun first, and decides what it brought. `before`: how one failed that it
+  // was begun after.
+  void FinishStep(const absl::Status& before = absl::OkStatus());
   void Decide(const StepUnderWay& step, absl::StatusOr<std::vector<ChunkOutput>> outputs,
               absl::Time now);
   void ReportStep(const StepUnderWay& step);

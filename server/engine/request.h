@@ -150,7 +150,7 @@ struct RequestEnd {
 // Whether a sink takes more at the moment. A full one has its request paused: its sequences leave
 // the batch, and what they hold may be taken for others. Steps that are under way by then still
 // bring what they bring: a delta each for every completion, which the full sink is to take.
-// Engine:: Resume lets the request go on; one paused for longer than slow_reader_timeout ends with
+// Engine::Resume lets the request go on; one paused for longer than slow_reader_timeout ends with
 // RESOURCE_EXHAUSTED, SLOW_READER.
 enum class SinkState { kReady, kFull };
 

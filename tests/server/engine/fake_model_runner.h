@@ -20,7 +20,8 @@ namespace ddl {
 // twice, a wrong start or a stale slot shows up as wrong tokens. Tails are also kept with each
 // block, as they were at its last position, for sequences that begin with blocks that others
 // computed. The pure functions below say what is right, from the tokens alone. A step is computed
-// in its Finish; what its chunks refer to must be then what it was in Begin.
+// in // its Finish; what its chunks refer to must be then what it was in Begin. A last token that
+// is not known it takes from the step before, as a device would.
 class FakeModelRunner final : public ModelRunner {
  public:
   struct Options {
@@ -29,6 +30,7 @@ class FakeModelRunner final : public ModelRunner {
     int32_t max_sequences = 8;
     int32_t max_step_tokens = 64;
     TokenId vocab_size = 50;
+    int32_t max_steps_under_way = 1;
   };
   static constexpr int64_t kHiddenSize = 3;
 
@@ -75,8 +77,15 @@ class FakeModelRunner final : public ModelRunner {
   };
 
   void Expect(bool holds, absl::string_view what);
-  void CheckStep(absl::Span<const SequenceChunk> chunks);
+  struct BegunStep {
+    std::vector<BegunChunk> chunks;
+    bool after_failure = false;  // of a step that was under way when it was begun
+  };
+
+  void CheckStep(absl::Span<const SequenceChunk> chunks, bool after_failure);
   ChunkOutput Compute(const SequenceChunk& chunk);
+  // Overwrites what a chunk has computed.
+  void Ruin(const SequenceChunk& chunk);
 
   const Options options_;
   ModelDescription description_;
@@ -85,9 +94,10 @@ class FakeModelRunner final : public ModelRunner {
     uint64_t tail = 0;  // a mix of all tokens so far
     int32_t end = 0;    // of the chunk that left it there
   };
-  std::vector<Slot> slots_;                    // [max_sequences]
-  std::vector<uint64_t> block_tails_;          // [kv_num_blocks]: tails at the last position
-  std::deque<std::vector<BegunChunk>> steps_;  // begun, not finished
+  std::vector<Slot> slots_;            // [max_sequences]
+  std::vector<uint64_t> block_tails_;  // [kv_num_blocks]: tails at the last position
+  std::deque<BegunStep> steps_;        // begun, not finished
+  std::vector<TokenId> drawn_;         // by chunk of the step that was last computed; 0: none
   int num_begun_ = 0;
   int num_steps_ = 0;
   int largest_step_sequences_ = 0;
