@@ -1,4 +1,6 @@
 #include <ATen/Parallel.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/index_select.h>
 
 #include <algorithm>
 #include <atomic>
@@ -33,19 +35,28 @@ class CpuDevice final : public Device {
  public:
   std::string name() const override { return "cpu"; }
   at::Device tensors() const override { return at::kCPU; }
+  bool runs_beside() const override { return false; }
   int64_t product_multiple() const override { return 1; }  // packing pads by itself
   kernels::Executor executor() const override { return CpuExecutor(); }
-  StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const override {
-    return {.batch = batch, .ids = ids.data(), .memory = {}, .attention_plan = {}};
+  StepInput Upload(const kernels::Batch& batch, const StepIds& ids) const override {
+    DDL_CHECK(ids.drawn == nullptr, "the CPU knows what it has drawn");
+    return {.batch = batch, .ids = ids.ids.data(), .memory = {}, .attention_plan = {}};
   }
   std::unique_ptr<DecodeGraphs> MakeDecodeGraphs(const DecodeGraphShape& /*shape*/) const override {
     return nullptr;
   }
+  std::unique_ptr<Milestone> Mark() const override { return nullptr; }
+  at::Tensor GatherRows(const at::Tensor& x, absl::Span<const int32_t> rows) const override {
+    const at::Tensor index =
+        at::from_blob(const_cast<int32_t*>(rows.data()), {static_cast<int64_t>(rows.size())},
+                      at::TensorOptions().dtype(at::kInt));
+    return at::index_select(x, 0, index);
+  }
   bool CanDraw(const SampleRequest& /*request*/) const override { return false; }
-  std::vector<SampledToken> DrawTokens(
+  std::unique_ptr<DrawnTokens> DrawTokens(
       const at::Tensor& /*logits*/, absl::Span<const SampleRequest> /*requests*/) const override {
     DDL_CHECK(false, "the CPU draws by Sample");
-    return {};
+    return nullptr;
   }
   absl::Status Health() const override { return absl::OkStatus(); }
   std::optional<DeviceMemory> memory() const override { return std::nullopt; }

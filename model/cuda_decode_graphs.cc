@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "model/cuda_drawn_tokens.h"
 #include "model/cuda_parcel.h"
 
 namespace ddl {
@@ -17,16 +18,15 @@ int64_t CudaDecodeGraphs::RowsOfGraph(int64_t rows) const {
                            static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows))));
 }
 
-StepInput CudaDecodeGraphs::Upload(int64_t rows, const kernels::Batch& batch,
-                                   absl::Span<const int32_t> ids, int64_t taps,
-                                   const at::Tensor& memory) const {
+StepInput CudaDecodeGraphs::Upload(int64_t rows, const kernels::Batch& batch, const StepIds& ids,
+                                   int64_t taps, const at::Tensor& memory) const {
   const int64_t stride = shape_.block_table_stride;
   std::vector<int32_t> row_begin(rows + 1), position(rows, 0), slot(rows, shape_.spare_slot);
   std::vector<int32_t> block_table(rows * stride, shape_.spare_block);
   std::vector<int32_t> tail_source = slot, row_save(rows, -1), all_ids(rows * taps, -1);
   std::iota(row_begin.begin(), row_begin.end(), 0);
   for (int64_t row = batch.tokens; row < rows; ++row) all_ids[row * taps + taps - 1] = 0;
-  std::copy(ids.begin(), ids.end(), all_ids.begin());
+  std::copy(ids.ids.begin(), ids.ids.end(), all_ids.begin());
   std::copy_n(batch.position, batch.tokens, position.begin());
   std::copy_n(batch.slot, batch.tokens, slot.begin());
   for (int64_t row = 0; row < batch.tokens; ++row) {
@@ -62,16 +62,16 @@ StepInput CudaDecodeGraphs::Upload(int64_t rows, const kernels::Batch& batch,
   parcel.Add(&input.batch.row_save, rows);
   parcel.Add(&input.ids, rows * taps);
   input.memory = parcel.Send(memory);
+  FillIds(device_, ids, input.ids);  // rows that fill up come after the batch's
   return input;
 }
 
-bool CudaDecodeGraphs::Run(const kernels::Batch& batch, absl::Span<const int32_t> ids,
-                           const Layers& layers) {
+bool CudaDecodeGraphs::Run(const kernels::Batch& batch, const StepIds& ids, const Layers& layers) {
   if (!can_capture_ || batch.tokens != batch.sequences || batch.tokens > shape_.max_rows) {
     return false;
   }
   const int64_t rows = RowsOfGraph(batch.tokens);
-  const int64_t taps = static_cast<int64_t>(ids.size()) / batch.tokens;
+  const int64_t taps = static_cast<int64_t>(ids.ids.size()) / batch.tokens;
   auto graph = graphs_.find(rows);
   if (graph == graphs_.end()) {
     // Of spare rows alone: capturing runs the launches.

@@ -26,8 +26,7 @@ class CudaDecodeGraphs final : public DecodeGraphs {
   CudaDecodeGraphs(at::Device device, const DecodeGraphShape& shape)
       : device_(device), shape_(shape) {}
 
-  bool Run(const kernels::Batch& batch, absl::Span<const int32_t> ids,
-           const Layers& layers) override;
+  bool Run(const kernels::Batch& batch, const StepIds& ids, const Layers& layers) override;
 
  private:
   struct Graph {
@@ -38,8 +37,8 @@ class CudaDecodeGraphs final : public DecodeGraphs {
   int64_t RowsOfGraph(int64_t rows) const;
   // Copies the batch, filled up to `rows` rows, into `memory`, or into new memory if that is
   // undefined. `taps` ids belong to each row.
-  StepInput Upload(int64_t rows, const kernels::Batch& batch, absl::Span<const int32_t> ids,
-                   int64_t taps, const at::Tensor& memory) const;
+  StepInput Upload(int64_t rows, const kernels::Batch& batch, const StepIds& ids, int64_t taps,
+                   const at::Tensor& memory) const;
 
   const at::Device device_;
   const DecodeGraphShape shape_;

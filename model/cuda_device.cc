@@ -1,7 +1,6 @@
 #include <ATen/ops/empty.h>
 
 #include <cstddef>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <utility>
@@ -9,6 +8,7 @@
 
 #include "model/cuda_attention.h"
 #include "model/cuda_decode_graphs.h"
+#include "model/cuda_drawn_tokens.h"
 #include "model/cuda_parcel.h"
 #include "model/cuda_runtime.h"
 #include "model/cuda_sample_row.h"
@@ -56,13 +56,14 @@ class CudaDevice final : public Device {
 
   std::string name() const override { return "cuda:0"; }
   at::Device tensors() const override { return tensors_; }
+  bool runs_beside() const override { return true; }
   int64_t product_multiple() const override { return 8; }  // tensor cores, in bfloat16
   kernels::Executor executor() const override {
     return {.parallel_for = nullptr, .device = &kernels_};
   }
 
-  StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const override {
-    StepInput input{.batch = batch, .ids = ids.data(), .memory = {}, .attention_plan = {}};
+  StepInput Upload(const kernels::Batch& batch, const StepIds& ids) const override {
+    StepInput input{.batch = batch, .ids = ids.ids.data(), .memory = {}, .attention_plan = {}};
     CudaParcel parcel(tensors_);
     parcel.Add(&input.batch.row_begin, batch.sequences + 1);
     parcel.Add(&input.batch.row_sequence, batch.tokens);
@@ -71,7 +72,7 @@ class CudaDevice final : public Device {
     parcel.Add(&input.batch.block_table, batch.sequences * batch.block_table_stride);
     parcel.Add(&input.batch.tail_source, batch.sequences);
     parcel.Add(&input.batch.row_save, batch.tokens);
-    parcel.Add(&input.ids, static_cast<int64_t>(ids.size()));
+    parcel.Add(&input.ids, static_cast<int64_t>(ids.ids.size()));
     if (kernels::AttentionPlan plan = MakeAttentionPlan(batch); !plan.runs.empty()) {
       auto kept = std::make_shared<kernels::AttentionPlan>(std::move(plan));
       kept->device_begins = kept->begins.data();
@@ -80,6 +81,7 @@ class CudaDevice final : public Device {
       input.attention_plan = std::move(kept);
     }
     input.memory = parcel.Send();
+    FillIds(tensors_, ids, input.ids);
     return input;
   }
 
@@ -87,11 +89,29 @@ class CudaDevice final : public Device {
     return std::make_unique<CudaDecodeGraphs>(tensors_, shape);
   }
 
+  std::unique_ptr<Milestone> Mark() const override { return cuda_runtime::Mark(); }
+
+  at::Tensor GatherRows(const at::Tensor& x, absl::Span<const int32_t> rows) const override {
+    const auto count = static_cast<int64_t>(rows.size());
+    const at::Tensor gathered = at::empty({count, x.size(1)}, x.options());
+    cuda::GatherRowsArgs args;
+    args.type = x.scalar_type() == at::kFloat ? kernels::Type::kFloat32 : kernels::Type::kBFloat16;
+    args.d = x.size(1);
+    args.x = x.const_data_ptr();
+    args.rows = rows.data();
+    args.y = gathered.data_ptr();
+    CudaParcel parcel(tensors_);
+    parcel.Add(&args.rows, count);
+    const at::Tensor memory = parcel.Send();
+    Check(cuda::GatherRows(cuda_runtime::CurrentStream(), count, args), "GatherRows");
+    return gathered;
+  }
+
   // The lists of most likely tokens are not computed on the device.
   bool CanDraw(const SampleRequest& request) const override { return request.logprobs <= 0; }
 
-  std::vector<SampledToken> DrawTokens(const at::Tensor& logits,
-                                       absl::Span<const SampleRequest> requests) const override {
+  std::unique_ptr<DrawnTokens> DrawTokens(const at::Tensor& logits,
+                                          absl::Span<const SampleRequest> requests) const override {
     const auto count = static_cast<int64_t>(requests.size());
     CudaParcel parcel(tensors_);
     std::vector<cuda::SampleRow> rows;
@@ -105,7 +125,6 @@ class CudaDevice final : public Device {
     const at::TensorOptions on_device = at::TensorOptions().device(tensors_);
     const at::Tensor workspace =
         at::empty({cuda::SampleWorkspaceBytes(count, logits.size(1))}, on_device.dtype(at::kByte));
-    // Ids, then the bits of logprobs: one copy brings back both.
     const at::Tensor drawn = at::empty({2, count}, on_device.dtype(at::kInt));
     args.vocab = logits.size(1);
     args.logits = logits.const_data_ptr<float>();
@@ -114,14 +133,7 @@ class CudaDevice final : public Device {
     args.logprob = reinterpret_cast<float*>(args.id + count);
     Check(cuda::SampleTokens(cuda_runtime::CurrentStream(), count, args), "SampleTokens");
 
-    const at::Tensor on_host = drawn.to(at::kCPU);
-    const int32_t* const values = on_host.const_data_ptr<int32_t>();
-    std::vector<SampledToken> tokens(requests.size());
-    for (int64_t n = 0; n < count; ++n) {
-      tokens[n].id = values[n];
-      std::memcpy(&tokens[n].logprob, &values[count + n], sizeof(float));
-    }
-    return tokens;
+    return std::make_unique<CudaDrawnTokens>(drawn);
   }
 
   absl::Status Health() const override { return cuda_runtime::Health(); }

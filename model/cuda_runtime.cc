@@ -31,6 +31,41 @@ constexpr c10::DeviceIndex kDevice = 0;
 // it, too, would need another number here.
 constexpr c10::MempoolId_t kGraphPool = {1, 0};
 
+class Event final : public Milestone {
+ public:
+  Event() {
+    CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "create an event");
+  }
+  ~Event() override { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  void Record() { CheckCuda(cudaEventRecord(event_, CurrentStream()), "record an event"); }
+  void Wait() override { CheckCuda(cudaEventSynchronize(event_), "wait for an event"); }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+class PinnedCopy final : public HostCopy {
+ public:
+  explicit PinnedCopy(const at::Tensor& tensor)
+      : on_host_(at::empty(tensor.sizes(), tensor.options().device(at::kCPU).pinned_memory(true))) {
+    on_host_.copy_(tensor, /*non_blocking=*/true);
+    arrived_.Record();
+  }
+  at::Tensor Wait() override {
+    arrived_.Wait();
+    return on_host_;
+  }
+
+ private:
+  // LibTorch's allocator of pinned memory knows of the copy: given back early, the memory is not
+  // lent out again before it is done.
+  const at::Tensor on_host_;
+  Event arrived_;
+};
+
 class CapturedGraph final : public Graph {
  public:
   // Takes them over, and the use of the pool that they were captured with.
@@ -96,6 +131,16 @@ kernels::cuda::Stream CurrentStream() { return c10::cuda::getCurrentCUDAStream()
 
 at::Tensor Staging(int64_t bytes) {
   return at::empty({bytes}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));
+}
+
+std::unique_ptr<Milestone> Mark() {
+  auto event = std::make_unique<Event>();
+  event->Record();
+  return event;
+}
+
+std::unique_ptr<HostCopy> CopyToHost(const at::Tensor& tensor) {
+  return std::make_unique<PinnedCopy>(tensor);
 }
 
 std::string ErrorText(kernels::cuda::Error error) {

@@ -30,6 +30,19 @@ kernels::cuda::Stream CurrentStream();
 // `bytes` of host memory from which a copy to the device need not be waited for.
 at::Tensor Staging(int64_t bytes);
 
+// Where the current stream is.
+std::unique_ptr<Milestone> Mark();
+
+// A tensor on its way to host memory.
+class HostCopy {
+ public:
+  virtual ~HostCopy() = default;
+  // Waits until it has arrived, as a Milestone does.
+  virtual at::Tensor Wait() = 0;
+};
+// As the stream will have computed `tensor` so far; later launches may overwrite it. Does not wait.
+std::unique_ptr<HostCopy> CopyToHost(const at::Tensor& tensor);
+
 // Launches that were captured, and run again in the order in which they were.
 class Graph {
  public:

@@ -292,7 +292,7 @@ at::Tensor DdlModel::Mlp(const kernels::Batch& batch, const Layer& layer,
   return layer.mlp_output(y, h_);
 }
 
-at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
+at::Tensor DdlModel::Forward(const kernels::Batch& batch, const StepIds& ids,
                              const std::vector<int32_t>& wanted, const StateObserver& observe_state,
                              Stats* stats) {
   const auto layers = [this](const StepInput& input) { RunLayers(input, nullptr, nullptr, {}); };
@@ -310,7 +310,8 @@ at::Tensor DdlModel::Forward(const kernels::Batch& batch, const std::vector<int3
   if (plain && static_cast<int64_t>(wanted.size()) < batch.tokens) {
     const int64_t taps = std::max(layers_.back().before_mlp.taps(), before_head_.taps());
     const RowsOfBatch rows(batch, wanted, taps, spare_slot_);
-    const StepInput wanted_input = device_->Upload(rows.batch(), rows.rows());
+    const StepInput wanted_input =
+        device_->Upload(rows.batch(), {.ids = rows.rows(), .from = {}, .to = {}});
     RunLayers(input, &wanted_input, observe_state, stats_tensors);
   } else {
     RunLayers(input, nullptr, observe_state, stats_tensors);

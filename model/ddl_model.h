@@ -55,7 +55,7 @@ class DdlModel {
   // their K and V. All are in host memory, and need only live during the call.
   // Returns hidden [tokens, d], the final norm's output, overwritten by the next call. `stats`
   // null: not wanted; left empty by the baseline, which has no delta rule.
-  at::Tensor Forward(const kernels::Batch& batch, const std::vector<int32_t>& ids,
+  at::Tensor Forward(const kernels::Batch& batch, const StepIds& ids,
                      const std::vector<int32_t>& wanted, const StateObserver& observe_state,
                      Stats* stats);
 

@@ -26,6 +26,34 @@ struct StepInput {
   std::shared_ptr<const kernels::AttentionPlan> attention_plan;  // the batch's
 };
 
+// A point in what a device has been asked for.
+class Milestone {
+ public:
+  virtual ~Milestone() = default;
+  // Waits until all that was launched before it has run. Throws when any of that failed.
+  virtual void Wait() = 0;
+};
+
+// Tokens that are being drawn.
+class DrawnTokens {
+ public:
+  virtual ~DrawnTokens() = default;
+  // Waits for them: one for each row, without the lists of most likely ones. Its id is -1 where the
+  // row's logits are not all finite. At most once.
+  virtual std::vector<SampledToken> Wait() = 0;
+  // [rows] int32, on the device: their ids as soon as what was launched so far has run.
+  virtual at::Tensor ids() const = 0;
+};
+
+// The token ids of a step's positions [tokens, taps], oldest first. In host memory.
+struct StepIds {
+  absl::Span<const int32_t> ids;
+  // Those that only the device knows, if any: ids[to[n]] is the id of the token drawn[from[n]], and
+  // 0 where none was drawn.
+  const DrawnTokens* drawn = nullptr;
+  absl::Span<const int32_t> from, to;
+};
+
 struct DeviceMemory {
   int64_t free_bytes = 0;
   int64_t total_bytes = 0;
@@ -54,8 +82,7 @@ class DecodeGraphs {
   // Runs the step by its graph; `layers` is called where that is to be captured first. False, with
   // nothing done, for a step that has several rows of a sequence, or where none can be captured.
   // `batch` and `ids` are in host memory, and may go at once.
-  virtual bool Run(const kernels::Batch& batch, absl::Span<const int32_t> ids,
-                   const Layers& layers) = 0;
+  virtual bool Run(const kernels::Batch& batch, const StepIds& ids, const Layers& layers) = 0;
 };
 
 // Where a model computes: its tensors live there and its kernels run there. Used by one thread at a
@@ -66,6 +93,8 @@ class Device {
 
   virtual std::string name() const = 0;  // "cpu" | "cuda:N"
   virtual at::Device tensors() const = 0;
+  // Whether calls return before what they ask for has been computed, in the order of the calls.
+  virtual bool runs_beside() const = 0;
   // Products are fast when what they sum over is a multiple of so many elements: others are padded
   // with zeros where a model is free to.
   virtual int64_t product_multiple() const = 0;
@@ -74,17 +103,24 @@ class Device {
 
   // `batch` and `ids`, in host memory, for a call of kernels. They must outlive the result where
   // the device is the CPU; elsewhere they may go at once.
-  virtual StepInput Upload(const kernels::Batch& batch, absl::Span<const int32_t> ids) const = 0;
+  virtual StepInput Upload(const kernels::Batch& batch, const StepIds& ids) const = 0;
 
   // Null where launching is no effort. Must go before what the layers use.
   virtual std::unique_ptr<DecodeGraphs> MakeDecodeGraphs(const DecodeGraphShape& shape) const = 0;
 
-  // Whether DrawTokens is to be used for a draw rather than Sample on the CPU.
+  // Null where nothing is left to wait for.
+  virtual std::unique_ptr<Milestone> Mark() const = 0;
+
+  // x [rows, d] -> the rows given, in host memory, which need only live during the call.
+  virtual at::Tensor GatherRows(const at::Tensor& x, absl::Span<const int32_t> rows) const = 0;
+
+  // Whether DrawTokens is to be used for a draw rather than Sample on the CPU. A device that runs
+  // beside its caller draws all that have no list of most likely tokens.
   virtual bool CanDraw(const SampleRequest& request) const = 0;
-  // logits [requests, vocab] in float32, on the device -> a token for each row, without the lists
-  // of most likely ones. Its id is -1 where the row's logits are not all finite.
-  virtual std::vector<SampledToken> DrawTokens(const at::Tensor& logits,
-                                               absl::Span<const SampleRequest> requests) const = 0;
+  // logits [requests, vocab] in float32, on the device -> a token for each row. Does not wait for
+  // them; `requests` need only live during the call.
+  virtual std::unique_ptr<DrawnTokens> DrawTokens(
+      const at::Tensor& logits, absl::Span<const SampleRequest> requests) const = 0;
 
   // OK as long as the device works. UNAVAILABLE once it does not, and never will again in this
   // process. Waits for what runs.

@@ -1,14 +1,14 @@
 #include "model/model_runner.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/index_select.h>
-#include <ATen/ops/tensor.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <deque>
 #include <exception>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -58,6 +58,11 @@ class PackedBatch {
           ids_.push_back(position >= tap ? chunk.tokens[position - tap] : -1);
         }
       }
+      if (chunk.last_token_from.has_value()) {
+        // The last tap of the last row: no other position sees it.
+        unknown_.push_back(static_cast<int32_t>(ids_.size()) - 1);
+        unknown_from_.push_back(*chunk.last_token_from);
+      }
       row_begin_.push_back(static_cast<int32_t>(position_.size()));
       batch_.longest = std::max<int64_t>(batch_.longest, length);
       slot_.push_back(chunk.slot);
@@ -81,6 +86,10 @@ class PackedBatch {
 
   const kernels::Batch& batch() const { return batch_; }
   const std::vector<int32_t>& ids() const { return ids_; }  // [tokens, input_taps]
+  // Those that are not known: where they are in ids(), and which chunk of the step before draws
+  // each.
+  const std::vector<int32_t>& unknown() const { return unknown_; }
+  const std::vector<int32_t>& unknown_from() const { return unknown_from_; }
 
  private:
   static int32_t TailSource(const SequenceChunk& chunk, const RunnerOptions& options) {
@@ -94,6 +103,7 @@ class PackedBatch {
 
   std::vector<int32_t> row_begin_, row_sequence_, position_, slot_, block_table_, ids_;
   std::vector<int32_t> tail_source_, row_save_;  // empty for a model without tails
+  std::vector<int32_t> unknown_, unknown_from_;
   kernels::Batch batch_;
 };
 
@@ -145,22 +155,42 @@ class DdlModelRunner final : public ModelRunner {
     description_.kv_block_size = options.kv_block_size;
     description_.kv_num_blocks = options_.kv_num_blocks;
     description_.max_sequences = options.max_sequences;
+    description_.max_steps_under_way = device_->runs_beside() ? 2 : 1;
   }
 
   const ModelDescription& description() const override { return description_; }
 
-  absl::StatusOr<std::vector<ChunkOutput>> Forward(
-      absl::Span<const SequenceChunk> chunks) override {
-    try {
-      const c10::InferenceMode inference_mode;
-      return Run(chunks);
-    } catch (const std::exception& error) {
-      if (absl::Status health = device_->Health(); !health.ok()) {
-        return absl::UnavailableError(
-            absl::StrCat(device_->name(), " failed and is lost: ", health.message()));
-      }
-      return TensorLibraryError("the forward pass", error);
+  void Begin(absl::Span<const SequenceChunk> chunks) override {
+    DDL_CHECK(static_cast<int32_t>(steps_.size()) < description_.max_steps_under_way,
+              "no more steps are under way than may be");
+    const StepUnderWay* const before = steps_.empty() ? nullptr : &steps_.back();
+    StepUnderWay& step = steps_.emplace_back();
+    step.chunks.assign(chunks.begin(), chunks.end());
+    if (before != nullptr) {
+      DDL_CHECK(std::none_of(before->chunks.begin(), before->chunks.end(), NeedsHost),
+                "nothing of a step is left to the host when the next is begun");
+      step.status = before->status;  // nothing was drawn to go on from
+      step.before = before->draws;
+      if (!step.status.ok()) return;
     }
+    if (device_->runs_beside() && !ReadsDuringTheLayers(chunks)) {
+      step.status = Try([&] { Launch(step); });
+    }
+  }
+
+  absl::StatusOr<std::vector<ChunkOutput>> Finish() override {
+    DDL_CHECK(!steps_.empty(), "a step is begun before it is finished");
+    StepUnderWay& step = steps_.front();
+    if (step.status.ok()) {
+      step.status = Try([&] {
+        if (!step.packed.has_value()) Launch(step);
+        Complete(step);
+      });
+    }
+    absl::StatusOr<std::vector<ChunkOutput>> outputs = std::move(step.outputs);
+    if (!step.status.ok()) outputs = step.status;
+    steps_.pop_front();
+    return outputs;
   }
 
   // Makes the caches as large as what the weights and the largest step leave of the device's memory
@@ -218,11 +248,61 @@ class DdlModelRunner final : public ModelRunner {
     return step;
   }
 
-  std::vector<ChunkOutput> Run(absl::Span<const SequenceChunk> chunks) {
-    const PackedBatch packed(chunks, options_, model_);
-    const kernels::Batch& batch = packed.batch();
+  // What the device draws in a step.
+  struct Draws {
+    std::vector<int32_t> chunks;  // that draw, ascending
+    std::unique_ptr<DrawnTokens> tokens;
+  };
+  // From Begin to Finish.
+  struct StepUnderWay {
+    std::vector<SequenceChunk> chunks;
+    absl::Status status;
+    // By Launch.
+    std::optional<PackedBatch> packed;
+    at::Tensor hidden;  // [tokens, d] until the next Launch
+    DdlModel::Stats stats;
+    std::shared_ptr<const Draws> draws;   // null: none
+    std::unique_ptr<Milestone> end;       // of a step without draws, whose arrival says the same
+    std::shared_ptr<const Draws> before;  // of the step that was under way when this one was begun
+    std::vector<ChunkOutput> outputs;
+  };
+
+  template <typename Function>
+  absl::Status Try(const Function& function) const {
+    try {
+      const c10::InferenceMode inference_mode;
+      function();
+      return absl::OkStatus();
+    } catch (const std::exception& error) {
+      if (absl::Status health = device_->Health(); !health.ok()) {
+        return absl::UnavailableError(
+            absl::StrCat(device_->name(), " failed and is lost: ", health.message()));
+      }
+      return TensorLibraryError("the forward pass", error);
+    }
+  }
+
+  // Whether the host takes something out while the layers run, and so waits for them.
+  bool ReadsDuringTheLayers(absl::Span<const SequenceChunk> chunks) const {
+    return std::any_of(chunks.begin(), chunks.end(), [this](const SequenceChunk& chunk) {
+      return chunk.ddl_stats || chunk.state_layer.has_value() || ReadsState(chunk);
+    });
+  }
+
+  void Run(absl::Span<const SequenceChunk> chunks) {
+    StepUnderWay step;
+    step.chunks.assign(chunks.begin(), chunks.end());
+    Launch(step);
+    Complete(step);
+  }
+
+  // The layers, and the draws that the device does. Where it runs beside the host nothing waits,
+  // but for what ReadsDuringTheLayers.
+  void Launch(StepUnderWay& step) {
+    const std::vector<SequenceChunk>& chunks = step.chunks;
+    const kernels::Batch& batch = step.packed.emplace(chunks, options_, model_).batch();
     DDL_CHECK(batch.tokens <= options_.max_step_tokens, "the step is within max_step_tokens");
-    std::vector<ChunkOutput> outputs(chunks.size());
+    step.outputs.resize(chunks.size());
 
     bool wants_state = false, wants_stats = false;
     for (const SequenceChunk& chunk : chunks) {
@@ -234,30 +314,51 @@ class DdlModelRunner final : public ModelRunner {
       observe_state = [&](int64_t layer, const at::Tensor& x) {
         for (size_t i = 0; i < chunks.size(); ++i) {
           const at::Tensor rows = x.slice(0, batch.row_begin[i], batch.row_begin[i + 1]);
-          if (chunks[i].state_layer == layer) outputs[i].state = Floats(rows);
+          if (chunks[i].state_layer == layer) step.outputs[i].state = Floats(rows);
           if (ReadsState(chunks[i]) && ReadoutLayer(chunks[i]) == layer) {
-            ReadState(chunks[i], rows, outputs[i]);
+            ReadState(chunks[i], rows, step.outputs[i]);
           }
         }
       };
     }
-    DdlModel::Stats stats;
-    const at::Tensor hidden = model_.Forward(batch, packed.ids(), HiddenRows(chunks, batch),
-                                             observe_state, wants_stats ? &stats : nullptr);
+    StepIds ids{.ids = step.packed->ids(), .from = {}, .to = step.packed->unknown()};
+    std::vector<int32_t> from;
+    if (!ids.to.empty()) {
+      DDL_CHECK(step.before != nullptr, "a token is drawn by the step before");
+      ids.drawn = step.before->tokens.get();
+      for (const int32_t chunk : step.packed->unknown_from()) {
+        const std::vector<int32_t>& drawing = step.before->chunks;
+        const auto found = std::lower_bound(drawing.begin(), drawing.end(), chunk);
+        DDL_CHECK(found != drawing.end() && *found == chunk,
+                  "a token is drawn by a chunk that draws");
+        from.push_back(static_cast<int32_t>(found - drawing.begin()));
+      }
+      ids.from = from;
+    }
+    step.hidden = model_.Forward(batch, ids, HiddenRows(chunks, batch), observe_state,
+                                 wants_stats ? &step.stats : nullptr);
+    DrawOnDevice(step);
+    if (step.draws == nullptr) step.end = device_->Mark();
+  }
 
+  // What the host takes of a step that was launched.
+  void Complete(StepUnderWay& step) {
+    const std::vector<SequenceChunk>& chunks = step.chunks;
+    const kernels::Batch& batch = step.packed->batch();
+    std::vector<ChunkOutput>& outputs = step.outputs;
+    if (step.end != nullptr) step.end->Wait();
     for (size_t i = 0; i < chunks.size(); ++i) {
-      if (chunks[i].ddl_stats) TakeStats(stats, batch, i, outputs[i]);
+      if (chunks[i].ddl_stats) TakeStats(step.stats, batch, i, outputs[i]);
       if (chunks[i].hidden == Rows::kNone) continue;
       if (!ReadsState(chunks[i])) {
         const RowRange rows = Select(chunks[i].hidden, batch.row_begin[i], batch.row_begin[i + 1]);
-        outputs[i].hidden = Floats(hidden.slice(0, rows.begin, rows.end));
+        outputs[i].hidden = Floats(step.hidden.slice(0, rows.begin, rows.end));
       }
       if (!AllFinite(outputs[i].hidden)) outputs[i].status = NonFinite("hidden vectors");
     }
-    DrawOnDevice(chunks, batch, hidden, outputs);
-    ComputeLogits(chunks, batch, hidden, outputs);
-    ComputeScores(chunks, batch, hidden, outputs);
-    return outputs;
+    TakeDrawn(step);
+    ComputeLogits(chunks, batch, step.hidden, outputs);
+    ComputeScores(chunks, batch, step.hidden, outputs);
   }
 
   // The rows whose hidden vectors something is made of: of each chunk those between the first and
@@ -342,10 +443,9 @@ class DdlModelRunner final : public ModelRunner {
   }
 
   // hidden [tokens, d] -> logits of the given rows, on the device.
-  at::Tensor LogitsOf(const at::Tensor& hidden, at::ArrayRef<int64_t> rows) const {
+  at::Tensor LogitsOf(const at::Tensor& hidden, absl::Span<const int32_t> rows) const {
     const bool all_rows = static_cast<int64_t>(rows.size()) == hidden.size(0);
-    return model_.Logits(
-        all_rows ? hidden : at::index_select(hidden, 0, at::tensor(rows).to(hidden.device())));
+    return model_.Logits(all_rows ? hidden : device_->GatherRows(hidden, rows));
   }
 
   // Whether a chunk's token is drawn on the device, and nothing else is made of its logits.
@@ -355,21 +455,27 @@ class DdlModelRunner final : public ModelRunner {
   }
 
   // The tokens that the device draws: its logits never leave it.
-  void DrawOnDevice(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
-                    const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
-    std::vector<size_t> drawing;  // chunks
-    std::vector<int64_t> rows;    // in the batch, of each
+  void DrawOnDevice(StepUnderWay& step) const {
+    Draws draws;
+    std::vector<int32_t> rows;  // in the batch, of each chunk that draws
     std::vector<SampleRequest> requests;
-    for (size_t i = 0; i < chunks.size(); ++i) {
-      if (!DrawsOnDevice(chunks[i])) continue;
-      drawing.push_back(i);
-      rows.push_back(batch.row_begin[i + 1] - 1);
-      requests.push_back(*chunks[i].sample);
+    for (size_t i = 0; i < step.chunks.size(); ++i) {
+      if (!DrawsOnDevice(step.chunks[i])) continue;
+      draws.chunks.push_back(static_cast<int32_t>(i));
+      rows.push_back(step.packed->batch().row_begin[i + 1] - 1);
+      requests.push_back(*step.chunks[i].sample);
     }
-    if (drawing.empty()) return;
-    const std::vector<SampledToken> drawn = device_->DrawTokens(LogitsOf(hidden, rows), requests);
-    for (size_t n = 0; n < drawing.size(); ++n) {
-      ChunkOutput& output = outputs[drawing[n]];
+    if (rows.empty()) return;
+    draws.tokens = device_->DrawTokens(LogitsOf(step.hidden, rows), requests);
+    step.draws = std::make_shared<const Draws>(std::move(draws));
+  }
+
+  // Waits for them.
+  static void TakeDrawn(StepUnderWay& step) {
+    if (step.draws == nullptr) return;
+    const std::vector<SampledToken> drawn = step.draws->tokens->Wait();
+    for (size_t n = 0; n < drawn.size(); ++n) {
+      ChunkOutput& output = step.outputs[step.draws->chunks[n]];
       if (drawn[n].id < 0) {
         output.status = NonFinite("logits");
       } else {
@@ -381,7 +487,7 @@ class DdlModelRunner final : public ModelRunner {
   // Logits of the rows that someone asked for, and the tokens that the CPU draws from them.
   void ComputeLogits(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
                      const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
-    std::vector<int64_t> wanted_rows;             // in the batch
+    std::vector<int32_t> wanted_rows;             // in the batch
     std::vector<RowRange> ranges(chunks.size());  // of each chunk, in wanted_rows
     for (size_t i = 0; i < chunks.size(); ++i) {
       Rows rows = chunks[i].logits;
@@ -390,7 +496,9 @@ class DdlModelRunner final : public ModelRunner {
       }
       const RowRange range = Select(rows, batch.row_begin[i], batch.row_begin[i + 1]);
       ranges[i].begin = static_cast<int64_t>(wanted_rows.size());
-      for (int64_t row = range.begin; row < range.end; ++row) wanted_rows.push_back(row);
+      for (int64_t row = range.begin; row < range.end; ++row) {
+        wanted_rows.push_back(static_cast<int32_t>(row));
+      }
       ranges[i].end = static_cast<int64_t>(wanted_rows.size());
     }
     if (wanted_rows.empty()) return;
@@ -425,7 +533,7 @@ class DdlModelRunner final : public ModelRunner {
       size_t chunk, index;
     };
     std::vector<Target> targets;
-    std::vector<int64_t> target_rows;  // in the batch
+    std::vector<int32_t> target_rows;  // in the batch
     for (size_t i = 0; i < chunks.size(); ++i) {
       if (!chunks[i].score.has_value()) continue;
       const size_t count = chunks[i].score->targets.size();
@@ -434,13 +542,14 @@ class DdlModelRunner final : public ModelRunner {
       outputs[i].scored.resize(count);
       for (size_t index = 0; index < count; ++index) {
         targets.push_back({i, index});
-        target_rows.push_back(batch.row_begin[i] + static_cast<int64_t>(index));
+        target_rows.push_back(batch.row_begin[i] + static_cast<int32_t>(index));
       }
     }
     constexpr size_t kRowsAtOnce = 64;
     for (size_t first = 0; first < targets.size(); first += kRowsAtOnce) {
       const size_t count = std::min(kRowsAtOnce, targets.size() - first);
-      const at::Tensor logits = LogitsOf(hidden, {target_rows.data() + first, count}).to(at::kCPU);
+      const at::Tensor logits =
+          LogitsOf(hidden, absl::MakeConstSpan(target_rows).subspan(first, count)).to(at::kCPU);
       const auto vocab = static_cast<size_t>(logits.size(1));
       const float* data = logits.const_data_ptr<float>();
       std::vector<char> finite(count);
@@ -470,6 +579,7 @@ class DdlModelRunner final : public ModelRunner {
   const std::unique_ptr<const Device> device_;
   DdlModel model_;
   ModelDescription description_;
+  std::deque<StepUnderWay> steps_;  // begun, not finished
 };
 
 // Threads worth waking for a model, when nobody says: one for every 16 M parameters. For less work

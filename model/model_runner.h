@@ -38,20 +38,24 @@ struct HiddenReadout {
 
 // Log-probabilities of tokens that are given rather than drawn.
 struct ScoreRequest {
-  // The tokens that follow the chunk's first targets.size() positions. Must outlive the call.
+  // The tokens that follow the chunk's first targets.size() positions.
   absl::Span<const TokenId> targets;
   TokenId vocab_size = 0;  // as in SampleRequest
   int32_t logprobs = 0;    // as in SampleRequest
 };
 
-// What one sequence contributes to a step: the positions [start, tokens.size()).
+// What one sequence contributes to a step: the positions [start, tokens.size()). All that it refers
+// to, its sample's and score's arrays included, is to stay as it is from the step's Begin to the
+// end of its Finish.
 struct SequenceChunk {
   // Every token of the sequence up to the chunk's end, not only the chunk's own: convolutions
-  // over the input read the few before `start`. Must outlive the call.
+  // over the input read the few before `start`.
   absl::Span<const TokenId> tokens;
+  // The last of them is not known yet, and what stands there means nothing: it is the token that
+  // this chunk, by its place in the step begun before, draws. That step is not finished.
+  std::optional<int32_t> last_token_from;
   int32_t start = 0;
-  // Physical block of each block_size positions, covering tokens.size() of them. Must outlive
-  // the call.
+  // Physical block of each block_size positions, covering tokens.size() of them.
   absl::Span<const int32_t> block_table;
   // Where the sequence's tails live, in [0, max_sequences). A chunk with start == 0 resets them;
   // otherwise they hold what the chunk that ended at `start` left there.
@@ -73,6 +77,15 @@ struct SequenceChunk {
   // The state X after this layer's block, for every position of the chunk. In [0, num_layers).
   std::optional<int32_t> state_layer;
 };
+
+// Whether the host has a part in what is wanted of a chunk: all but a token without a list of
+// likely ones.
+inline bool NeedsHost(const SequenceChunk& chunk) {
+  return (chunk.sample.has_value() && chunk.sample->logprobs > 0) || chunk.score.has_value() ||
+         chunk.hidden != Rows::kNone || chunk.readout.kind != HiddenReadout::Kind::kFinalNorm ||
+         chunk.readout.layer.has_value() || chunk.ddl_stats || chunk.logits != Rows::kNone ||
+         chunk.state_layer.has_value();
+}
 
 struct ChunkOutput {
   // INTERNAL when the logits, vectors or statistics that were asked for are not finite,
@@ -109,6 +122,10 @@ struct ModelDescription {
   int32_t kv_block_size = 0;  // tokens per block
   int32_t kv_num_blocks = 0;
   int32_t max_sequences = 0;  // slots
+
+  // Steps that may have been begun and not be finished: more than one where steps are computed
+  // beside the caller.
+  int32_t max_steps_under_way = 1;
 };
 
 enum class RunnerDType { kFloat32, kBFloat16 };
@@ -144,7 +161,7 @@ int64_t KvBytesPerToken(const Checkpoint& checkpoint, RunnerDType dtype, int32_t
 // that says why not.
 absl::Status CheckDevice(RunnerDevice device);
 
-// A DDL transformer with its paged caches. Forward must be called by one thread at a time.
+// A DDL transformer with its paged caches. Used by one thread at a time.
 class ModelRunner {
  public:
   // The checkpoint's mappings are kept alive by the runner where weights are used in place.
@@ -157,14 +174,27 @@ class ModelRunner {
   // Constant after creation.
   virtual const ModelDescription& description() const = 0;
 
-  // One step over a packed ragged batch: outputs in the order of `chunks`. At most
-  // max_step_tokens positions and max_sequences chunks, each at least one position long, no two
-  // with the same slot. A failed status means that the whole step failed (an exception of the
-  // tensor library, an exhausted device): the caches' content for these sequences is then
-  // undefined, everyone else's is untouched. UNAVAILABLE: the device is lost, and so will be every
-  // later step.
-  virtual absl::StatusOr<std::vector<ChunkOutput>> Forward(
-      absl::Span<const SequenceChunk> chunks) = 0;
+  // Begins a step over a packed ragged batch, and returns as soon as it can: what takes time goes
+  // on beside the caller, or waits for Finish. At most max_step_tokens positions and
+  // max_sequences chunks, each at least one position long, no two with the same slot. `chunks`
+  // itself may go at once, what they refer to not before Finish.
+  //
+  // With max_steps_under_way > 1 also before the step before is finished, if none of that one's
+  // chunks NeedsHost. Steps are computed in the order in which they are begun, so that a block or a
+  // slot that one of them uses may be another sequence's in the next.
+  virtual void Begin(absl::Span<const SequenceChunk> chunks) = 0;
+  // Waits for the step begun first of those not finished: outputs in the order of its chunks. A
+  // failed status means that the whole step failed, in either call (an exception of the tensor
+  // library, an exhausted device): the caches' content for these sequences is then undefined,
+  // everyone else's is untouched; what a step begun since makes of a last_token_from has no
+  // meaning. UNAVAILABLE: the device is lost, and so will be every later step.
+  virtual absl::StatusOr<std::vector<ChunkOutput>> Finish() = 0;
+
+  // Both, with nothing else under way.
+  absl::StatusOr<std::vector<ChunkOutput>> Forward(absl::Span<const SequenceChunk> chunks) {
+    Begin(chunks);
+    return Finish();
+  }
 };
 
 }  // namespace ddl

@@ -31,17 +31,17 @@ struct SamplingParams {
   uint64_t seed = 0;
 };
 
-// One draw from one row of logits.
+// One draw from one row of logits. What it refers to must outlive the call it is given to.
 struct SampleRequest {
-  const SamplingParams* params = nullptr;  // Must outlive the call; null: the defaults.
+  const SamplingParams* params = nullptr;  // null: the defaults
   // Number of tokens the sequence has generated before this one. (seed, index) decide the draw,
   // so that it is the same in any batch and after a preemption.
   uint64_t index = 0;
   // Ids at or past this are padding rows of the embedding and never drawn.
   TokenId vocab_size = 0;
-  // Never drawn either (end and stop tokens while min_tokens holds). Must outlive the call.
+  // Never drawn either (end and stop tokens while min_tokens holds).
   absl::Span<const TokenId> banned;
-  // What the penalties count; empty when there are none. Must outlive the call.
+  // What the penalties count; empty when there are none.
   absl::Span<const TokenId> prompt;
   absl::Span<const TokenId> generated;
   // -1: no logprobs; 0: the chosen token's; k > 0: the k most likely tokens' as well.

@@ -14,20 +14,27 @@ namespace {
 class ElsewhereRunner final : public ModelRunner {
  public:
   ElsewhereRunner(ComputeThread* thread, std::unique_ptr<ModelRunner> runner)
-      : thread_(*thread), runner_(std::move(runner)) {}
+      : thread_(*thread), runner_(std::move(runner)), description_(runner_->description()) {
+    description_.max_steps_under_way = 1;
+  }
 
-  const ModelDescription& description() const override { return runner_->description(); }
+  const ModelDescription& description() const override { return description_; }
 
-  absl::StatusOr<std::vector<ChunkOutput>> Forward(
-      absl::Span<const SequenceChunk> chunks) override {
+  // To begin it on the thread could take as long as another model's step.
+  void Begin(absl::Span<const SequenceChunk> chunks) override {
+    chunks_.assign(chunks.begin(), chunks.end());
+  }
+  absl::StatusOr<std::vector<ChunkOutput>> Finish() override {
     std::optional<absl::StatusOr<std::vector<ChunkOutput>>> outputs;
-    thread_.Run([&] { outputs = runner_->Forward(chunks); });
+    thread_.Run([&] { outputs = runner_->Forward(chunks_); });
     return *std::move(outputs);
   }
 
  private:
   ComputeThread& thread_;
   const std::unique_ptr<ModelRunner> runner_;
+  ModelDescription description_;
+  std::vector<SequenceChunk> chunks_;  // begun
 };
 
 }  // namespace

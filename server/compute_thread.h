@@ -46,7 +46,8 @@ class ComputeThread {
   std::thread thread_;
 };
 
-// `runner`, with its Forward on `thread`, which must outlive it.
+// `runner`, with its steps on `thread`, which must outlive it: one at a time, each in one go, when
+// it is finished.
 std::unique_ptr<ModelRunner> RunOn(ComputeThread* thread, std::unique_ptr<ModelRunner> runner);
 
 }  // namespace ddl

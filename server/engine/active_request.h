@@ -19,7 +19,8 @@ namespace ddl {
 
 // One completion, or one input, of a request: its sequence and what is gathered of its outputs.
 struct RequestPart {
-  std::unique_ptr<Sequence> sequence;    // null once its output is delivered
+  std::unique_ptr<Sequence> sequence;    // null once all of its output is there
+  int32_t chunk = -1;                    // its place in the step that was last begun with it
   std::optional<Completion> completion;  // of a Generate
   std::optional<Pooler> pooler;          // of an Embed
   // Of a Score's input, or of the prompt with prompt_logprobs: the tokens but the first. -1: not

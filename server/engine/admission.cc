@@ -72,12 +72,16 @@ std::unique_ptr<ActiveRequest> Engine::Activate(Request request,
     active->ddl_stats = generate->ddl_stats;
     active->wants_prompt_scores = generate->prompt_logprobs >= 0;
     count(generate->prompt);
+    const auto max_tokens = static_cast<int32_t>(std::min<int64_t>(
+        static_cast<int64_t>(generate->prompt.size()) + generate->stopping.max_tokens,
+        options_.max_context_length));
     const bool shares = generate->n > 1 && !generate->ddl_stats;
     for (int32_t i = 0; i < generate->n; ++i) {
       // Something is wanted of every position of the first one's prompt.
       const bool whole = generate->ddl_stats || (i == 0 && active->wants_prompt_scores);
       RequestPart& part =
           add_part(generate->prompt, {.generates = true,
+                                      .max_tokens = max_tokens,
                                       .reads_prefix_cache = generate->use_prefix_cache && !whole,
                                       .group = shares ? &active->group : nullptr,
                                       .shares_prompt = shares && !whole});

@@ -34,9 +34,9 @@ SampleRequest Completion::NextSample(absl::Span<const TokenId> prompt,
                                      absl::Span<const TokenId> generated) const {
   SampleRequest sample;
   sample.params = &sampling_;
-  sample.index = num_tokens_;
+  sample.index = generated.size();
   sample.vocab_size = vocab_size_;
-  if (num_tokens_ < stopping_.min_tokens) sample.banned = end_tokens_;
+  if (static_cast<int32_t>(generated.size()) < stopping_.min_tokens) sample.banned = end_tokens_;
   if (has_penalties_) {
     sample.prompt = prompt;
     sample.generated = generated;
@@ -45,37 +45,52 @@ SampleRequest Completion::NextSample(absl::Span<const TokenId> prompt,
   return sample;
 }
 
-Completion::Progress Completion::Accept(SampledToken token) {
+std::optional<CompletionEnd> Completion::Accept(SampledToken token) {
   const TokenId id = token.id;
   ++num_tokens_;
   cumulative_logprob_ += token.logprob;
   held_.push_back(std::move(token));
 
-  Progress progress;
-  progress.end = EndAt(id);
-  const bool ends_by_token =
-      progress.end.has_value() && (progress.end->finish_reason == FinishReason::kEos ||
-                                   progress.end->matched_token_id.has_value());
-  OutputText::Piece piece = text_.Append({.id = id,
-                                          .in_text = !ends_by_token,
-                                          .may_stop = num_tokens_ >= stopping_.min_tokens,
-                                          .last = progress.end.has_value()});
-  if (piece.matched_stop.has_value()) {
-    progress.end = CompletionEnd{.finish_reason = FinishReason::kStop,
-                                 .matched_stop_str = std::move(piece.matched_stop),
-                                 .matched_token_id = std::nullopt};
+  std::optional<CompletionEnd> end = EndAt(id);
+  const bool ends_by_token = end.has_value() && (end->finish_reason == FinishReason::kEos ||
+                                                 end->matched_token_id.has_value());
+  untold_.push_back({.id = id,
+                     .in_text = !ends_by_token,
+                     .may_stop = num_tokens_ >= stopping_.min_tokens,
+                     .last = end.has_value()});
+  if (!stopping_.stop.empty()) {
+    if (std::optional<std::string> matched = MakeText()) {
+      end = CompletionEnd{.finish_reason = FinishReason::kStop,
+                          .matched_stop_str = std::move(matched),
+                          .matched_token_id = std::nullopt};
+    }
   }
-  progress.delta.index = index_;
-  progress.delta.text = std::move(piece.text);
-  const auto released = held_.begin() + static_cast<ptrdiff_t>(piece.num_tokens);
-  progress.delta.tokens.assign(std::make_move_iterator(held_.begin()),
-                               std::make_move_iterator(released));
-  held_.erase(held_.begin(), released);
-  if (progress.end.has_value()) {
-    progress.end->index = index_;
-    progress.end->cumulative_logprob = cumulative_logprob_;
+  if (end.has_value()) {
+    end->index = index_;
+    end->cumulative_logprob = cumulative_logprob_;
   }
-  return progress;
+  return end;
+}
+
+std::optional<std::string> Completion::MakeText() {
+  std::optional<std::string> matched;
+  for (const OutputText::Token& token : untold_) {
+    OutputText::Piece piece = text_.Append(token);
+    delta_.text += piece.text;
+    const auto released = held_.begin() + static_cast<ptrdiff_t>(piece.num_tokens);
+    delta_.tokens.insert(delta_.tokens.end(), std::make_move_iterator(held_.begin()),
+                         std::make_move_iterator(released));
+    held_.erase(held_.begin(), released);
+    matched = std::move(piece.matched_stop);
+  }
+  untold_.clear();
+  return matched;
+}
+
+CompletionDelta Completion::TakeDelta() {
+  MakeText();
+  delta_.index = index_;
+  return std::exchange(delta_, {});
 }
 
 std::optional<CompletionEnd> Completion::EndAt(TokenId id) const {

@@ -82,34 +82,53 @@ Engine::~Engine() { Stop(); }
 // --- The step ------------------------------------------------------------------------------
 
 bool Engine::Step() {
-  const absl::Time begin = now_();
-  step_began_ = absl::ToUnixNanos(begin);
-  const bool worked = StepFrom(begin);
+  absl::Time now = now_();
+  step_began_ = absl::ToUnixNanos(now);
+  bool worked = !steps_.empty();
+  if (!steps_.empty() && !steps_.back().may_be_followed) {
+    Tell();
+    FinishStep();
+    now = now_();
+  }
+  AcceptCalls();
+  EndCancelledAndExpired(now);
+  const bool begun = BeginStep(now);
+  // A runner that computes only in Finish has not begun: nobody waits for a message meanwhile.
+  const bool told = Tell();
+  const auto under_way = static_cast<int32_t>(steps_.size());
+  if (under_way > 0 && (!begun || under_way == model().max_steps_under_way)) FinishStep();
   step_began_ = kNoStep;
+  worked = worked || begun || told;
   return worked;
 }
 
-bool Engine::StepFrom(absl::Time begin) {
-  AcceptCalls();
-  EndCancelledAndExpired(begin);
-  const bool ended = DeliverEnds();
+void Engine::Settle() {
+  while (!steps_.empty()) {
+    Tell();
+    FinishStep();
+  }
+  Tell();
+}
 
+bool Engine::BeginStep(absl::Time turn) {
   const absl::Time scheduling = now_();
   const StepPlan plan = scheduler_.Schedule(PrefillBudget());
-  if (plan.chunks.empty()) return ended;
   const absl::Time scheduled = now_();
-  MarkStarted(plan, scheduled);
+  const int32_t started_requests = MarkStarted(plan, scheduled);
+  if (plan.chunks.empty()) return false;
 
-  const std::vector<SequenceChunk> chunks = ToChunks(plan);
-  const absl::Time computing = now_();
-  auto outputs = runner_->Forward(chunks);
-  const absl::Time computed = now_();
-
-  Postprocess(plan, std::move(outputs));
-  ReportStep(plan, {.whole = now_() - begin,
-                    .scheduling = scheduled - scheduling,
-                    .model = computed - computing});
-  DeliverEnds();
+  StepUnderWay& step = steps_.emplace_back();
+  step.decode_tokens = plan.decode_tokens;
+  step.prefill_tokens = plan.prefill_tokens;
+  step.started_requests = started_requests;
+  step.begin = turn;
+  step.scheduling = scheduled - scheduling;
+  const std::vector<SequenceChunk> chunks = ToChunks(plan, &step);
+  const absl::Time beginning = now_();
+  runner_->Begin(chunks);
+  step.in_runner = now_() - beginning;
+  MarkBegun(&step);
+  step.may_be_followed = MayBeFollowed(step, chunks);
   return true;
 }
 
@@ -163,7 +182,7 @@ int32_t Engine::PrefillBudget() const {
       .value_or(kUnmeasuredPrefillBudget);
 }
 
-void Engine::MarkStarted(const StepPlan& plan, absl::Time now) {
+int32_t Engine::MarkStarted(const StepPlan& plan, absl::Time now) {
   for (const Sequence* sequence : plan.preempted) {
     ActiveRequest& request = RequestOf(*sequence);
     ++request.preemptions;
@@ -180,7 +199,6 @@ void Engine::MarkStarted(const StepPlan& plan, absl::Time now) {
       request.started = now;
       request.cached_tokens = start.newly_found;
       just_started.push_back(&request);
-      ++started_in_step_;
       CountWaiting(request, -1);
       ++load_.of(request.task).running;
     }
@@ -197,19 +215,38 @@ void Engine::MarkStarted(const StepPlan& plan, absl::Time now) {
   }
   for (ActiveRequest* request : just_started) {
     if (request->wants_prompt_scores) continue;
-    request->sink->OnStart({.cached_tokens = request->cached_tokens, .prompt = {}});
+    messages_.push_back(
+        {request, RequestStart{.cached_tokens = request->cached_tokens, .prompt = {}}});
   }
+  return static_cast<int32_t>(just_started.size());
 }
 
-std::vector<SequenceChunk> Engine::ToChunks(const StepPlan& plan) {
+std::vector<SequenceChunk> Engine::ToChunks(const StepPlan& plan, StepUnderWay* step) {
+  size_t num_blocks = 0;
+  for (const ScheduledChunk& scheduled : plan.chunks) {
+    num_blocks += scheduled.sequence->block_table().size();
+  }
+  step->block_tables.reserve(num_blocks);  // the chunks point into it
+  step->chunks.reserve(plan.chunks.size());
   std::vector<SequenceChunk> chunks;
   chunks.reserve(plan.chunks.size());
   for (const ScheduledChunk& scheduled : plan.chunks) {
     const Sequence& sequence = *scheduled.sequence;
-    const ActiveRequest& request = RequestOf(sequence);
-    const RequestPart& part = PartOf(sequence);
+    ActiveRequest& request = RequestOf(sequence);
+    RequestPart& part = PartOf(sequence);
+    step->chunks.push_back({.scheduled = scheduled,
+                            .request = &request,
+                            .part = &part,
+                            .run = sequence.num_runs(),
+                            .computed = {}});
     const bool last = scheduled.end == sequence.num_tokens();
     SequenceChunk& chunk = chunks.emplace_back(sequence.ChunkUpTo(scheduled.end));
+    const size_t first_block = step->block_tables.size();
+    step->block_tables.insert(step->block_tables.end(), chunk.block_table.begin(),
+                              chunk.block_table.end());
+    chunk.block_table = absl::MakeConstSpan(step->block_tables).subspan(first_block);
+    if (last && sequence.num_unknown() > 0) chunk.last_token_from = part.chunk;
+    part.chunk = static_cast<int32_t>(chunks.size()) - 1;
     chunk.ddl_stats = request.ddl_stats;
     if (part.pooler.has_value()) {
       chunk.hidden = part.pooler->RowsNeeded(last);
@@ -225,62 +262,65 @@ std::vector<SequenceChunk> Engine::ToChunks(const StepPlan& plan) {
                      .logprobs = part.score_logprobs};
     }
   }
-  gates_.Ask(now_(), absl::MakeSpan(chunks));
+  step->gates_asked = gates_.Ask(now_(), absl::MakeSpan(chunks));
   return chunks;
 }
 
-void Engine::Postprocess(const StepPlan& plan, absl::StatusOr<std::vector<ChunkOutput>> outputs) {
-  const absl::Time now = now_();
-  DDL_CHECK(!outputs.ok() || outputs->size() == plan.chunks.size(), "one output per chunk");
-  if (outputs.ok()) gates_.Report(*outputs, observer_);
-  if (absl::IsUnavailable(outputs.status()) && options_.on_device_lost != nullptr) {
-    options_.on_device_lost(outputs.status());
+// What the next step can be scheduled from, while this one is computed.
+void Engine::MarkBegun(StepUnderWay* step) {
+  for (StepUnderWay::Chunk& chunk : step->chunks) {
+    Sequence& sequence = *chunk.scheduled.sequence;
+    const bool draws =
+        chunk.part->completion.has_value() && chunk.scheduled.end == sequence.num_tokens();
+    chunk.computed = scheduler_.MarkBegun(chunk.scheduled);
+    if (draws && !chunk.part->completion->IsFullAt(sequence.num_generated() + 1)) {
+      sequence.AppendUnknown();
+    }
   }
-  for (size_t i = 0; i < plan.chunks.size(); ++i) {
-    const ScheduledChunk& chunk = plan.chunks[i];
-    ActiveRequest& request = RequestOf(*chunk.sequence);
-    if (request.has_ended()) continue;  // with another of its parts, in this very step
-    if (!outputs.ok()) {
-      End(request,
-          absl::InternalError(
-              absl::StrCat("the model failed in this step: ", outputs.status().message())),
-          "error", now);
-      continue;
-    }
-    ChunkOutput& output = (*outputs)[i];
-    if (!output.status.ok()) {
-      observer_->OnNonfiniteLogits();
-      End(request, absl::InternalError(output.status.message()), "error", now);
-      continue;
-    }
-    CountComputed(request, *chunk.sequence, scheduler_.MarkComputed(chunk));
-    if (now >= request.deadline) {
-      EndExpired(request);
+}
+
+// What the next step reads of this one may be known to the device alone, as long as nothing else
+// depends on it: how a token is drawn, or what the host makes of this step.
+bool Engine::MayBeFollowed(const StepUnderWay& step, absl::Span<const SequenceChunk> chunks) {
+  return std::none_of(chunks.begin(), chunks.end(), NeedsHost) &&
+         std::ranges::none_of(step.chunks, [](const StepUnderWay::Chunk& chunk) {
+           return chunk.scheduled.sequence->num_unknown() > 0 &&
+                  chunk.part->completion->seen_by_draws();
+         });
+}
+
+bool Engine::Tell() {
+  if (messages_.empty() && ended_.empty()) return false;
+  for (Message& message : messages_) Tell(message);
+  messages_.clear();
+  TellEnds();
+  return true;
+}
+
+void Engine::Tell(Message& message) {
+  ActiveRequest& request = *message.request;
+  if (auto* token = std::get_if<TokenMessage>(&message.what)) {
+    observer_->OnGeneratedTokens(1);
+    if (token->first) {
+      observer_->OnTimeToFirstToken(token->latency);
     } else {
-      AcceptOutput(request, chunk, std::move(output), now);
+      observer_->OnInterTokenLatency(token->latency);
     }
+    CompletionDelta delta = token->part->completion->TakeDelta();
+    if (delta.text.empty() && delta.tokens.empty()) return;
+    const SinkState sink = request.sink->OnDelta(std::move(delta));
+    if (sink == SinkState::kFull && !request.has_ended()) Pause(request, now_());
+  } else if (auto* start = std::get_if<RequestStart>(&message.what)) {
+    request.sink->OnStart(std::move(*start));
+  } else if (auto* embedding = std::get_if<InputEmbedding>(&message.what)) {
+    request.sink->OnEmbedding(std::move(*embedding));
+  } else {
+    request.sink->OnScore(std::get<InputScore>(std::move(message.what)));
   }
 }
 
-// Before DeliverEnds, so that a client that has its answer finds it counted.
-void Engine::ReportStep(const StepPlan& plan, const StepDurations& durations) {
-  step_times_.Record(plan.decode_tokens, plan.prefill_tokens, durations.whole);
-  observer_->OnStep({.prefill_tokens = plan.prefill_tokens,
-                     .decode_tokens = plan.decode_tokens,
-                     .sequences = static_cast<int32_t>(plan.chunks.size()),
-                     .duration = NotNegative(durations.whole),
-                     .scheduler_duration = NotNegative(durations.scheduling),
-                     .model_duration = NotNegative(durations.model)});
-  MutexLock lock(mu_);
-  if (started_in_step_ > 0 || load_.waiting() > 0) {
-    starts_.Record(started_in_step_, NotNegative(durations.whole));
-  }
-  started_in_step_ = 0;
-  UpdateLoad();
-}
-
-bool Engine::DeliverEnds() {
-  if (ended_.empty()) return false;
+void Engine::TellEnds() {
+  if (ended_.empty()) return;
   const std::vector<ActiveRequest*> ended = std::exchange(ended_, {});
   for (const ActiveRequest* request : ended) observer_->OnFinished(request->finished);
   {
@@ -295,13 +335,82 @@ bool Engine::DeliverEnds() {
     UpdateLoad();
   }
   for (ActiveRequest* request : ended) {
-    request->sink->OnEnd(*std::move(request->end));
-    requests_.erase(request->id);
+    request->sink->OnEnd(*request->end);
+    auto node = requests_.extract(request->id);
+    if (!steps_.empty()) steps_.back().ended_requests.push_back(std::move(node.mapped()));
   }
   MutexLock lock(mu_);
   num_requests_ -= static_cast<int32_t>(ended.size());
   if (num_requests_ == 0) idle_.NotifyAll();
-  return true;
+}
+
+void Engine::FinishStep(const absl::Status& before) {
+  StepUnderWay step = std::move(steps_.front());
+  steps_.pop_front();
+  const absl::Time waiting = now_();
+  absl::StatusOr<std::vector<ChunkOutput>> outputs = runner_->Finish();
+  const absl::Time computed = now_();
+  step.in_runner += computed - waiting;
+  if (outputs.ok() && !before.ok()) outputs = before;
+  const absl::Status status = outputs.status();
+  Decide(step, std::move(outputs), computed);
+  ReportStep(step);
+  if (!status.ok() && !steps_.empty()) FinishStep(status);
+}
+
+void Engine::Decide(const StepUnderWay& step, absl::StatusOr<std::vector<ChunkOutput>> outputs,
+                    absl::Time now) {
+  DDL_CHECK(!outputs.ok() || outputs->size() == step.chunks.size(), "one output per chunk");
+  if (outputs.ok()) gates_.Report(step.gates_asked, *outputs, observer_);
+  if (absl::IsUnavailable(outputs.status()) && options_.on_device_lost != nullptr) {
+    options_.on_device_lost(outputs.status());
+  }
+  for (size_t i = 0; i < step.chunks.size(); ++i) {
+    const StepUnderWay::Chunk& chunk = step.chunks[i];
+    ActiveRequest& request = *chunk.request;
+    // It was cancelled meanwhile, or ended in the step before, or with another of its parts in this
+    // very step.
+    if (request.has_ended() || chunk.part->sequence == nullptr) continue;
+    if (!outputs.ok()) {
+      End(request,
+          absl::InternalError(
+              absl::StrCat("the model failed in this step: ", outputs.status().message())),
+          "error", now);
+      continue;
+    }
+    ChunkOutput& output = (*outputs)[i];
+    if (!output.status.ok()) {
+      observer_->OnNonfiniteLogits();
+      End(request, absl::InternalError(output.status.message()), "error", now);
+      continue;
+    }
+    CountComputed(chunk);
+    if (now >= request.deadline) {
+      EndExpired(request);
+    } else {
+      AcceptOutput(chunk, std::move(output), now);
+    }
+  }
+}
+
+// Before its ends are told, so that a client that has its answer finds it counted.
+void Engine::ReportStep(const StepUnderWay& step) {
+  // Since it was begun, or since the runner was done with the step before.
+  const absl::Time now = now_();
+  const absl::Duration whole = NotNegative(now - std::max(step.begin, last_step_ended_));
+  last_step_ended_ = now;
+  step_times_.Record(step.decode_tokens, step.prefill_tokens, whole);
+  observer_->OnStep({.prefill_tokens = step.prefill_tokens,
+                     .decode_tokens = step.decode_tokens,
+                     .sequences = static_cast<int32_t>(step.chunks.size()),
+                     .duration = whole,
+                     .scheduler_duration = NotNegative(step.scheduling),
+                     .model_duration = NotNegative(step.in_runner)});
+  MutexLock lock(mu_);
+  if (step.started_requests > 0 || load_.waiting() > 0) {
+    starts_.Record(step.started_requests, whole);
+  }
+  UpdateLoad();
 }
 
 void Engine::UpdateLoad() {
@@ -420,10 +529,11 @@ void Engine::Stop() {
   if (thread_.joinable()) thread_.join();
   // This thread is now the one that steps.
   AcceptCalls();
+  Settle();
   for (const auto& [id, request] : requests_) {
     End(*request, absl::UnavailableError("the server stopped"), "error", now_());
   }
-  DeliverEnds();
+  Tell();
 }
 
 }  // namespace ddl

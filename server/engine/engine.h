@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -11,6 +12,7 @@
 #include <thread>
 #include <unordered_map>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -109,8 +111,14 @@ class Engine {
   // Starts the step thread. At most once. While nothing can be computed it sleeps by the system's
   // clock for as long as `now` says that nothing will happen.
   void Start();
-  // One step on the calling thread, without Start. False when there was nothing to do.
+  // One turn of the step thread, on the calling thread, without Start. The next step is begun;
+  // while it is computed, clients are told what the step before brought; then it is finished, and
+  // what it brought is decided, to be told in the next turn. Where the runner takes two steps, and
+  // the next one can be begun from what the host knows, that is done before this one is finished.
+  // False when there was nothing to do.
   bool Step();
+  // Finishes what is under way and tells what is left to tell, on the thread that steps.
+  void Settle();
 
   // From now on Submit answers UNAVAILABLE.
   void StopAdmission();
@@ -134,30 +142,70 @@ class Engine {
   };
   static constexpr int64_t kNoStep = std::numeric_limits<int64_t>::min();
 
+  // Between the runner's Begin and its Finish.
+  struct StepUnderWay {
+    struct Chunk {
+      ScheduledChunk scheduled;
+      ActiveRequest* request = nullptr;
+      RequestPart* part = nullptr;
+      int32_t run = 0;  // of its sequence
+      ComputedPositions computed;
+    };
+    std::vector<Chunk> chunks;
+    int32_t decode_tokens = 0;
+    int32_t prefill_tokens = 0;
+    int32_t started_requests = 0;
+    // Whether the next can be begun before this one is finished.
+    bool may_be_followed = false;
+    std::vector<size_t> gates_asked;    // chunks
+    std::vector<int32_t> block_tables;  // the runner's chunks refer to it
+    absl::Time begin;                   // of the turn
+    absl::Duration scheduling;
+    absl::Duration in_runner;
+    // What has ended since and the step, or one before it, may still refer to.
+    std::vector<std::unique_ptr<ActiveRequest>> ended_requests;
+    std::vector<std::unique_ptr<Sequence>> ended_sequences;
+  };
+  // What a sink is to be told; a token, the observer too.
+  struct TokenMessage {
+    RequestPart* part = nullptr;
+    bool first = false;
+    absl::Duration latency;  // since the request came, or since the token before
+  };
+  struct Message {
+    ActiveRequest* request = nullptr;
+    std::variant<RequestStart, TokenMessage, InputEmbedding, InputScore> what;
+  };
+
   Engine(const EngineOptions& options, std::unique_ptr<ModelRunner> runner,
          std::shared_ptr<const Tokenizer> tokenizer, EngineObserver* observer,
          std::function<absl::Time()> now);
 
-  // The parts of a step, on the thread that steps.
-  bool StepFrom(absl::Time begin);
+  // The parts of a turn, on the thread that steps.
   void AcceptCalls();
   void EndCancelledAndExpired(absl::Time now);
+  // Schedules a step and gives it to the runner. False when nobody is to be computed.
+  bool BeginStep(absl::Time turn);
   int32_t PrefillBudget() const;
-  void MarkStarted(const StepPlan& plan, absl::Time now);
-  std::vector<SequenceChunk> ToChunks(const StepPlan& plan);
-  void Postprocess(const StepPlan& plan, absl::StatusOr<std::vector<ChunkOutput>> outputs);
-  struct StepDurations {
-    absl::Duration whole, scheduling, model;
-  };
-  void ReportStep(const StepPlan& plan, const StepDurations& durations);
-  // Tells observer and sinks of the requests that End took out. False when there were none.
-  bool DeliverEnds();
+  // Returns how many requests have just started.
+  int32_t MarkStarted(const StepPlan& plan, absl::Time now);
+  std::vector<SequenceChunk> ToChunks(const StepPlan& plan, StepUnderWay* step);
+  void MarkBegun(StepUnderWay* step);
+  static bool MayBeFollowed(const StepUnderWay& step, absl::Span<const SequenceChunk> chunks);
+  // Tells observer and sinks all that was decided since the last time. False when that was nothing.
+  bool Tell();
+  void Tell(Message& message);
+  void TellEnds();
+  // Waits for the step begun first, and decides what it brought. `before`: how one failed that it
+  // was begun after.
+  void FinishStep(const absl::Status& before = absl::OkStatus());
+  void Decide(const StepUnderWay& step, absl::StatusOr<std::vector<ChunkOutput>> outputs,
+              absl::Time now);
+  void ReportStep(const StepUnderWay& step);
 
   // What one chunk of a request brought.
-  void CountComputed(const ActiveRequest& request, const Sequence& sequence,
-                     const ComputedPositions& computed);
-  void AcceptOutput(ActiveRequest& request, const ScheduledChunk& chunk, ChunkOutput output,
-                    absl::Time now);
+  void CountComputed(const StepUnderWay::Chunk& chunk);
+  void AcceptOutput(const StepUnderWay::Chunk& chunk, ChunkOutput output, absl::Time now);
   void AcceptToken(ActiveRequest& request, RequestPart& part, SampledToken token, absl::Time now);
   // A part has all its output. Ends the request with its last part.
   void FinishPart(ActiveRequest& request, RequestPart& part, absl::Time now);
@@ -201,7 +249,7 @@ class Engine {
 
   // Constant after construction.
   const EngineOptions options_;
-  const std::unique_ptr<ModelRunner> runner_;  // Forward: the step thread alone
+  const std::unique_ptr<ModelRunner> runner_;  // steps: the step thread alone
   const std::shared_ptr<const Tokenizer> tokenizer_;
   EngineObserver* const observer_;
   const std::function<absl::Time()> now_;
@@ -210,9 +258,11 @@ class Engine {
   BlockManager blocks_;
   Scheduler scheduler_;
   std::unordered_map<uint64_t, std::unique_ptr<ActiveRequest>> requests_;  // by id
-  std::vector<ActiveRequest*> ended_;        // of requests_, with OnEnd due
+  std::deque<StepUnderWay> steps_;
+  std::vector<Message> messages_;            // due
+  std::vector<ActiveRequest*> ended_;        // of requests_, with OnEnd due after the messages
   std::vector<Cancellation> cancellations_;  // to be acted on in this step
-  int32_t started_in_step_ = 0;
+  absl::Time last_step_ended_ = absl::InfinitePast();
   StepTimeModel step_times_;
   GateSampler gates_;
 

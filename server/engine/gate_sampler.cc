@@ -10,21 +10,23 @@ size_t NumPositions(const SequenceChunk& chunk) { return chunk.tokens.size() - c
 
 }  // namespace
 
-void GateSampler::Ask(absl::Time now, absl::Span<SequenceChunk> chunks) {
-  asked_.clear();
-  if (interval_ == absl::InfiniteDuration() || now < next_) return;
+std::vector<size_t> GateSampler::Ask(absl::Time now, absl::Span<SequenceChunk> chunks) {
+  std::vector<size_t> asked;
+  if (interval_ == absl::InfiniteDuration() || now < next_) return asked;
   size_t left = kMaxPositions;
   for (size_t i = 0; i < chunks.size(); ++i) {
     if (NumPositions(chunks[i]) > left) continue;
     left -= NumPositions(chunks[i]);
     chunks[i].ddl_stats = true;
-    asked_.push_back(i);
+    asked.push_back(i);
   }
-  if (!asked_.empty()) next_ = now + interval_;
+  if (!asked.empty()) next_ = now + interval_;
+  return asked;
 }
 
-void GateSampler::Report(absl::Span<const ChunkOutput> outputs, EngineObserver* observer) {
-  if (asked_.empty()) return;
+void GateSampler::Report(absl::Span<const size_t> asked, absl::Span<const ChunkOutput> outputs,
+                         EngineObserver* observer) const {
+  if (asked.empty()) return;
   for (size_t sublayer = 0; sublayer < num_sublayers_; ++sublayer) {
     std::vector<float> beta;
     std::vector<float> update_ratio;
@@ -33,7 +35,7 @@ void GateSampler::Report(absl::Span<const ChunkOutput> outputs, EngineObserver* 
       const auto own = all.subspan(sublayer * positions, positions);
       to->insert(to->end(), own.begin(), own.end());
     };
-    for (const size_t i : asked_) {
+    for (const size_t i : asked) {
       append(outputs[i].beta, &beta);
       append(outputs[i].update_ratio, &update_ratio);
     }

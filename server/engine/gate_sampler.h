@@ -20,16 +20,16 @@ class GateSampler {
   GateSampler(absl::Duration interval, int64_t num_sublayers)
       : interval_(interval), num_sublayers_(static_cast<size_t>(num_sublayers)) {}
 
-  // Asks some of the chunks for ddl_stats, when it is time.
-  void Ask(absl::Time now, absl::Span<SequenceChunk> chunks);
-  // What came of the chunks of the last Ask, in its order.
-  void Report(absl::Span<const ChunkOutput> outputs, EngineObserver* observer);
+  // Asks some of the chunks for ddl_stats, when it is time. Which ones.
+  std::vector<size_t> Ask(absl::Time now, absl::Span<SequenceChunk> chunks);
+  // What came of a step whose Ask gave `asked`.
+  void Report(absl::Span<const size_t> asked, absl::Span<const ChunkOutput> outputs,
+              EngineObserver* observer) const;
 
  private:
   const absl::Duration interval_;
   const size_t num_sublayers_;
   absl::Time next_ = absl::InfinitePast();
-  std::vector<size_t> asked_;  // chunks
 };
 
 }  // namespace ddl

@@ -21,9 +21,10 @@ struct StepStats {
   int32_t prefill_tokens = 0;  // prompt and embed positions, and those computed again
   int32_t decode_tokens = 0;   // positions of the token drawn last
   int32_t sequences = 0;
-  absl::Duration duration;            // the whole step
+  // From its beginning, or from the end of the step before where it was begun by then, to its end.
+  absl::Duration duration;
   absl::Duration scheduler_duration;  // of it, deciding what to run
-  absl::Duration model_duration;      // of it, the forward pass and the drawing of tokens
+  absl::Duration model_duration;      // of it, in the runner: computing, or launching and waiting
 };
 
 // The engine's state after a step or a change of its queues.

@@ -148,8 +148,10 @@ struct RequestEnd {
 };
 
 // Whether a sink takes more at the moment. A full one has its request paused: its sequences leave
-// the batch, and what they hold may be taken for others. Engine::Resume lets it go on; a request
-// paused for longer than slow_reader_timeout ends with RESOURCE_EXHAUSTED, SLOW_READER.
+// the batch, and what they hold may be taken for others. Steps that are under way by then still
+// bring what they bring: a delta each for every completion, which the full sink is to take.
+// Engine::Resume lets the request go on; one paused for longer than slow_reader_timeout ends with
+// RESOURCE_EXHAUSTED, SLOW_READER.
 enum class SinkState { kReady, kFull };
 
 // Where a request's results go. The engine calls it from the step thread, in the order below,
@@ -160,7 +162,7 @@ class RequestSink {
   virtual ~RequestSink() = default;
 
   virtual void OnStart(RequestStart start) = 0;  // once, unless it ends before
-  // Deltas that follow kFull in the same step are still to be taken.
+  // Deltas that follow kFull, of steps begun before, are still to be taken.
   virtual SinkState OnDelta(CompletionDelta delta) = 0;
   virtual void OnEmbedding(InputEmbedding embedding) = 0;
   virtual void OnScore(InputScore score) = 0;

@@ -48,19 +48,24 @@ void AppendStats(const ChunkOutput& output, int64_t num_sublayers,
 
 // --- What a chunk brought ------------------------------------------------------------------
 
-void Engine::CountComputed(const ActiveRequest& request, const Sequence& sequence,
-                           const ComputedPositions& computed) {
-  if (computed.prompt > 0 && CountsPrompt(request, sequence)) {
-    observer_->OnPromptTokens(request.task, PromptSource::kComputed, computed.prompt);
+void Engine::CountComputed(const StepUnderWay::Chunk& chunk) {
+  const Sequence& sequence = *chunk.scheduled.sequence;
+  if (sequence.holds_slot() && sequence.num_runs() == chunk.run) {
+    scheduler_.MarkComputed(chunk.scheduled);
   }
-  if (computed.again > 0) observer_->OnWastedTokens("preempt_recompute", computed.again);
+  if (chunk.computed.prompt > 0 && CountsPrompt(*chunk.request, sequence)) {
+    observer_->OnPromptTokens(chunk.request->task, PromptSource::kComputed, chunk.computed.prompt);
+  }
+  if (chunk.computed.again > 0) {
+    observer_->OnWastedTokens("preempt_recompute", chunk.computed.again);
+  }
 }
 
-void Engine::AcceptOutput(ActiveRequest& request, const ScheduledChunk& chunk, ChunkOutput output,
-                          absl::Time now) {
-  Sequence& sequence = *chunk.sequence;
-  RequestPart& part = PartOf(sequence);
-  if (chunk.start == 0) {  // perhaps computed again
+void Engine::AcceptOutput(const StepUnderWay::Chunk& chunk, ChunkOutput output, absl::Time now) {
+  ActiveRequest& request = *chunk.request;
+  RequestPart& part = *chunk.part;
+  const Sequence& sequence = *chunk.scheduled.sequence;
+  if (chunk.scheduled.start == 0) {  // perhaps computed again
     part.scored.clear();
     part.ddl_stats.clear();
     if (part.pooler.has_value()) part.pooler->Reset();
@@ -70,11 +75,10 @@ void Engine::AcceptOutput(ActiveRequest& request, const ScheduledChunk& chunk, C
 
   if (part.completion.has_value()) {
     if (request.wants_prompt_scores && part.score_logprobs >= 0 &&
-        sequence.num_computed() >= sequence.num_prompt_tokens()) {
+        chunk.scheduled.end >= sequence.num_prompt_tokens()) {
       part.score_logprobs = -1;
-      request.sink->OnStart(
-          {.cached_tokens = request.cached_tokens, .prompt = std::move(part.scored)});
-      part.scored.clear();
+      messages_.push_back({&request, RequestStart{.cached_tokens = request.cached_tokens,
+                                                  .prompt = std::exchange(part.scored, {})}});
       for (RequestPart& other : request.parts) {
         if (&other != &part) scheduler_.Add(other.sequence.get());
       }
@@ -83,42 +87,36 @@ void Engine::AcceptOutput(ActiveRequest& request, const ScheduledChunk& chunk, C
     return;
   }
   if (part.pooler.has_value()) part.pooler->Add(output.hidden);
-  if (sequence.num_remaining() > 0) return;
+  if (chunk.scheduled.end < sequence.num_tokens()) return;
   const int32_t index = sequence.rank().index;
   if (part.pooler.has_value()) {
-    request.sink->OnEmbedding({.index = index, .vectors = part.pooler->Take()});
+    messages_.push_back({&request, InputEmbedding{index, part.pooler->Take()}});
   } else {
-    request.sink->OnScore({.index = index, .tokens = std::move(part.scored)});
+    messages_.push_back({&request, InputScore{index, std::move(part.scored)}});
   }
   FinishPart(request, part, now);
 }
 
 void Engine::AcceptToken(ActiveRequest& request, RequestPart& part, SampledToken token,
                          absl::Time now) {
-  observer_->OnGeneratedTokens(1);
   if (!request.first_token.has_value()) request.first_token = now;
-  if (!part.last_token.has_value()) {
-    observer_->OnTimeToFirstToken(NotNegative(now - request.submitted));
-  } else {
-    observer_->OnInterTokenLatency(NotNegative(now - *part.last_token));
-  }
+  messages_.push_back(
+      {&request,
+       TokenMessage{.part = &part,
+                    .first = !part.last_token.has_value(),
+                    .latency = NotNegative(now - part.last_token.value_or(request.submitted))}});
   part.last_token = now;
 
-  part.sequence->Append(token.id);
-  Completion::Progress progress = part.completion->Accept(std::move(token));
-  SinkState sink = SinkState::kReady;
-  if (!progress.delta.text.empty() || !progress.delta.tokens.empty()) {
-    sink = request.sink->OnDelta(std::move(progress.delta));
-  }
-  if (progress.end.has_value()) {
-    part.end = std::move(progress.end);
+  if (part.sequence->num_unknown() > 0) part.sequence->SetUnknown(token.id);
+  if (std::optional<CompletionEnd> end = part.completion->Accept(std::move(token))) {
+    part.end = std::move(end);
     FinishPart(request, part, now);
   }
-  if (sink == SinkState::kFull && !request.has_ended()) Pause(request, now);
 }
 
 void Engine::FinishPart(ActiveRequest& request, RequestPart& part, absl::Time now) {
   scheduler_.Remove(part.sequence.get());
+  if (!steps_.empty()) steps_.back().ended_sequences.push_back(std::move(part.sequence));
   part.sequence.reset();
   if (--request.parts_left > 0) return;
   const std::optional<CompletionEnd>& first = request.parts.front().end;
@@ -128,12 +126,14 @@ void Engine::FinishPart(ActiveRequest& request, RequestPart& part, absl::Time no
 // --- Pauses, waiting and ends --------------------------------------------------------------
 
 void Engine::Pause(ActiveRequest& request, absl::Time now) {
-  if (request.paused.has_value()) return;  // by another of its parts, in this step
+  if (request.paused.has_value()) return;  // by another of its parts, or a step before
   request.paused = now;
   observer_->OnStreamStall();
   for (const RequestPart& part : request.parts) {
     if (part.sequence != nullptr) scheduler_.Pause(part.sequence.get());
   }
+  MutexLock lock(mu_);
+  UpdateLoad();  // no step may follow that would
 }
 
 void Engine::ResumePaused(ActiveRequest& request) {

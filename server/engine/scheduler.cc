@@ -12,6 +12,9 @@ void AddChunk(Sequence* sequence, int32_t length, StepPlan* plan) {
   plan->chunks.push_back({sequence, start, start + length});
 }
 
+// All of it is under way, and nothing is to follow.
+bool IsAtItsEnd(const Sequence* sequence) { return sequence->num_remaining() == 0; }
+
 }  // namespace
 
 // Who of one side is to be given positions next: of those in the middle of their prompt and
@@ -130,14 +133,14 @@ StepPlan Scheduler::Schedule(int32_t prefill_budget) {
     budget = std::min(budget, std::max(prefill_budget, blocks_->block_size()));
   }
   FillWithPrefills(budget, &plan);
-  DDL_CHECK(!plan.chunks.empty() || num_running() + num_waiting() == 0, "nobody gets on");
+  DDL_CHECK(!plan.chunks.empty() || num_running() + num_waiting() == 0 ||
+                std::any_of(running_.begin(), running_.end(), IsAtItsEnd),
+            "nobody gets on");
   return plan;
 }
 
-ComputedPositions Scheduler::MarkComputed(const ScheduledChunk& chunk) {
-  const ComputedPositions computed = chunk.sequence->MarkComputed(chunk.end);
-  if (options_.prefix_cache) chunk.sequence->MakeBlocksKnown();
-  return computed;
+void Scheduler::MarkComputed(const ScheduledChunk& chunk) {
+  if (options_.prefix_cache) chunk.sequence->MakeBlocksKnown(chunk.end);
 }
 
 int32_t Scheduler::num_decodes() const {
@@ -168,7 +171,8 @@ void Scheduler::ReserveForDecodes(StepPlan* plan) {
 void Scheduler::FillWithPrefills(int32_t budget, StepPlan* plan) {
   PrefillQueue queues[] = {{*this, sides_[0].waiting}, {*this, sides_[1].waiting}};
   for (Sequence* sequence : running_) {
-    if (!sequence->IsDecode()) queues[sequence->generates() ? 0 : 1].AddRunning(sequence);
+    if (!sequence->IsDecode() && !IsAtItsEnd(sequence))
+      queues[sequence->generates() ? 0 : 1].AddRunning(sequence);
   }
   BalanceSides(!queues[0].empty(), !queues[1].empty());
 

@@ -69,7 +69,9 @@ struct StepPlan {
 //   computed again when it starts again. The first by rank is never preempted for another, so
 //   there is always progress.
 //
-// The caller marks what was computed and appends what was drawn before it asks again.
+// The caller says what is being computed (MarkBegun), and appends what is being drawn, before it
+// asks again. Steps are computed in the order of the plans: what a plan gives to somebody is not
+// touched before the plans of those who had it have been computed, even if they are under way.
 class Scheduler {
  public:
   // `blocks` must outlive the scheduler.
@@ -88,12 +90,17 @@ class Scheduler {
   // A waiting sequence rises one class, if there is one above. It keeps it when it runs.
   void Raise(Sequence* sequence);
 
-  // Empty only when every sequence is paused. `prefill_budget`: positions of prompts and inputs
+  // Empty only when every sequence is paused, or all that run are at their end and the others wait
+  // for what they hold. `prefill_budget`: positions of prompts and inputs
   // that may be computed beside decodes, at least one block's worth in any case; without decodes
   // they get the whole step.
   StepPlan Schedule(int32_t prefill_budget);
-  // What Schedule has planned has been computed.
-  ComputedPositions MarkComputed(const ScheduledChunk& chunk);
+  // What Schedule has planned is being computed.
+  ComputedPositions MarkBegun(const ScheduledChunk& chunk) {
+    return chunk.sequence->MarkBegun(chunk.end);
+  }
+  // It has been, by a sequence that has not lost it since: others may find it.
+  void MarkComputed(const ScheduledChunk& chunk);
 
   int32_t num_waiting() const {
     return static_cast<int32_t>(sides_[0].waiting.size() + sides_[1].waiting.size());

@@ -12,7 +12,8 @@ Sequence::Sequence(const SequenceRank& rank, std::vector<TokenId> prompt,
     : rank_(rank),
       options_(options),
       num_prompt_tokens_(static_cast<int32_t>(prompt.size())),
-      tokens_(std::move(prompt)) {
+      tokens_(std::move(prompt)),
+      num_known_(num_prompt_tokens_) {
   DDL_CHECK(!tokens_.empty(), "a sequence has at least one token");
 }
 
@@ -27,7 +28,7 @@ SequenceChunk Sequence::ChunkUpTo(int32_t end) const {
   return chunk;
 }
 
-ComputedPositions Sequence::MarkComputed(int32_t end) {
+ComputedPositions Sequence::MarkBegun(int32_t end) {
   DDL_CHECK(num_computed_ < end && end <= num_tokens(), "not a chunk of this sequence");
   ComputedPositions computed;
   const int32_t first_new = std::clamp(max_computed_, num_computed_, end);
@@ -42,8 +43,23 @@ ComputedPositions Sequence::MarkComputed(int32_t end) {
 }
 
 void Sequence::Append(TokenId token) {
+  AppendUnknown();
+  SetUnknown(token);
+}
+
+void Sequence::AppendUnknown() {
   DDL_CHECK(generates(), "an input never grows");
-  tokens_.push_back(token);
+  tokens_.push_back(kUnknown);
+}
+
+void Sequence::SetUnknown(TokenId token) {
+  DDL_CHECK(num_unknown() > 0, "a token that nobody awaits");
+  tokens_[num_known_++] = token;
+}
+
+void Sequence::MakeBlocksKnown(int32_t end) {
+  DDL_CHECK(end <= num_computed_ && end <= num_known_, "what has been computed is known");
+  blocks_.MakeKnown(tokens().first(end));
 }
 
 bool Sequence::ReserveBlocks(BlockManager& manager) { return blocks_.Grow(manager, num_tokens()); }
@@ -68,6 +84,8 @@ void Sequence::BeginAt(int32_t position) {
 
 int32_t Sequence::Start(int32_t slot) {
   slot_ = slot;
+  ++num_runs_;
+  tokens_.reserve(std::max(options_.max_tokens, num_tokens()));
   state_ = SequenceState::kRunning;
   was_preempted_ = false;
   const int32_t found = std::max(0, std::min(num_computed_, num_prompt_tokens_) - max_computed_);

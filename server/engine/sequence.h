@@ -40,6 +40,9 @@ struct PromptGroup {
 
 struct SequenceOptions {
   bool generates = false;  // tokens will be appended
+  // The most tokens that it will have. Up to so many are appended without moving those before,
+  // which a step under way may refer to.
+  int32_t max_tokens = 0;
   // May begin with blocks that the prefix cache knows. Not when something is wanted of every
   // position.
   bool reads_prefix_cache = false;
@@ -63,6 +66,8 @@ enum class SequenceState {
 // an Embed or a Score.
 class Sequence {
  public:
+  static constexpr TokenId kUnknown = -1;
+
   // The prompt has at least one token.
   Sequence(const SequenceRank& rank, std::vector<TokenId> prompt, const SequenceOptions& options);
 
@@ -70,25 +75,31 @@ class Sequence {
   const SequenceOptions& options() const { return options_; }
   bool generates() const { return options_.generates; }
 
-  absl::Span<const TokenId> tokens() const { return tokens_; }  // valid until Append
+  // A token that is being drawn (AppendUnknown) is one of them, kUnknown until it is known. Valid
+  // until more are appended than options().max_tokens, while the sequence has a slot once.
+  absl::Span<const TokenId> tokens() const { return tokens_; }
   absl::Span<const TokenId> prompt() const { return tokens().first(num_prompt_tokens_); }
   absl::Span<const TokenId> generated() const { return tokens().subspan(num_prompt_tokens_); }
   int32_t num_tokens() const { return static_cast<int32_t>(tokens_.size()); }
   int32_t num_prompt_tokens() const { return num_prompt_tokens_; }
   int32_t num_generated() const { return num_tokens() - num_prompt_tokens_; }
-  // Positions [0, num_computed) are in the caches.
+  int32_t num_unknown() const { return num_tokens() - num_known_; }
+  // Positions [0, num_computed) are in the caches, or will be by the steps under way.
   int32_t num_computed() const { return num_computed_; }
   int32_t num_remaining() const { return num_tokens() - num_computed_; }
-  // Only the token drawn last is to be computed.
+  // Only the token drawn last, or being drawn, is to be computed.
   bool IsDecode() const { return num_generated() > 0 && num_remaining() == 1; }
   bool was_preempted() const { return was_preempted_; }  // since it last began to run
 
-  // The chunk [num_computed, end) as the runner takes it, while running; nothing asked for yet.
-  // Valid until the sequence changes.
+  // The chunk [num_computed, end) as the runner takes it, while running; nothing asked for yet. Its
+  // block table is valid until the blocks change.
   SequenceChunk ChunkUpTo(int32_t end) const;
-  // It has been computed.
-  ComputedPositions MarkComputed(int32_t end);
+  // It is being computed: a step that begins later finds it in the caches.
+  ComputedPositions MarkBegun(int32_t end);
   void Append(TokenId token);
+  // A token that a step under way draws; then what it was, the oldest first.
+  void AppendUnknown();
+  void SetUnknown(TokenId token);
 
   // --- The scheduler's business ---
 
@@ -99,6 +110,8 @@ class Sequence {
   bool holds_slot() const { return slot_.has_value(); }
   int32_t slot() const { return *slot_; }  // while it holds one
   absl::Span<const int32_t> block_table() const { return blocks_.blocks(); }
+  // How often it has begun to run: what it has in the caches is of the last time.
+  int32_t num_runs() const { return num_runs_; }
   // Takes the blocks that its tokens still lack. False, with nothing changed, when too few are
   // available.
   [[nodiscard]] bool ReserveBlocks(BlockManager& manager);
@@ -109,7 +122,8 @@ class Sequence {
   void TakeKnownBlocks(BlockManager& manager);
   // Begins with the first `count` blocks of another of its group, which has computed them.
   void ShareBlocks(const Sequence& other, int32_t count, const BlockManager& manager);
-  void MakeBlocksKnown() { blocks_.MakeKnown(tokens().first(num_computed_)); }
+  // Of the positions [0, end), which have been computed.
+  void MakeBlocksKnown(int32_t end);
   // Begins to run with the blocks that it has taken. Returns how many of the prompt's positions
   // they bring that it has never had before.
   int32_t Start(int32_t slot);
@@ -124,10 +138,12 @@ class Sequence {
   const SequenceOptions options_;
   const int32_t num_prompt_tokens_;
   std::vector<TokenId> tokens_;
+  int32_t num_known_;  // of tokens_, the first so many
   int32_t num_computed_ = 0;
   int32_t max_computed_ = 0;  // the most that num_computed_ has been
   SequenceState state_ = SequenceState::kNew;
   bool was_preempted_ = false;
+  int32_t num_runs_ = 0;
   std::optional<int32_t> slot_;
   BlockTable blocks_;
   // Until its first chunk is computed: the last of the blocks that it began with.

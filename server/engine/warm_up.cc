@@ -25,7 +25,7 @@ absl::Status RunStep(Scheduler& scheduler, ModelRunner& runner) {
     const ChunkOutput& output = (*outputs)[i];
     if (!output.status.ok()) return output.status;
     Sequence& sequence = *plan.chunks[i].sequence;
-    sequence.MarkComputed(plan.chunks[i].end);
+    sequence.MarkBegun(plan.chunks[i].end);
     if (sequence.num_remaining() == 0) sequence.Append(output.sampled->id);
   }
   return absl::OkStatus();

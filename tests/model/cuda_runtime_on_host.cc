@@ -23,6 +23,34 @@ kernels::cuda::Stream CurrentStream() {
 
 at::Tensor Staging(int64_t bytes) { return at::empty({bytes}, at::kByte); }
 
+namespace {
+
+class MilestoneOnHost final : public Milestone {
+ public:
+  void Wait() override { TORCH_CHECK(on_host.wait_error.empty(), on_host.wait_error); }
+};
+
+// What the tensor was when the copy was asked for, as a stream would have it.
+class CopyOnHost final : public HostCopy {
+ public:
+  explicit CopyOnHost(const at::Tensor& tensor) : copy_(tensor.clone()) {}
+  at::Tensor Wait() override {
+    MilestoneOnHost().Wait();
+    return copy_;
+  }
+
+ private:
+  const at::Tensor copy_;
+};
+
+}  // namespace
+
+std::unique_ptr<Milestone> Mark() { return std::make_unique<MilestoneOnHost>(); }
+
+std::unique_ptr<HostCopy> CopyToHost(const at::Tensor& tensor) {
+  return std::make_unique<CopyOnHost>(tensor);
+}
+
 std::string ErrorText(kernels::cuda::Error error) { return "error " + std::to_string(error); }
 
 namespace {

@@ -14,6 +14,7 @@ namespace ddl::cuda_runtime {
 struct OnHost {
   absl::Status health;
   std::string stream_error;  // not empty: what launching anything throws
+  std::string wait_error;    // not empty: what waiting for the stream throws
   // Off, every row is attended to by itself, and its bits do not depend on its chunk.
   bool flash_attention = false;
   std::string capture_error;  // not empty: what capturing a graph throws

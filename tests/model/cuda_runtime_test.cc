@@ -1,5 +1,5 @@
-// What cuda_runtime.h promises of graphs: on the host of the device's twin, on a GPU of CUDA and
-// LibTorch.
+// What cuda_runtime.h promises of graphs and copies: on the host of the device's twin, on a GPU of
+// CUDA and LibTorch.
 
 #include "model/cuda_runtime.h"
 
@@ -54,6 +54,18 @@ TEST_F(CudaRuntimeTest, ReplaysReadAndWriteWhatIsThereByThen) {
     EXPECT_EQ(Value(product), value * 16.0f) << what;
     EXPECT_EQ(Value(sum), 2.0f * value + 1.0f) << what;
   }
+}
+
+TEST_F(CudaRuntimeTest, ACopyIsOfWhatWasThereWhenItWasAskedFor) {
+  const at::Tensor numbers = at::full({1 << 20}, 1.0f, options_);
+  const auto first = CopyToHost(numbers);
+  numbers.fill_(2.0f);
+  const auto second = CopyToHost(numbers);
+  numbers.fill_(3.0f);
+  CopyToHost(numbers);  // nobody waits
+  Mark()->Wait();
+  EXPECT_EQ(Value(second->Wait()), 2.0f);
+  EXPECT_EQ(Value(first->Wait()), 1.0f);
 }
 
 TEST_F(CudaRuntimeTest, WorkThatThrowsLeavesEverythingUsable) {

@@ -157,6 +157,53 @@ class Driver {
     return generated;
   }
 
+  // The same, with as many steps under way as may be: each goes on from tokens that the host has
+  // not seen.
+  std::vector<std::vector<TokenId>> GreedyAhead(std::vector<TestSequence>& sequences, int count) {
+    SamplingParams greedy;
+    greedy.temperature = 0.0f;
+    std::vector<std::vector<TokenId>> generated(sequences.size());
+    for (TestSequence& sequence : sequences) {
+      sequence.tokens.reserve(sequence.tokens.size() + static_cast<size_t>(count));
+    }
+    int under_way = 0;
+    const auto finish = [&] {
+      --under_way;
+      const auto outputs = runner_->Finish();
+      ASSERT_TRUE(outputs.ok()) << outputs.status();
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        generated[i].push_back((*outputs)[i].sampled->id);
+        std::vector<TokenId>& tokens = sequences[i].tokens;
+        if (const auto unknown = std::find(tokens.begin(), tokens.end(), -1);
+            unknown != tokens.end()) {
+          *unknown = generated[i].back();
+        }
+      }
+    };
+    for (int n = 0; n < count; ++n) {
+      std::vector<SequenceChunk> chunks;
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        TestSequence& sequence = sequences[i];
+        SequenceChunk& chunk = chunks.emplace_back();
+        chunk.tokens = sequence.tokens;
+        chunk.start = sequence.computed;
+        chunk.block_table = sequence.block_table;
+        chunk.slot = sequence.slot;
+        if (sequence.tokens.back() == -1) chunk.last_token_from = static_cast<int32_t>(i);
+        SampleRequest& sample = chunk.sample.emplace();
+        sample.params = &greedy;
+        sample.index = static_cast<uint64_t>(n);
+        sample.vocab_size = vocab_size();
+        sequence.computed = static_cast<int32_t>(sequence.tokens.size());
+      }
+      runner_->Begin(chunks);
+      for (TestSequence& sequence : sequences) sequence.tokens.push_back(-1);
+      if (++under_way == description().max_steps_under_way) finish();
+    }
+    while (under_way > 0) finish();
+    return generated;
+  }
+
   // Every token but the first of all sequences together, scored by chunks.
   std::vector<std::vector<SampledToken>> Score(std::vector<TestSequence>& sequences, int32_t chunk,
                                                int32_t logprobs) {
@@ -262,6 +309,16 @@ TEST_P(GoldenTest, Float32GreedyTokens) {
     std::vector<TokenId> ids;
     for (const SampledToken& token : generated[i]) ids.push_back(token.id);
     EXPECT_EQ(ids, golden.prompts[i].greedy) << golden.prompts[i].name;
+  }
+}
+
+TEST_P(GoldenTest, Float32GreedyTokensOfStepsUnderWay) {
+  const GoldenCase& golden = GetParam();
+  Driver driver(golden.folder, RunnerDType::kFloat32);
+  std::vector<TestSequence> sequences = AllPrompts(driver, golden);
+  const auto generated = driver.GreedyAhead(sequences, 12);
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    EXPECT_EQ(generated[i], golden.prompts[i].greedy) << golden.prompts[i].name;
   }
 }
 

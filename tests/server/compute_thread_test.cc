@@ -70,7 +70,8 @@ TEST(ComputeThreadTest, ChangesNothingForTheEngines) {
   std::vector<std::unique_ptr<Engine>> engines;
   std::set<std::thread::id> threads;
   for (CountingObserver& observer : observers) {
-    auto runner = std::make_unique<FakeModelRunner>(FakeModelRunner::Options{});
+    auto runner =
+        std::make_unique<FakeModelRunner>(FakeModelRunner::Options{.max_steps_under_way = 2});
     runner->on_forward = [&](absl::Span<const SequenceChunk>) {
       threads.insert(std::this_thread::get_id());
       return absl::OkStatus();
@@ -79,6 +80,7 @@ TEST(ComputeThreadTest, ChangesNothingForTheEngines) {
     options.max_step_tokens = 64;
     auto engine = Engine::Create(options, RunOn(&compute, std::move(runner)), nullptr, &observer);
     ASSERT_TRUE(engine.ok()) << engine.status();
+    EXPECT_EQ((*engine)->model().max_steps_under_way, 1);
     engines.push_back(*std::move(engine));
     engines.back()->Start();
   }

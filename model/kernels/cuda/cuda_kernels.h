@@ -81,6 +81,16 @@ struct GatherRowsArgs {
 };
 Error GatherRows(Stream stream, int64_t count, const GatherRowsArgs& args);
 
+// Ids that the host does not know yet: ids[to[n]] = drawn[from[n]], or 0 where that is -1, so that
+// what reads them finds an id.
+struct FillIdsArgs {
+  const int32_t* drawn = nullptr;  // as SampleTokensArgs::id
+  const int32_t* from = nullptr;   // [count]
+  const int32_t* to = nullptr;     // [count] no two the same
+  int32_t* ids = nullptr;          // in and out
+};
+Error FillIds(Stream stream, int64_t count, const FillIdsArgs& args);
+
 // ---- Drawing tokens: the same draw as Sample in model/sampler.h, so that only tokens come back
 
 struct SampleBias {

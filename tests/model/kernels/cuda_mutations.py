@@ -28,6 +28,7 @@ SHIFT_TAILS = "CudaAttentionTest.ShiftTailsByRow"
 EXPAND = "CudaRowsTest.ExpandInput"
 SWIGLU = "CudaRowsTest.SwiGlu"
 GATHER = "CudaRowsTest.GatherRows"
+FILL = "CudaRowsTest.FillIds"
 CONTEXT = "CudaAttentionTest.GatherContext"
 FINISH = "CudaAttentionTest.FinishAttention"
 DRAW = "CudaSamplingTest.DrawsWhatTheCpuDraws"
@@ -107,6 +108,14 @@ MUTATIONS = [
     Mutation("gather_rows.cu", "static_cast<int64_t>(args.rows[n]) * row_bytes", "n * row_bytes", GATHER),
     Mutation("gather_rows.cu", "at < row_bytes", "at + kBytes < row_bytes", GATHER),
     Mutation("gather_rows.cu", "if (fits(16))", "if (true)", GATHER),
+    # fill_ids.cu
+    Mutation("fill_ids.cu", "args.drawn[args.from[n]]", "args.drawn[n]", FILL),
+    Mutation("fill_ids.cu", "args.ids[args.to[n]]", "args.ids[n]", FILL),
+    Mutation("fill_ids.cu", "id >= 0 ? id : 0", "id > 0 ? id : 1", FILL),
+    Mutation("fill_ids.cu", "id >= 0 ? id : 0", "id", FILL),
+    Mutation("fill_ids.cu", "(blockIdx.x) * kThreads", "(0) * kThreads", FILL),
+    Mutation("fill_ids.cu", "if (n >= count) return;", "if (n + 1 >= count) return;", FILL),
+    Mutation("fill_ids.cu", "DivideUp(count, kThreads)", "count / kThreads", FILL),
     # attention_input.cu
     Mutation("attention_input.cu", "z[n] = a * cosine[n] - b * sine[n];", "z[n] = a * cosine[n] + b * sine[n];", ATTENTION),
     Mutation("attention_input.cu", "a = z[n], b = z[half + n];", "a = z[n], b = z[n + 1];", ATTENTION),

@@ -144,10 +144,17 @@ class SteppedEngine {
     engine = *std::move(created);
   }
 
+  // A step with all that comes of it, told too, where the step thread would first begin the next
+  // one.
+  bool Step() {
+    const bool worked = engine->Step();
+    engine->Settle();
+    return worked;
+  }
   // Runs until nothing is left to do.
   int Run() {
     int steps = 0;
-    while (engine->Step()) ++steps;
+    while (Step()) ++steps;
     return steps;
   }
   // The sink of a request that was admitted; null when it was refused.

@@ -88,10 +88,10 @@ TEST(EngineOutputsTest, CompletionsShareTheBlocksOfTheirPrompt) {
     Request request = Generate(Prompt(11), 2);
     ParamsOf(request).n = 3;
     const auto sink = e.Submit(std::move(request));
-    ASSERT_TRUE(e.engine->Step());
+    ASSERT_TRUE(e.Step());
     EXPECT_EQ(e.observer.steps.back().prefill_tokens, 11);
     EXPECT_EQ(e.engine->load().kv_blocks_used, 3);
-    ASSERT_TRUE(e.engine->Step());
+    ASSERT_TRUE(e.Step());
     EXPECT_EQ(e.observer.steps.back().prefill_tokens, 6) << "3 each that are in no full block";
     EXPECT_EQ(e.engine->load().kv_blocks_used, 2 + 3 * 1 - 1) << "the first has just ended";
     e.Run();
@@ -124,7 +124,7 @@ TEST(EngineOutputsTest, CancellingEndsEveryCompletion) {
   Request request = Generate(Prompt(6), 50);
   ParamsOf(request).n = 3;
   const auto sink = e.Submit(std::move(request));
-  for (int i = 0; i < 4; ++i) e.engine->Step();
+  for (int i = 0; i < 4; ++i) e.Step();
   e.engine->Cancel(e.handle);
   e.Run();
   EXPECT_EQ(sink->status().code(), absl::StatusCode::kCancelled);
@@ -222,7 +222,7 @@ TEST(EngineOutputsTest, StartsOnceAndBeforeAnythingElse) {
   const auto generate = e.Submit(Generate(Prompt(20), 3));
   const auto embed = e.Submit(Embed({Prompt(20, 1), Prompt(3, 2)}));
   EXPECT_FALSE(generate->start.has_value());
-  e.engine->Step();
+  e.Step();
   EXPECT_TRUE(generate->start.has_value()) << "in the first step that computes any of it";
   EXPECT_FALSE(embed->start.has_value());
   e.Run();

@@ -113,7 +113,8 @@ std::string ToString(const Trace& trace) {
       options.max_step_tokens, ", context ", options.max_context_length, ", aging ",
       absl::FormatDuration(options.priority_aging), ", slow reader ",
       absl::FormatDuration(options.slow_reader_timeout),
-      options.prefix_cache ? "" : ", no prefix cache", ", clock ", trace.clock_seed);
+      options.prefix_cache ? "" : ", no prefix cache", ", clock ", trace.clock_seed, ", ",
+      trace.model.max_steps_under_way, " steps under way");
   for (const int step : trace.failing) absl::StrAppend(&text, ", step ", step, " fails");
   if (trace.stop_at.has_value()) absl::StrAppend(&text, ", stops at ", *trace.stop_at);
   for (const Arrival& arrival : trace.arrivals) absl::StrAppend(&text, "\n  ", ToString(arrival));
@@ -238,6 +239,9 @@ class TraceRun {
       return trace_.failing.contains(forwards_) ? absl::UnavailableError("the device is gone")
                                                 : absl::OkStatus();
     };
+    e_.runner->on_begin = [this](auto) {
+      (*outcomes_)["steps begun ahead"] += e_.runner->num_begun() - 1 > e_.runner->num_steps();
+    };
     e_.runner->is_not_finite = [](const SequenceChunk& chunk) {
       return chunk.tokens[0] == 13 && chunk.tokens.size() % 5 == 0;
     };
@@ -270,6 +274,7 @@ class TraceRun {
       Step();
     }
     if (failure_.empty()) CheckEnd();
+    if (failure_.empty() && !trace_.stop_at.has_value()) CheckCache();
     e_.engine->Stop();  // while the clients of those that are left are still there
     return failure_;
   }
@@ -350,14 +355,14 @@ class TraceRun {
         must_end.push_back(&client);
       }
     }
-    const int forwards = forwards_;
+    const int steps = e_.runner->num_begun() + e_.runner->num_steps();
     const bool worked = e_.engine->Step();
     if (!worked) e_.now += absl::Milliseconds(10);
     if (!e_.runner->violations().empty()) Check(false, e_.runner->violations().front());
     for (const Client* client : must_end) {
       Check(client->sink->end.has_value(), "still there a step after it had to end");
     }
-    const bool computed = forwards_ > forwards;
+    const bool computed = e_.runner->num_begun() + e_.runner->num_steps() > steps;
     const bool all_paused = std::ranges::all_of(clients_, [](const Client& client) {
       return client.sink->end.has_value() || client.full_since.has_value();
     });
@@ -462,6 +467,26 @@ class TraceRun {
         static_cast<int>(std::ranges::count_if(observer.steps, [](const StepStats& step) {
           return step.decode_tokens > 0 && step.prefill_tokens > 0;
         }));
+  }
+
+  // What the prefix cache says that it has, it has: the conversations go on from there.
+  void CheckCache() {
+    e_.runner->on_forward = nullptr;
+    e_.runner->is_not_finite = nullptr;
+    int conversations = 0;
+    for (const Client& client : clients_) {
+      const auto* generate = std::get_if<GenerateParams>(&client.request.params);
+      if (generate == nullptr || client.sink->ids.empty() || ++conversations > 2) continue;
+      std::vector<TokenId> prompt = generate->prompt;
+      prompt.insert(prompt.end(), client.sink->ids.begin(), client.sink->ids.end());
+      const auto room = trace_.options.max_context_length - static_cast<int32_t>(prompt.size());
+      if (room < 1) continue;
+      const auto sink = e_.Submit(Generate(prompt, std::min(room, 3)));
+      if (sink == nullptr) continue;
+      e_.Run();
+      Check(sink->ids == ExpectedTokens(prompt, std::min(room, 3)),
+            "the cache is wrong about: ", ToString(*client.arrival));
+    }
   }
 
   // What was delivered is right, and all of it when the status is OK.
@@ -657,19 +682,22 @@ std::string FailureOf(const Trace& trace) {
 TEST(EnginePropertyTest, KeepsItsPromisesUnderRandomTraffic) {
   Outcomes outcomes;
   for (int seed = 1; seed <= kTraces; ++seed) {
-    const Trace trace = RandomTrace(seed);
-    const std::string failure = TraceRun(trace, &outcomes).Run();
-    if (failure.empty()) continue;
-    const Trace small = Shrink(trace, [](const Trace& t) { return !FailureOf(t).empty(); });
-    FAIL() << "trace " << seed << ": " << failure << "\nin small: " << FailureOf(small) << "\n"
-           << ToString(small);
+    for (const int32_t steps_under_way : {1, 2}) {
+      Trace trace = RandomTrace(seed);
+      trace.model.max_steps_under_way = steps_under_way;
+      const std::string failure = TraceRun(trace, &outcomes).Run();
+      if (failure.empty()) continue;
+      const Trace small = Shrink(trace, [](const Trace& t) { return !FailureOf(t).empty(); });
+      FAIL() << "trace " << seed << ": " << failure << "\nin small: " << FailureOf(small) << "\n"
+             << ToString(small);
+    }
   }
   // The promises were really put to the test.
   for (const char* outcome :
        {"OK", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "QUEUE_TIMEOUT", "SLOW_READER",
         "UNAVAILABLE", "refused: deadline past", "refused: TOO_LARGE", "refused: QUEUE_FULL",
         "refused: TOKENS_FULL", "refused: DEADLINE_INFEASIBLE", "preempted", "prefix hit", "paused",
-        "steps that decode and prefill"}) {
+        "steps that decode and prefill", "steps begun ahead"}) {
     EXPECT_GE(outcomes[outcome], 100) << outcome;
   }
   for (const auto& [outcome, count] : outcomes) std::cout << count << "\t" << outcome << "\n";

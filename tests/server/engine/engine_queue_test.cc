@@ -27,10 +27,10 @@ TEST(EngineQueueTest, AFullSinkPausesAndResumeGoesOn) {
   const auto slow = e.Submit(Generate(Prompt(5), 10));
   const RequestHandle handle = e.handle;
   const auto other = e.Submit(Generate(Prompt(4, 1), 6));
-  e.engine->Step();
-  e.engine->Step();
+  e.Step();
+  e.Step();
   slow->state = SinkState::kFull;
-  e.engine->Step();
+  e.Step();
   EXPECT_EQ(slow->ids.size(), 3u);
   EXPECT_EQ(e.engine->load().paused_slow_reader, 1);
   EXPECT_EQ(e.engine->load().of(Task::kGenerate).running, 2) << "it has been started";
@@ -39,7 +39,7 @@ TEST(EngineQueueTest, AFullSinkPausesAndResumeGoesOn) {
   EXPECT_EQ(other->status(), absl::OkStatus()) << "nobody else waits for it";
   EXPECT_EQ(slow->ids.size(), 3u);
   EXPECT_FALSE(slow->end.has_value());
-  EXPECT_FALSE(e.engine->Step()) << "nothing to compute";
+  EXPECT_FALSE(e.Step()) << "nothing to compute";
 
   slow->state = SinkState::kReady;
   e.engine->Resume(handle);
@@ -70,9 +70,9 @@ TEST(EngineQueueTest, APausedRequestGivesWayAndKeepsItsTokens) {
     Request request = Generate(Prompt(7), 12);
     const auto slow = e.Submit(std::move(request));
     const RequestHandle handle = e.handle;
-    for (int i = 0; i < 4; ++i) e.engine->Step();
+    for (int i = 0; i < 4; ++i) e.Step();
     slow->state = SinkState::kFull;
-    e.engine->Step();
+    e.Step();
     const auto other = e.Submit(Generate(Prompt(9, 1), 20));
     e.Run();
     EXPECT_EQ(other->ids, ExpectedTokens(Prompt(9, 1), 20));
@@ -91,12 +91,12 @@ TEST(EngineQueueTest, EveryCompletionOfASlowReaderPauses) {
   Request request = Generate(Prompt(6), 9);
   ParamsOf(request).n = 3;
   const auto sink = e.Submit(std::move(request));
-  for (int i = 0; i < 3; ++i) e.engine->Step();
+  for (int i = 0; i < 3; ++i) e.Step();
   sink->state = SinkState::kFull;
-  e.engine->Step();
+  e.Step();
   EXPECT_EQ(e.engine->load().paused_slow_reader, 3);
   EXPECT_EQ(e.observer.stalls, 1) << "one client";
-  EXPECT_FALSE(e.engine->Step());
+  EXPECT_FALSE(e.Step());
   sink->state = SinkState::kReady;
   e.engine->Resume(e.handle);
   e.Run();
@@ -129,23 +129,23 @@ TEST(EngineQueueTest, APausedRequestEndsInEveryWay) {
     Request request = Generate(Prompt(5), 10);
     request.deadline = e.now + row.deadline;
     const auto sink = e.Submit(std::move(request));
-    e.engine->Step();
+    e.Step();
     sink->state = SinkState::kFull;
-    e.engine->Step();
+    e.Step();
     if (row.wait > absl::ZeroDuration()) {
       e.now += row.wait - absl::Nanoseconds(1);
-      EXPECT_FALSE(e.engine->Step());
+      EXPECT_FALSE(e.Step());
       EXPECT_FALSE(sink->end.has_value());
       e.now += absl::Nanoseconds(1);
     }
     if (row.cancel) e.engine->Cancel(e.handle);
-    EXPECT_TRUE(e.engine->Step());
+    EXPECT_TRUE(e.Step());
     EXPECT_EQ(sink->status().code(), row.code);
     EXPECT_EQ(DetailsOf(sink->status()).reason, row.reason);
     EXPECT_THAT(e.observer.finish_reasons, ElementsAre(Pair(row.finish_reason, 1)));
     EXPECT_THAT(e.observer.wasted_tokens, ElementsAre(Pair(row.wasted, 2)));
     e.engine->Resume(e.handle);
-    EXPECT_FALSE(e.engine->Step());
+    EXPECT_FALSE(e.Step());
     ExpectIdle(e);
   }
 }
@@ -156,14 +156,14 @@ TEST(EngineQueueTest, ResumingStartsTheTimeoutAnew) {
   sink->state = SinkState::kFull;
   for (int i = 1; i <= 3; ++i) {
     e.engine->Resume(e.handle);
-    EXPECT_TRUE(e.engine->Step());
+    EXPECT_TRUE(e.Step());
     EXPECT_EQ(sink->ids.size(), static_cast<size_t>(i));
-    EXPECT_FALSE(e.engine->Step());
+    EXPECT_FALSE(e.Step());
     e.now += absl::Seconds(20);
   }
   EXPECT_EQ(e.observer.stalls, 3);
   e.now += absl::Seconds(10);
-  e.engine->Step();
+  e.Step();
   EXPECT_EQ(DetailsOf(sink->status()).reason, "SLOW_READER");
   ExpectIdle(e);
 }
@@ -212,7 +212,7 @@ TEST(EngineQueueTest, WhoWaitsRisesAClass) {
     int before = 0;
     for (int i = 0; i < 30; ++i) {
       submit(Priority::kHigh);
-      e.engine->Step();
+      e.Step();
       if (!waits->end.has_value()) ++before;
     }
     EXPECT_EQ(before, row.before);
@@ -232,7 +232,7 @@ TEST(EngineQueueTest, NeitherKindStarvesTheOther) {
     };
     for (int i = 0; i < 150; ++i) submit(i, embeds_first);
     for (int i = 0; i < 150; ++i) submit(i, !embeds_first);
-    for (int i = 0; i < 100; ++i) e.engine->Step();
+    for (int i = 0; i < 100; ++i) e.Step();
     const auto generated = static_cast<double>(e.observer.prompt_tokens[Task::kGenerate]);
     const auto embedded = static_cast<double>(e.observer.prompt_tokens[Task::kEmbed]);
     EXPECT_NEAR(generated / (generated + embedded), 0.5, 0.05)
@@ -270,9 +270,9 @@ TEST(EngineQueueTest, LongPromptsAndManyInputsDoNotStallAStream) {
       return absl::OkStatus();
     };
     const auto stream = e.Submit(Generate(Prompt(3), 400));
-    for (int i = 0; i < 20; ++i) e.engine->Step();
+    for (int i = 0; i < 20; ++i) e.Step();
     e.Submit(Generate(Prompt(3, 1), 1));  // a mixed step, so that its cost is known
-    for (int i = 0; i < 20; ++i) e.engine->Step();
+    for (int i = 0; i < 20; ++i) e.Step();
     e.observer.inter_token_latencies.clear();
     const auto load = e.Submit(row.load);
     e.Run();
@@ -382,10 +382,10 @@ TEST(EngineQueueTest, ContinuesAConversationFromItsCompletion) {
 TEST(EngineQueueTest, RequestsThatRunShareBlocks) {
   SteppedEngine e;
   const auto first = e.Submit(Generate(Prompt(17), 10));
-  e.engine->Step();
+  e.Step();
   EXPECT_EQ(e.engine->load().kv_blocks_used, 5);
   const auto second = e.Submit(Generate(Prompt(17), 10));
-  e.engine->Step();
+  e.Step();
   EXPECT_EQ(e.engine->load().kv_blocks_used, 6) << "4 of 5 are the same";
   e.Run();
   EXPECT_EQ(first->ids, ExpectedTokens(Prompt(17), 10));
@@ -452,7 +452,7 @@ TEST(EngineQueueTest, RefusesWhatCannotStartInTime) {
     };
     for (int i = 0; i < 40; ++i) {
       e.Submit(Generate({1}, 1));
-      e.engine->Step();
+      e.Step();
     }
     for (int i = 0; i < row.waiting; ++i) e.Submit(Generate({1}, 1));
     Request request = Generate({1}, 1);

@@ -253,10 +253,10 @@ TEST(EngineTest, PreemptedTokensAreCountedOnce) {
 TEST(EngineTest, DecodesAndPrefillsShareSteps) {
   SteppedEngine e;
   e.Submit(Generate(Prompt(4), 10));
-  ASSERT_TRUE(e.engine->Step());
+  ASSERT_TRUE(e.Step());
   e.Submit(Generate(Prompt(20, 1), 2));
   e.Submit(Embed({Prompt(5, 2), Prompt(6, 3)}));
-  ASSERT_TRUE(e.engine->Step());
+  ASSERT_TRUE(e.Step());
   const StepStats& step = e.observer.steps.back();
   EXPECT_EQ(step.sequences, 4);
   EXPECT_EQ(step.decode_tokens, 1);
@@ -340,7 +340,7 @@ TEST(EngineTest, RefusesAtOnce) {
        [](SteppedEngine& e) {
          for (int i = 0; i < 5; ++i) {
            ASSERT_NE(e.Submit(Generate(Prompt(1), 20)), nullptr);
-           e.engine->Step();
+           e.Step();
          }
        },
        Embed({Prompt(1)}), StatusCode::kResourceExhausted, "QUEUE_FULL", "queue_full", true},
@@ -422,7 +422,7 @@ TEST(EngineTest, RetryInfoFollowsTheMeasuredRate) {
   for (int i = 0; i < 40; ++i) {
     while (e.Submit(Generate(Prompt(1), 1)) != nullptr) {
     }
-    e.engine->Step();
+    e.Step();
   }
   while (e.Submit(Generate(Prompt(1), 1)) != nullptr) {
   }
@@ -481,11 +481,13 @@ TEST(EngineTest, CancelsWhileRunning) {
   const auto sink = e.Submit(Generate(Prompt(3), 200));
   const RequestHandle handle = e.handle;
   const auto other = e.Submit(Generate(Prompt(5), 8));
-  for (int i = 0; i < 4; ++i) e.engine->Step();
+  for (int i = 0; i < 4; ++i) e.Step();
   e.engine->Cancel(handle);
   e.engine->Cancel(handle);
-  sink->on_end = [&] { EXPECT_EQ(e.observer.last_load.kv_blocks_used, 2) << "the other one's"; };
-  e.engine->Step();
+  sink->on_end = [&] {
+    EXPECT_EQ(e.observer.last_load.kv_blocks_used, 3) << "the other one's, with its next position";
+  };
+  e.Step();
   EXPECT_EQ(sink->status().code(), StatusCode::kCancelled);
   EXPECT_EQ(sink->ids.size(), 4u);
   EXPECT_EQ(sink->end->usage.completion_tokens, 4);
@@ -502,9 +504,9 @@ TEST(EngineTest, CancelsInTheMiddleOfAPromptAndOfAnEmbed) {
   const RequestHandle first = e.handle;
   const auto embed = e.Submit(Embed({Prompt(2), Prompt(3), Prompt(20)}));
   const RequestHandle second = e.handle;
-  e.engine->Step();
+  e.Step();
   e.engine->Cancel(first);
-  e.engine->Step();
+  e.Step();
   EXPECT_EQ(generate->status().code(), StatusCode::kCancelled);
   EXPECT_EQ(embed->num_embeddings, 2);
   e.engine->Cancel(second);
@@ -602,11 +604,11 @@ TEST(EngineTest, QueueTimeoutHoldsOnlyInTheQueue) {
   const auto first = submit(absl::Seconds(1));   // starts at once, runs for 5 seconds
   const auto second = submit(absl::Seconds(3));  // is still queued after 3
   const auto third = submit(absl::Seconds(6));   // starts after 5
-  e.engine->Step();
-  e.engine->Step();
-  e.engine->Step();
+  e.Step();
+  e.Step();
+  e.Step();
   EXPECT_FALSE(second->end.has_value());
-  e.engine->Step();
+  e.Step();
   EXPECT_EQ(second->status().code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(DetailsOf(second->status()).reason, "QUEUE_TIMEOUT");
   EXPECT_TRUE(DetailsOf(second->status()).retry_after.has_value());
@@ -624,9 +626,9 @@ TEST(EngineTest, AFailedStepFailsItsSequencesOnly) {
   const auto a = e.Submit(Generate(Prompt(3), 10));
   const auto b = e.Submit(Generate(Prompt(4), 10));
   const auto queued = e.Submit(Generate(Prompt(5), 10));
-  e.engine->Step();
+  e.Step();
   e.runner->on_forward = [](auto) { return absl::InvalidArgumentError("out of memory"); };
-  e.engine->Step();
+  e.Step();
   e.runner->on_forward = nullptr;
   for (const auto& sink : {a, b}) {
     EXPECT_EQ(sink->status().code(), StatusCode::kInternal);
@@ -658,10 +660,10 @@ TEST(EngineTest, ALostDeviceIsReported) {
     options.on_device_lost = [&](const absl::Status& status) { reported.push_back(status); };
     SteppedEngine e({}, options);
     const auto sink = e.Submit(Generate(Prompt(3), 10));
-    e.engine->Step();
+    e.Step();
     EXPECT_THAT(reported, testing::IsEmpty());
     e.runner->on_forward = [&row](auto) { return row.status; };
-    e.engine->Step();
+    e.Step();
     EXPECT_EQ(sink->status().code(), StatusCode::kInternal);
     EXPECT_EQ(reported.size(), row.is_reported ? 1u : 0u);
     for (const absl::Status& status : reported) EXPECT_EQ(status, row.status);
@@ -739,11 +741,11 @@ TEST(EngineTest, LoadFollowsTheQueues) {
   e.Submit(Embed({Prompt(3), Prompt(4)}));
   e.Submit(Generate(Prompt(6), 1));
   expect_load(0, 2, 0, 1, 18, 0);
-  e.engine->Step();  // the generate and one input
+  e.Step();  // the generate and one input
   expect_load(1, 1, 1, 0, 6, 2);
-  e.engine->Step();  // the generate's second token, the other input
+  e.Step();  // the generate's second token, the other input
   expect_load(0, 1, 0, 0, 6, 0);
-  e.engine->Step();
+  e.Step();
   expect_load(0, 0, 0, 0, 0, 0);
 }
 
@@ -819,7 +821,7 @@ TEST(EngineTest, StopEndsEveryone) {
   SteppedEngine e({.max_sequences = 1});
   const auto running = e.Submit(Generate(Prompt(3), 50));
   const auto waiting = e.Submit(Embed({Prompt(3), Prompt(4)}));
-  e.engine->Step();
+  e.Step();
   const auto submitted = e.Submit(Generate(Prompt(3), 50));
   EXPECT_FALSE(e.engine->WaitUntilIdle(absl::InfinitePast()));
   e.engine->Stop();
@@ -845,7 +847,7 @@ TEST(EngineTest, DrainsWhatWasAdmitted) {
 
 TEST(EngineTest, AnIdleStepDoesNothing) {
   SteppedEngine e;
-  EXPECT_FALSE(e.engine->Step());
+  EXPECT_FALSE(e.Step());
   EXPECT_EQ(e.runner->num_steps(), 0);
   EXPECT_THAT(e.observer.steps, IsEmpty());
 }

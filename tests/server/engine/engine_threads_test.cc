@@ -78,14 +78,21 @@ class AwaitedSink final : public RequestSink {
   RequestEnd end_ ABSL_GUARDED_BY(mu_);
 };
 
-TEST(EngineThreadsTest, ServesManyThreadsAtOnce) {
+// Of steps that may be under way at a time.
+class EngineThreadsTest : public testing::TestWithParam<int32_t> {};
+
+TEST_P(EngineThreadsTest, ServesManyThreadsAtOnce) {
   constexpr int kThreads = 8;
   constexpr int kRequests = 150;  // of each thread
   AtomicObserver observer;
-  const auto engine = StartedEngine(
-      &observer,
-      {.kv_block_size = 4, .kv_num_blocks = 24, .max_sequences = 4, .max_step_tokens = 32},
-      {.max_waiting_requests = 2, .max_waiting_tokens = 100, .max_step_tokens = 32});
+  const auto engine =
+      StartedEngine(&observer,
+                    {.kv_block_size = 4,
+                     .kv_num_blocks = 24,
+                     .max_sequences = 4,
+                     .max_step_tokens = 32,
+                     .max_steps_under_way = GetParam()},
+                    {.max_waiting_requests = 2, .max_waiting_tokens = 100, .max_step_tokens = 32});
 
   std::atomic<int64_t> admitted = 0, refused = 0, completion_tokens = 0, ok = 0, cancelled = 0,
                        expired = 0;
@@ -152,9 +159,10 @@ TEST(EngineThreadsTest, ServesManyThreadsAtOnce) {
             << " steps\n";
 }
 
-TEST(EngineThreadsTest, StopsWhileOthersSubmit) {
+TEST_P(EngineThreadsTest, StopsWhileOthersSubmit) {
   AtomicObserver observer;
-  const auto engine = StartedEngine(&observer, {}, {.max_step_tokens = 64});
+  const auto engine =
+      StartedEngine(&observer, {.max_steps_under_way = GetParam()}, {.max_step_tokens = 64});
   std::atomic<int> ended = 0, admitted = 0;
   std::vector<std::thread> threads;
   std::promise<void> first_admitted;
@@ -184,9 +192,10 @@ TEST(EngineThreadsTest, StopsWhileOthersSubmit) {
   EXPECT_EQ(observer.finished, admitted);
 }
 
-TEST(EngineThreadsTest, DrainsAndWakesWhoeverWaits) {
+TEST_P(EngineThreadsTest, DrainsAndWakesWhoeverWaits) {
   AtomicObserver observer;
-  const auto engine = StartedEngine(&observer, {}, {.max_step_tokens = 64});
+  const auto engine =
+      StartedEngine(&observer, {.max_steps_under_way = GetParam()}, {.max_step_tokens = 64});
   std::vector<std::shared_ptr<AwaitedSink>> sinks;
   for (int i = 0; i < 20; ++i) {
     sinks.push_back(std::make_shared<AwaitedSink>());
@@ -199,9 +208,10 @@ TEST(EngineThreadsTest, DrainsAndWakesWhoeverWaits) {
   for (int i = 0; i < 20; ++i) EXPECT_EQ(sinks[i]->ids(), ExpectedTokens(Prompt(5, i), 20));
 }
 
-TEST(EngineThreadsTest, WaitingEndsAtItsDeadline) {
+TEST_P(EngineThreadsTest, WaitingEndsAtItsDeadline) {
   AtomicObserver observer;
-  auto runner = std::make_unique<FakeModelRunner>(FakeModelRunner::Options{});
+  auto runner = std::make_unique<FakeModelRunner>(
+      FakeModelRunner::Options{.max_steps_under_way = GetParam()});
   std::promise<void> go_on;
   std::shared_future<void> gate = go_on.get_future().share();
   runner->on_forward = [gate](auto) {
@@ -218,10 +228,11 @@ TEST(EngineThreadsTest, WaitingEndsAtItsDeadline) {
 }
 
 // Nothing else wakes the engine: the deadline of a request that runs alone must do.
-TEST(EngineThreadsTest, ALonelyRequestExpires) {
+TEST_P(EngineThreadsTest, ALonelyRequestExpires) {
   AtomicObserver observer;
-  auto runner = std::make_unique<FakeModelRunner>(FakeModelRunner::Options{});
-  const absl::Time deadline = absl::Now() + absl::Milliseconds(5);
+  auto runner = std::make_unique<FakeModelRunner>(
+      FakeModelRunner::Options{.max_steps_under_way = GetParam()});
+  const absl::Time deadline = absl::Now() + absl::Milliseconds(50);
   int step = 0;
   runner->on_forward = [&step, deadline](auto) {
     while (++step == 3 && absl::Now() < deadline) {
@@ -302,7 +313,7 @@ class BoundedSink final : public RequestSink {
   std::optional<RequestEnd> end_ ABSL_GUARDED_BY(mu_);
 };
 
-TEST(EngineThreadsTest, ServesSlowReadersSeveralCompletionsAndScores) {
+TEST_P(EngineThreadsTest, ServesSlowReadersSeveralCompletionsAndScores) {
   constexpr int kThreads = 6;
   constexpr int kRequests = 60;  // of each thread
   AtomicObserver observer;
@@ -311,7 +322,8 @@ TEST(EngineThreadsTest, ServesSlowReadersSeveralCompletionsAndScores) {
       {.kv_block_size = 4,
        .kv_num_blocks = 24,
        .max_sequences = SlotsFor(4),
-       .max_step_tokens = 32},
+       .max_step_tokens = 32,
+       .max_steps_under_way = GetParam()},
       {.max_running_sequences = 4, .max_step_tokens = 32, .slow_reader_timeout = absl::Minutes(1)});
   std::atomic<int64_t> ok = 0, cancelled = 0, completion_tokens = 0, resumed = 0;
   std::vector<std::thread> threads;
@@ -379,7 +391,7 @@ TEST(EngineThreadsTest, ServesSlowReadersSeveralCompletionsAndScores) {
 
 // With nothing to compute the step thread sleeps, and wakes for the timeout of a slow reader, for
 // a deadline, for a cancel and for whoever comes.
-TEST(EngineThreadsTest, SleepsWhileEveryoneIsPaused) {
+TEST_P(EngineThreadsTest, SleepsWhileEveryoneIsPaused) {
   enum class Way { kTimeout, kDeadline, kCancel, kSubmit };
   for (const Way way : {Way::kTimeout, Way::kDeadline, Way::kCancel, Way::kSubmit}) {
     SCOPED_TRACE(static_cast<int>(way));
@@ -387,12 +399,13 @@ TEST(EngineThreadsTest, SleepsWhileEveryoneIsPaused) {
     std::atomic<int64_t> clock_reads = 0;
     EngineOptions options = {.max_step_tokens = 64, .slow_reader_timeout = absl::Minutes(10)};
     if (way == Way::kTimeout) options.slow_reader_timeout = absl::Milliseconds(100);
-    auto engine =
-        *Engine::Create(options, std::make_unique<FakeModelRunner>(FakeModelRunner::Options{}),
-                        nullptr, &observer, [&clock_reads] {
-                          ++clock_reads;
-                          return absl::Now();
-                        });
+    auto engine = *Engine::Create(options,
+                                  std::make_unique<FakeModelRunner>(
+                                      FakeModelRunner::Options{.max_steps_under_way = GetParam()}),
+                                  nullptr, &observer, [&clock_reads] {
+                                    ++clock_reads;
+                                    return absl::Now();
+                                  });
     engine->Start();
     Request request = Generate(Prompt(3), 20);
     if (way == Way::kDeadline) request.deadline = absl::Now() + absl::Milliseconds(100);
@@ -418,6 +431,8 @@ TEST(EngineThreadsTest, SleepsWhileEveryoneIsPaused) {
     EXPECT_LT(clock_reads, 300) << "it did not go round and round";
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(StepsUnderWay, EngineThreadsTest, testing::Values(1, 2));
 
 }  // namespace
 }  // namespace ddl

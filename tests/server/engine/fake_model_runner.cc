@@ -96,6 +96,7 @@ FakeModelRunner::FakeModelRunner(const Options& options)
   description_.kv_block_size = options.kv_block_size;
   description_.kv_num_blocks = options.kv_num_blocks;
   description_.max_sequences = options.max_sequences;
+  description_.max_steps_under_way = options.max_steps_under_way;
 }
 
 SampledToken FakeModelRunner::Next(absl::Span<const TokenId> tokens, const SampleRequest& sample) {
@@ -120,67 +121,152 @@ float FakeModelRunner::UpdateRatio(absl::Span<const TokenId> tokens, int32_t sub
   return UpdateRatioOf(StateOf(tokens), sublayer);
 }
 
-absl::StatusOr<std::vector<ChunkOutput>> FakeModelRunner::Forward(
-    absl::Span<const SequenceChunk> chunks) {
+FakeModelRunner::BegunChunk::BegunChunk(const SequenceChunk& begun)
+    : chunk(begun),
+      tokens(begun.tokens.begin(), begun.tokens.end()),
+      block_table(begun.block_table.begin(), begun.block_table.end()) {
+  if (chunk.sample.has_value()) {
+    banned.assign(chunk.sample->banned.begin(), chunk.sample->banned.end());
+    prompt.assign(chunk.sample->prompt.begin(), chunk.sample->prompt.end());
+    generated.assign(chunk.sample->generated.begin(), chunk.sample->generated.end());
+    if (chunk.sample->params != nullptr) params = *chunk.sample->params;
+  }
+  if (chunk.score.has_value()) {
+    targets.assign(chunk.score->targets.begin(), chunk.score->targets.end());
+  }
+}
+
+bool FakeModelRunner::BegunChunk::IsAsBegun() const {
+  const bool sample =
+      !chunk.sample.has_value() || (chunk.sample->banned == absl::MakeConstSpan(banned) &&
+                                    chunk.sample->prompt == absl::MakeConstSpan(prompt) &&
+                                    chunk.sample->generated == absl::MakeConstSpan(generated) &&
+                                    (chunk.sample->params == nullptr ||
+                                     (chunk.sample->params->seed == params.seed &&
+                                      chunk.sample->params->temperature == params.temperature)));
+  // A last token that was not known may be by now.
+  const size_t known = tokens.size() - (chunk.last_token_from.has_value() ? 1 : 0);
+  return sample && chunk.tokens.size() == tokens.size() &&
+         chunk.tokens.first(known) == absl::MakeConstSpan(tokens).first(known) &&
+         chunk.block_table == absl::MakeConstSpan(block_table) &&
+         (!chunk.score.has_value() || chunk.score->targets == absl::MakeConstSpan(targets));
+}
+
+void FakeModelRunner::Expect(bool holds, absl::string_view what) {
+  if (!holds) violations_.push_back(absl::StrCat("step ", num_steps_, ": ", what));
+}
+
+void FakeModelRunner::Begin(absl::Span<const SequenceChunk> chunks) {
+  ++num_begun_;
+  if (on_begin) on_begin(chunks);
+  Expect(static_cast<int32_t>(steps_.size()) < options_.max_steps_under_way,
+         "no more steps are under way than may be");
+  for (const SequenceChunk& chunk : chunks) {
+    if (!chunk.last_token_from.has_value()) continue;
+    const auto from = static_cast<size_t>(*chunk.last_token_from);
+    Expect(!steps_.empty() && from < steps_.back().chunks.size() &&
+               steps_.back().chunks[from].chunk.sample.has_value(),
+           "a token that is not known is drawn by the step before, which is under way");
+    Expect(!chunk.sample.has_value() || chunk.sample->generated.empty(),
+           "how a token is drawn depends on known ones alone");
+  }
+  if (!steps_.empty()) {
+    for (const BegunChunk& begun : steps_.back().chunks) {
+      Expect(!NeedsHost(begun.chunk),
+             "nothing of a step is left to the host when another is begun");
+    }
+  }
+  steps_.push_back({.chunks = {chunks.begin(), chunks.end()}});
+}
+
+absl::StatusOr<std::vector<ChunkOutput>> FakeModelRunner::Finish() {
   ++num_steps_;
+  Expect(!steps_.empty(), "a step is begun before it is finished");
+  if (steps_.empty()) return absl::InternalError(violations_.front());
+  BegunStep step = std::move(steps_.front());
+  steps_.pop_front();
+  std::vector<SequenceChunk> chunks;
+  for (BegunChunk& begun : step.chunks) {
+    Expect(begun.IsAsBegun(), "what a chunk refers to stays as it is until Finish");
+    SequenceChunk& chunk = chunks.emplace_back(begun.chunk);
+    if (!chunk.last_token_from.has_value()) continue;
+    begun.tokens.back() = drawn_[*chunk.last_token_from];
+    chunk.tokens = begun.tokens;
+  }
   largest_step_sequences_ = std::max(largest_step_sequences_, static_cast<int>(chunks.size()));
-  CheckStep(chunks);
-  if (!violations_.empty()) return absl::InternalError(violations_.front());
+  CheckStep(chunks, step.after_failure);
+  if (!violations_.empty()) {
+    drawn_.assign(chunks.size(), 0);
+    return absl::InternalError(violations_.front());
+  }
   absl::Status status = on_forward ? on_forward(chunks) : absl::OkStatus();
   std::vector<ChunkOutput> outputs;
   for (const SequenceChunk& chunk : chunks) {
     outputs.push_back(Compute(chunk));
-    if (!status.ok()) slots_[chunk.slot] = {};
+    if (!status.ok()) Ruin(chunk);
   }
-  if (!status.ok()) return status;
+  drawn_.clear();
+  for (const ChunkOutput& output : outputs) {
+    drawn_.push_back(output.sampled.has_value() ? output.sampled->id : 0);
+  }
+  if (!status.ok()) {
+    for (BegunStep& later : steps_) later.after_failure = true;
+    return status;
+  }
   return outputs;
 }
 
-void FakeModelRunner::CheckStep(absl::Span<const SequenceChunk> chunks) {
-  const auto expect = [this](bool holds, absl::string_view what) {
-    if (!holds) violations_.push_back(absl::StrCat("step ", num_steps_, ": ", what));
-  };
+void FakeModelRunner::CheckStep(absl::Span<const SequenceChunk> chunks, bool after_failure) {
   int64_t positions = 0;
   std::set<int32_t> slots;
   std::map<int32_t, int32_t> readers;  // chunks by block
   for (const SequenceChunk& chunk : chunks) {
     const auto end = static_cast<int32_t>(chunk.tokens.size());
-    expect(0 <= chunk.start && chunk.start < end, "a chunk has at least one position");
+    Expect(0 <= chunk.start && chunk.start < end, "a chunk has at least one position");
     positions += end - chunk.start;
-    expect(0 <= chunk.slot && chunk.slot < options_.max_sequences, "slots are in range");
-    expect(slots.insert(chunk.slot).second, "a slot belongs to one sequence");
-    expect(static_cast<int64_t>(chunk.block_table.size()) * options_.kv_block_size >= end,
+    Expect(0 <= chunk.slot && chunk.slot < options_.max_sequences, "slots are in range");
+    Expect(slots.insert(chunk.slot).second, "a slot belongs to one sequence");
+    Expect(static_cast<int64_t>(chunk.block_table.size()) * options_.kv_block_size >= end,
            "the block table covers the tokens");
     for (const int32_t block : chunk.block_table) {
-      expect(0 <= block && block < options_.kv_num_blocks, "blocks are in range");
+      Expect(0 <= block && block < options_.kv_num_blocks, "blocks are in range");
       ++readers[block];
     }
     if (chunk.tails_from_block.has_value()) {
-      expect(chunk.start > 0 && chunk.start % options_.kv_block_size == 0 &&
+      Expect(chunk.start > 0 && chunk.start % options_.kv_block_size == 0 &&
                  chunk.block_table[chunk.start / options_.kv_block_size - 1] ==
                      *chunk.tails_from_block,
              "tails come from the block before the chunk");
     } else {
-      expect(chunk.start == 0 || chunk.start == slots_[chunk.slot].end,
+      Expect(chunk.start == 0 || after_failure || chunk.start == slots_[chunk.slot].end,
              "a slot holds the tails of the position before the chunk");
     }
     if (chunk.score.has_value()) {
-      expect(!chunk.score->targets.empty() &&
+      Expect(!chunk.score->targets.empty() &&
                  static_cast<int32_t>(chunk.score->targets.size()) <= end - chunk.start,
              "a target for each position at most");
     }
     for (const TokenId token : chunk.tokens) {
-      expect(0 <= token && token < options_.vocab_size, "tokens are in the vocabulary");
+      Expect(0 <= token && token < options_.vocab_size, "tokens are in the vocabulary");
     }
   }
   // Blocks may be shared, but what is written, or will be, belongs to one sequence.
   for (const SequenceChunk& chunk : chunks) {
     for (size_t i = chunk.start / options_.kv_block_size; i < chunk.block_table.size(); ++i) {
-      expect(readers[chunk.block_table[i]] == 1, "a block that is written belongs to one sequence");
+      Expect(readers[chunk.block_table[i]] == 1, "a block that is written belongs to one sequence");
     }
   }
-  expect(!chunks.empty(), "a step has at least one chunk");
-  expect(positions <= options_.max_step_tokens, "a step has at most max_step_tokens positions");
+  Expect(!chunks.empty(), "a step has at least one chunk");
+  Expect(positions <= options_.max_step_tokens, "a step has at most max_step_tokens positions");
+}
+
+void FakeModelRunner::Ruin(const SequenceChunk& chunk) {
+  slots_[chunk.slot] = {};
+  for (size_t i = chunk.start; i < chunk.tokens.size(); ++i) {
+    const int32_t block = chunk.block_table[i / options_.kv_block_size];
+    kv_[static_cast<size_t>(block) * options_.kv_block_size + i % options_.kv_block_size] = 0;
+    block_tails_[block] = 0;
+  }
 }
 
 ChunkOutput FakeModelRunner::Compute(const SequenceChunk& chunk) {

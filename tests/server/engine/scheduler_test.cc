@@ -45,6 +45,7 @@ std::string ToString(const StepPlan& plan) {
 // has none left to compute, and removes what is done.
 void Compute(const StepPlan& plan, const std::vector<Arrival>& arrivals, Scheduler* scheduler) {
   for (const ScheduledChunk& chunk : plan.chunks) {
+    scheduler->MarkBegun(chunk);
     scheduler->MarkComputed(chunk);
     if (chunk.sequence->num_remaining() > 0) continue;
     const Arrival& arrival = arrivals[chunk.sequence->rank().request_id];
@@ -195,6 +196,7 @@ Sequence* AddSequence(int id, int32_t prompt, const SequenceOptions& options,
 std::string Step(Scheduler& scheduler, int32_t prefill_budget = 64) {
   const StepPlan plan = scheduler.Schedule(prefill_budget);
   for (const ScheduledChunk& chunk : plan.chunks) {
+    scheduler.MarkBegun(chunk);
     scheduler.MarkComputed(chunk);
     if (chunk.sequence->num_remaining() == 0 && chunk.sequence->generates()) {
       chunk.sequence->Append(7);

@@ -23,7 +23,7 @@ TEST(SequenceTest, CountsWhatAChunkBrings) {
   BlockManager blocks(8, 4);
   Sequence sequence({}, {1, 2, 3, 4, 5}, {.generates = true});
   const auto mark = [&sequence](int32_t end) {
-    const ComputedPositions computed = sequence.MarkComputed(end);
+    const ComputedPositions computed = sequence.MarkBegun(end);
     return std::vector<int32_t>{computed.prompt, computed.generated, computed.again};
   };
   EXPECT_THAT(mark(3), ElementsAre(3, 0, 0));
@@ -45,9 +45,9 @@ TEST(SequenceTest, CountsWhatAChunkBrings) {
 
 TEST(SequenceTest, APreemptedPromptIsCountedOnce) {
   Sequence sequence({}, {1, 2, 3, 4, 5}, {});
-  sequence.MarkComputed(2);
+  sequence.MarkBegun(2);
   sequence.Release();
-  const ComputedPositions computed = sequence.MarkComputed(5);
+  const ComputedPositions computed = sequence.MarkBegun(5);
   EXPECT_EQ(computed.again, 2);
   EXPECT_EQ(computed.prompt, 3);
 }
@@ -57,7 +57,7 @@ TEST(SequenceTest, GivesTheRunnerEveryTokenUpToTheChunksEnd) {
   Sequence sequence({}, {1, 2, 3, 4, 5}, {.generates = true});
   ASSERT_TRUE(sequence.ReserveBlocks(blocks));
   sequence.Start(3);
-  sequence.MarkComputed(2);
+  sequence.MarkBegun(2);
   const SequenceChunk chunk = sequence.ChunkUpTo(4);
   EXPECT_THAT(chunk.tokens, ElementsAre(1, 2, 3, 4));
   EXPECT_EQ(chunk.start, 2);

@@ -1,0 +1,36 @@
+#ifndef DDL_MODEL_CUDA_DRAWN_TOKENS_H_
+#define DDL_MODEL_CUDA_DRAWN_TOKENS_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "model/cuda_runtime.h"
+#include "model/device.h"
+
+namespace ddl {
+
+// Tokens that the device draws: on their way to the host, and where the next step reads them.
+class CudaDrawnTokens final : public DrawnTokens {
+ public:
+  // drawn [2, rows] int32, on the device: ids, then the bits of logprobs, so that one copy brings
+  // back both.
+  explicit CudaDrawnTokens(const at::Tensor& drawn)
+      : drawn_(drawn), copy_(cuda_runtime::CopyToHost(drawn)) {}
+
+  std::vector<SampledToken> Wait() override;
+  at::Tensor ids() const override { return drawn_.select(0, 0); }
+
+ private:
+  const at::Tensor drawn_;
+  const std::unique_ptr<cuda_runtime::HostCopy> copy_;
+};
+
+// Puts the ids that only the device knows into `on_device`, where the others have been sent.
+void FillIds(at::Device device, const StepIds& ids, const int32_t* on_device);
+
+}  // namespace ddl
+
+#endif  // DDL_MODEL_CUDA_DRAWN_TOKENS_H_

@@ -1,0 +1,289 @@
+// Steps that are begun before the one before is finished, through the ModelRunner: the bits of
+// steps one by one, with and without graphs, and what becomes of steps when one fails.
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "gtest/gtest.h"
+#include "model/model_runner.h"
+#include "tests/model/cuda_runtime_on_host.h"
+
+namespace ddl {
+namespace {
+
+constexpr int32_t kBlockSize = 4;
+constexpr int32_t kBlocks = 8;  // of a sequence
+constexpr int32_t kSlots = 6;
+
+class CudaStepsUnderWayTest : public testing::Test {
+ protected:
+  ~CudaStepsUnderWayTest() override { cuda_runtime::on_host = {}; }
+
+  static std::unique_ptr<ModelRunner> Open(const std::string& name) {
+    absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open("tests/data/goldens/" + name);
+    EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
+    RunnerOptions options;
+    options.device = RunnerDevice::kCuda;
+    options.kv_block_size = kBlockSize;
+    options.kv_num_blocks = kBlocks * kSlots;
+    options.max_sequences = kSlots;
+    options.max_step_tokens = 64;
+    options.max_context_length = kBlockSize * kBlocks;
+    options.num_threads = 1;
+    auto runner =
+        ModelRunner::Create(std::make_shared<const Checkpoint>(*std::move(checkpoint)), options);
+    EXPECT_TRUE(runner.ok()) << runner.status();
+    return *std::move(runner);
+  }
+};
+
+// Completions that begin in different steps. One draws at random, one has its prompt computed in
+// chunks, and one loses what it has computed while its last token is being drawn, and is computed
+// anew elsewhere, all in one chunk.
+class Completions {
+ public:
+  Completions(ModelRunner* runner, bool ahead) : runner_(*runner), ahead_(ahead) {
+    random_.seed = 11;
+    greedy_.temperature = 0.0f;
+    const int32_t prompts[] = {5, 9, 3, 6};
+    for (int32_t i = 0; i < 4; ++i) {
+      Sequence& sequence = sequences_.emplace_back();
+      sequence.tokens.reserve(kBlockSize * kBlocks);  // chunks refer to it
+      for (int32_t n = 0; n < prompts[i]; ++n) {
+        sequence.tokens.push_back((i * 31 + n * 7 + 3) % 50);
+      }
+      sequence.prompt = prompts[i];
+      sequence.begins_at = i == 3 ? 2 : i / 2;
+      sequence.Take(i);
+    }
+    sequences_[1].longest_chunk = 4;
+  }
+
+  // What every completion has drawn, ids and the bits of logprobs.
+  std::vector<std::vector<int32_t>> Run() {
+    for (int32_t step = 0; step < 11; ++step) {
+      if (step == 5) sequences_[2].Take(4);
+      std::vector<SequenceChunk> chunks;
+      Step begun;
+      for (size_t i = 0; i < sequences_.size(); ++i) {
+        Sequence& sequence = sequences_[i];
+        if (step < sequence.begins_at || sequence.computed == sequence.size()) continue;
+        AddChunk(i, chunks, begun);
+      }
+      runner_.Begin(chunks);
+      for (Drawing& drawing : begun) {
+        if (drawing.draws) sequences_[drawing.sequence].tokens.push_back(-1);
+      }
+      steps_.push_back(std::move(begun));
+      if (steps_.size() == (ahead_ ? 2u : 1u)) Finish();
+    }
+    while (!steps_.empty()) Finish();
+    std::vector<std::vector<int32_t>> drawn;
+    for (const Sequence& sequence : sequences_) drawn.push_back(sequence.drawn);
+    return drawn;
+  }
+
+ private:
+  struct Sequence {
+    int32_t size() const { return static_cast<int32_t>(tokens.size()); }
+    // Begins to compute in another slot and other blocks.
+    void Take(int32_t new_slot) {
+      slot = new_slot;
+      computed = 0;
+      block_tables.emplace_back();
+      for (int32_t n = 0; n < kBlocks; ++n) block_tables.back().push_back(n * kSlots + slot);
+    }
+
+    std::vector<TokenId> tokens;
+    int32_t prompt = 0, known = 0, computed = 0, slot = 0, begins_at = 0, longest_chunk = 64;
+    std::deque<std::vector<int32_t>> block_tables;  // the last is its own
+    int32_t place = 0;                              // in the step begun last
+    std::vector<int32_t> drawn;
+  };
+  struct Drawing {
+    size_t sequence = 0;
+    bool draws = false;
+  };
+  using Step = std::vector<Drawing>;  // by chunk
+
+  void AddChunk(size_t i, std::vector<SequenceChunk>& chunks, Step& begun) {
+    Sequence& sequence = sequences_[i];
+    const int32_t end = std::min(sequence.size(), sequence.computed + sequence.longest_chunk);
+    SequenceChunk& chunk = chunks.emplace_back();
+    chunk.tokens = absl::MakeConstSpan(sequence.tokens).first(end);
+    chunk.start = sequence.computed;
+    chunk.block_table = sequence.block_tables.back();
+    chunk.slot = sequence.slot;
+    const bool draws = end == sequence.size();
+    if (draws && sequence.tokens.back() == -1) chunk.last_token_from = sequence.place;
+    if (draws) {
+      SampleRequest& sample = chunk.sample.emplace();
+      sample.params = i == 0 ? &random_ : &greedy_;
+      sample.index = static_cast<uint64_t>(sequence.size() - sequence.prompt);
+      sample.vocab_size = static_cast<TokenId>(runner_.description().vocab_size);
+    }
+    sequence.place = static_cast<int32_t>(begun.size());
+    sequence.computed = end;
+    begun.push_back({i, draws});
+  }
+
+  void Finish() {
+    const auto outputs = runner_.Finish();
+    ASSERT_TRUE(outputs.ok()) << outputs.status();
+    for (size_t n = 0; n < steps_.front().size(); ++n) {
+      const Drawing& drawing = steps_.front()[n];
+      const ChunkOutput& output = (*outputs)[n];
+      ASSERT_TRUE(output.status.ok()) << output.status;
+      ASSERT_EQ(output.sampled.has_value(), drawing.draws);
+      if (!drawing.draws) continue;
+      Sequence& sequence = sequences_[drawing.sequence];
+      *std::find(sequence.tokens.begin(), sequence.tokens.end(), -1) = output.sampled->id;
+      int32_t bits = 0;
+      std::memcpy(&bits, &output.sampled->logprob, sizeof(bits));
+      sequence.drawn.insert(sequence.drawn.end(), {output.sampled->id, bits});
+    }
+    steps_.pop_front();
+  }
+
+  ModelRunner& runner_;
+  const bool ahead_;
+  SamplingParams random_, greedy_;
+  std::deque<Sequence> sequences_;
+  std::deque<Step> steps_;  // begun, not finished
+};
+
+TEST_F(CudaStepsUnderWayTest, ChangeNoBit) {
+  for (const std::string model :
+       {"gpt_base", "vdim1_base", "cc_base", "ccec_base", "tc_base", "tcec_base", "tcec_v_shift"}) {
+    for (const bool graphs : {true, false}) {
+      const std::string what = model + (graphs ? ", graphs" : ", no graphs");
+      cuda_runtime::on_host.capture_error = graphs ? "" : "no graphs here";
+      const auto runner = Open(model);
+      ASSERT_EQ(runner->description().max_steps_under_way, 2);
+      const std::vector<std::vector<int32_t>> one_by_one = Completions(runner.get(), false).Run();
+      const int replays = cuda_runtime::on_host.replays;
+      EXPECT_EQ(Completions(runner.get(), true).Run(), one_by_one) << what;
+      EXPECT_EQ(cuda_runtime::on_host.replays > replays, graphs) << what;
+      for (const std::vector<int32_t>& drawn : one_by_one) EXPECT_GE(drawn.size(), 14u) << what;
+    }
+  }
+}
+
+// Two steps of one sequence, the second begun from what the first draws.
+class TwoSteps {
+ public:
+  explicit TwoSteps(ModelRunner* runner) : runner_(*runner) {
+    greedy_.temperature = 0.0f;
+    chunk_.tokens = absl::MakeConstSpan(tokens_).first(3);
+    chunk_.block_table = blocks_;
+    chunk_.sample.emplace().params = &greedy_;
+    chunk_.sample->vocab_size = static_cast<TokenId>(runner->description().vocab_size);
+  }
+  void BeginFirst() { runner_.Begin({&chunk_, 1}); }
+  void BeginSecond() {
+    chunk_.tokens = tokens_;
+    chunk_.start = 3;
+    chunk_.last_token_from = 0;
+    chunk_.sample->index = 1;
+    runner_.Begin({&chunk_, 1});
+  }
+
+ private:
+  ModelRunner& runner_;
+  SamplingParams greedy_;
+  const std::vector<TokenId> tokens_ = {3, 1, 4, -1};
+  const std::vector<int32_t> blocks_ = {0};
+  SequenceChunk chunk_;
+};
+
+TEST_F(CudaStepsUnderWayTest, FailuresAreTheirSteps) {
+  using Code = absl::StatusCode;
+  struct Row {
+    std::string name;
+    // What goes wrong there.
+    std::string first_launch = {}, second_launch = {}, first_wait = {}, second_wait = {};
+    bool lost = false;
+    Code first = Code::kOk, second = Code::kOk;
+  };
+  const std::vector<Row> rows = {
+      {"nothing"},
+      {"launching the first", "no", "", "", "", false, Code::kInternal, Code::kInternal},
+      {"launching the second", "", "no", "", "", false, Code::kOk, Code::kInternal},
+      {"the first while it runs", "", "", "no", "", false, Code::kInternal, Code::kOk},
+      {"the second while it runs", "", "", "", "no", false, Code::kOk, Code::kInternal},
+      {"the device, in the first", "", "", "no", "no", true, Code::kUnavailable,
+       Code::kUnavailable},
+      {"the device, launching the second", "", "no", "no", "", true, Code::kUnavailable,
+       Code::kUnavailable},
+  };
+  const auto runner = Open("tcec_base");
+  cuda_runtime::OnHost& device = cuda_runtime::on_host;
+  for (const Row& row : rows) {
+    TwoSteps steps(runner.get());
+    device.stream_error = row.first_launch;
+    steps.BeginFirst();
+    device.stream_error = row.second_launch;
+    if (row.lost) device.health = absl::UnavailableError("an illegal memory access");
+    steps.BeginSecond();
+    device.stream_error.clear();
+    device.wait_error = row.first_wait;
+    EXPECT_EQ(runner->Finish().status().code(), row.first) << row.name;
+    device.wait_error = row.second_wait;
+    EXPECT_EQ(runner->Finish().status().code(), row.second) << row.name;
+    device = {};
+    // Whatever it was, it is over.
+    TwoSteps next(runner.get());
+    next.BeginFirst();
+    EXPECT_TRUE(runner->Finish().ok()) << row.name;
+  }
+}
+
+// A prompt's chunks bring nothing, but they take their time.
+TEST_F(CudaStepsUnderWayTest, AStepThatDrawsNothingIsWaitedForToo) {
+  const auto runner = Open("ccec_base");
+  const std::vector<TokenId> tokens = {9, 8, 7};
+  const std::vector<int32_t> blocks = {1};
+  SequenceChunk chunk;
+  chunk.tokens = tokens;
+  chunk.block_table = blocks;
+  runner->Begin({&chunk, 1});
+  cuda_runtime::on_host.wait_error = "no";
+  EXPECT_EQ(runner->Finish().status().code(), absl::StatusCode::kInternal);
+}
+
+// Steps in which the host has a part are computed in their turn.
+TEST_F(CudaStepsUnderWayTest, TheHostsPartComesInItsTurn) {
+  const auto runner = Open("tcec_base");
+  TwoSteps steps(runner.get());
+  steps.BeginFirst();
+  const std::vector<TokenId> tokens = {9, 8, 7};
+  const std::vector<int32_t> blocks = {1};
+  SequenceChunk chunk;
+  chunk.tokens = tokens;
+  chunk.block_table = blocks;
+  chunk.slot = 1;
+  chunk.hidden = Rows::kAll;
+  for (const bool stats : {false, true}) {
+    if (stats) steps.BeginFirst();
+    chunk.ddl_stats = stats;
+    runner->Begin({&chunk, 1});
+    const auto first = runner->Finish();
+    ASSERT_TRUE(first.ok());
+    const auto second = runner->Finish();
+    ASSERT_TRUE(second.ok());
+    const auto alone = runner->Forward({&chunk, 1});
+    ASSERT_TRUE(alone.ok());
+    EXPECT_FALSE(alone->front().hidden.empty());
+    EXPECT_EQ(second->front().hidden, alone->front().hidden) << stats;
+    EXPECT_EQ(second->front().beta, alone->front().beta) << stats;
+  }
+}
+
+}  // namespace
+}  // namespace ddl
