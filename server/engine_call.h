@@ -22,7 +22,7 @@ namespace ddl {
 // with it.
 class EngineCall : public RequestSink, public std::enable_shared_from_this<EngineCall> {
  protected:
-  // `replies` outlives the call.
+  // `replies` outlives the call. The engine's on_told wakes it.
   explicit EngineCall(ReplyThread& replies) : replies_(replies) {}
 
   // Until Release. Before anything else.
@@ -37,7 +37,7 @@ class EngineCall : public RequestSink, public std::enable_shared_from_this<Engin
   void CancelInEngine();
   void ResumeInEngine();
 
-  // Runs `function` on the reply thread, with this call alive.
+  // Runs `function` on the reply thread, with this call alive. Called as a sink.
   template <typename Function>
   void Reply(Function function) {
     replies_.Post(

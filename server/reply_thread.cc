@@ -16,10 +16,13 @@ ReplyThread::~ReplyThread() {
 }
 
 void ReplyThread::Post(std::function<void()> function) {
-  {
-    const MutexLock lock(mu_);
-    posted_.push_back(std::move(function));
-  }
+  const MutexLock lock(mu_);
+  posted_.push_back(std::move(function));
+}
+
+void ReplyThread::Wake() {
+  const MutexLock lock(mu_);
+  is_woken_ = true;
   changed_.NotifyOne();
 }
 
@@ -28,8 +31,9 @@ void ReplyThread::Run() {
   while (true) {
     {
       const MutexLock lock(mu_);
-      while (posted_.empty() && !stopping_) changed_.Wait(mu_);
-      if (posted_.empty()) return;
+      while (!is_woken_ && !stopping_) changed_.Wait(mu_);
+      is_woken_ = false;
+      if (posted_.empty() && stopping_) return;
       batch.swap(posted_);
     }
     for (const std::function<void()>& function : batch) function();

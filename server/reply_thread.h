@@ -22,8 +22,11 @@ class ReplyThread {
   ReplyThread(const ReplyThread&) = delete;
   ReplyThread& operator=(const ReplyThread&) = delete;
 
-  // Any thread. In order.
+  // Any thread. To be run in order, once woken.
   void Post(std::function<void()> function);
+  // Any thread. What has been posted is run. A thread that posts for many clients wakes this one
+  // once, for where all processors compute it has to give way each time.
+  void Wake();
 
  private:
   void Run();
@@ -31,6 +34,7 @@ class ReplyThread {
   Mutex mu_;
   CondVar changed_;
   std::vector<std::function<void()>> posted_ ABSL_GUARDED_BY(mu_);
+  bool is_woken_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;
 };

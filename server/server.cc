@@ -351,6 +351,7 @@ absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model
   options.slow_reader_timeout = config_.slow_reader_timeout;
   options.prefix_cache = config_.prefix_cache;
   options.gate_sample_interval = config_.gate_sample_interval;
+  options.on_told = [this] { replies_.Wake(); };
   options.on_device_lost = [this](const absl::Status& status) {
     const MutexLock lock(mu_);
     device_.Update(status);

@@ -294,6 +294,7 @@ bool Engine::Tell() {
   for (Message& message : messages_) Tell(message);
   messages_.clear();
   TellEnds();
+  if (options_.on_told != nullptr) options_.on_told();
   return true;
 }
 

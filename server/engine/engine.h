@@ -60,6 +60,9 @@ struct EngineOptions {
   // Called on the step thread with the runner's status once its device is lost: no later step can
   // succeed. The engine fails the requests of each and goes on until Stop. Null: nobody is told.
   std::function<void(const absl::Status&)> on_device_lost = nullptr;
+  // Called on the step thread when all sinks have been told what there was for them, before what
+  // comes next is computed. Null: nobody needs to know.
+  std::function<void()> on_told = nullptr;
 };
 
 // Names a submitted request. Cheap to copy; valid after the request has ended.

@@ -221,11 +221,12 @@ FakeModelRunner::Options Model(int32_t steps_under_way) {
 // Of steps that may be under way at a time.
 class StreamCallTest : public testing::TestWithParam<int32_t> {};
 
-EngineOptions Options(absl::Duration slow_reader_timeout) {
+EngineOptions Options(absl::Duration slow_reader_timeout, ReplyThread& replies) {
   return {.max_running_sequences = 4,
           .max_step_tokens = 64,
           .max_context_length = 512,
-          .slow_reader_timeout = slow_reader_timeout};
+          .slow_reader_timeout = slow_reader_timeout,
+          .on_told = [&replies] { replies.Wake(); }};
 }
 
 // What a client took.
@@ -258,7 +259,8 @@ TEST_P(StreamCallTest, AnyMixtureOfClients) {
   std::atomic<int> drops = 0;
   {
     ReplyThread replies;
-    const auto engine = StartedEngine(&observer, Model(GetParam()), Options(absl::Seconds(1)));
+    const auto engine =
+        StartedEngine(&observer, Model(GetParam()), Options(absl::Seconds(1), replies));
     Alarms alarms;
     std::vector<std::thread> clients;
     for (int t = 0; t < kThreads; ++t) {
@@ -376,7 +378,8 @@ TEST_P(StreamCallTest, AnyMixtureOfClients) {
 TEST_P(StreamCallTest, AFullOutboxPausesUntilItHasDrained) {
   AtomicObserver observer;
   ReplyThread replies;
-  const auto engine = StartedEngine(&observer, Model(GetParam()), Options(absl::Minutes(1)));
+  const auto engine =
+      StartedEngine(&observer, Model(GetParam()), Options(absl::Minutes(1), replies));
   Alarms alarms;
   const auto stream =
       InProcessStream::Start(replies, alarms, *engine, Generate(Prompt(3), 400), {});
@@ -397,13 +400,15 @@ TEST_P(StreamCallTest, AFullOutboxPausesUntilItHasDrained) {
 TEST_P(StreamCallTest, AnEndedStreamWaitsForAClientThatReads) {
   AtomicObserver observer;
   ReplyThread replies;
-  const auto engine = StartedEngine(&observer, Model(GetParam()), Options(absl::Minutes(1)));
+  const auto engine =
+      StartedEngine(&observer, Model(GetParam()), Options(absl::Minutes(1), replies));
   Alarms alarms;
   const auto stream = InProcessStream::Start(replies, alarms, *engine, Generate(Prompt(3), 9),
                                              {.echo = std::nullopt, .end_grace = absl::Hours(1)});
   EXPECT_TRUE(engine->WaitUntilIdle(absl::Now() + absl::Minutes(1)));
   std::promise<void> answered;  // its end is in the outbox, and the grace has begun
   replies.Post([&answered] { answered.set_value(); });
+  replies.Wake();
   answered.get_future().wait();
   // The start and nine tokens.
   for (int i = 0; i < 10; ++i) {
@@ -423,7 +428,8 @@ TEST_P(StreamCallTest, AnEndedStreamWaitsForAClientThatReads) {
 TEST_P(StreamCallTest, ARefusedRequestEndsAtOnce) {
   AtomicObserver observer;
   ReplyThread replies;
-  const auto engine = StartedEngine(&observer, Model(GetParam()), Options(absl::Minutes(1)));
+  const auto engine =
+      StartedEngine(&observer, Model(GetParam()), Options(absl::Minutes(1), replies));
   Alarms alarms;
   engine->StopAdmission();
   const auto stream = InProcessStream::Start(replies, alarms, *engine, Generate({1}, 1), {});
