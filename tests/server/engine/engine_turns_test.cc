@@ -41,6 +41,8 @@ class Diary {
     watched->on_end = [this] { Write("end"); };
   }
 
+  void WriteTold() { Write("told"); }
+
   // Of one turn.
   std::string Turn() {
     words_.clear();
@@ -85,6 +87,23 @@ TEST(EngineTurnsTest, TheNextStepIsBegunBeforeThisOneIsFinished) {
   EXPECT_EQ(diary.Turn(), "idle");
   EXPECT_EQ(sink->ids, ExpectedTokens(Prompt(5), 3));
   ExpectIdle(e);
+}
+
+// For whoever sends what was told: once for all clients, before anything is computed.
+TEST(EngineTurnsTest, TheEndOfTellingIsSaidOnceATurn) {
+  Diary* open_diary = nullptr;
+  EngineOptions options = kNoGates;
+  options.on_told = [&open_diary] { open_diary->WriteTold(); };
+  SteppedEngine e({}, options);
+  Diary diary(&e);
+  open_diary = &diary;
+  const std::vector<std::shared_ptr<RecordingSink>> sinks = {e.Submit(Generate(Prompt(5), 2)),
+                                                             e.Submit(Generate(Prompt(6), 2))};
+  for (const auto& sink : sinks) diary.Watch(sink);
+  EXPECT_EQ(diary.Turn(), "begin 1, told, finish 1");
+  EXPECT_EQ(diary.Turn(), "begin 2, token 1, token 1, told, finish 2");
+  EXPECT_EQ(diary.Turn(), "token 2, token 2, end, end, told");
+  EXPECT_EQ(diary.Turn(), "idle");
 }
 
 // How many of the steps were begun while the one before was under way.
