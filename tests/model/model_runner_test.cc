@@ -476,7 +476,7 @@ TEST_P(GoldenTest, RowsThatNobodyAsksForAreNotMissed) {
       {16, 10, false},
       {16, 16, true},
       {16, 23, false},
-      {16, 26, true},  // begins shortly before a block's
+      {16, 31, true},  // begins shortly before a block's
                        // end, and has rows to leave out
       {32, 1 << 20, true},
       {32, 9, true},
