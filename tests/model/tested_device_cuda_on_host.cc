@@ -1,8 +1,13 @@
+#include "tests/model/kernels/cuda_block.h"
 #include "tests/model/tested_device.h"
 
 namespace ddl {
 
-// Linked with the device's twin in cuda_runtime_on_host.cc.
-RunnerDevice TestedDevice() { return RunnerDevice::kCuda; }
+// Linked with the device's twin in cuda_runtime_on_host.cc. Blocks and threads run from the last to
+// the first, so that what relies on the CPU's order shows.
+RunnerDevice TestedDevice() {
+  kernels::cuda_host::SetSchedule(1);
+  return RunnerDevice::kCuda;
+}
 
 }  // namespace ddl
