@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "model/model_runner.h"
 #include "tests/model/cuda_runtime_on_host.h"
+#include "tests/model/golden_on_cuda.h"
 
 namespace ddl {
 namespace {
@@ -24,20 +25,7 @@ class CudaDecodeGraphsTest : public testing::Test {
   ~CudaDecodeGraphsTest() override { cuda_runtime::on_host = {}; }
 
   static std::unique_ptr<ModelRunner> Open(const std::string& name) {
-    absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open("tests/data/goldens/" + name);
-    EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
-    RunnerOptions options;
-    options.device = RunnerDevice::kCuda;
-    options.kv_block_size = kBlockSize;
-    options.kv_num_blocks = kBlocks * kMaxSequences;
-    options.max_sequences = kMaxSequences;
-    options.max_step_tokens = 256;
-    options.max_context_length = kBlockSize * kBlocks;
-    options.num_threads = 1;
-    auto runner =
-        ModelRunner::Create(std::make_shared<const Checkpoint>(*std::move(checkpoint)), options);
-    EXPECT_TRUE(runner.ok()) << runner.status();
-    return *std::move(runner);
+    return OpenGoldenOnCuda(name, {kBlockSize, kBlocks, kMaxSequences, /*max_step_tokens=*/256});
   }
 };
 
