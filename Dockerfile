@@ -24,6 +24,7 @@ COPY cmake /cmake
 COPY scripts/build.sh /scripts/
 COPY deploy/docker/build.sh /deploy/docker/
 COPY proto /proto
+COPY base /base
 COPY model /model
 COPY server /server
 

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_CHECK_H_
-#define DDL_MODEL_CHECK_H_
+#ifndef DDL_BASE_CHECK_H_
+#define DDL_BASE_CHECK_H_
 
 #include <cstdio>
 #include <cstdlib>
@@ -15,4 +15,4 @@
     }                                                                                       \
   } while (false)
 
-#endif  // DDL_MODEL_CHECK_H_
+#endif  // DDL_BASE_CHECK_H_

@@ -1,4 +1,4 @@
-#include "server/command_line.h"
+#include "base/command_line.h"
 
 #include <algorithm>
 #include <cctype>

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_COMMAND_LINE_H_
-#define DDL_SERVER_COMMAND_LINE_H_
+#ifndef DDL_BASE_COMMAND_LINE_H_
+#define DDL_BASE_COMMAND_LINE_H_
 
 #include <map>
 #include <string>
@@ -45,4 +45,4 @@ std::string HelpText(absl::Span<const FlagGroup> groups, std::string_view usage)
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_COMMAND_LINE_H_
+#endif  // DDL_BASE_COMMAND_LINE_H_

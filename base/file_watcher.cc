@@ -1,4 +1,4 @@
-#include "server/file_watcher.h"
+#include "base/file_watcher.h"
 
 #include <fstream>
 #include <iterator>

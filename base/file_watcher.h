@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_FILE_WATCHER_H_
-#define DDL_SERVER_FILE_WATCHER_H_
+#ifndef DDL_BASE_FILE_WATCHER_H_
+#define DDL_BASE_FILE_WATCHER_H_
 
 #include <functional>
 #include <string>
@@ -8,7 +8,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "server/engine/mutex.h"
+#include "base/mutex.h"
 
 namespace ddl {
 
@@ -47,4 +47,4 @@ class FileWatcher {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_FILE_WATCHER_H_
+#endif  // DDL_BASE_FILE_WATCHER_H_

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_MAPPED_FILE_H_
-#define DDL_MODEL_MAPPED_FILE_H_
+#ifndef DDL_BASE_MAPPED_FILE_H_
+#define DDL_BASE_MAPPED_FILE_H_
 
 #include <cstddef>
 #include <filesystem>
@@ -37,4 +37,4 @@ class MappedFile {
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_MAPPED_FILE_H_
+#endif  // DDL_BASE_MAPPED_FILE_H_

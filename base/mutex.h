@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_ENGINE_MUTEX_H_
-#define DDL_SERVER_ENGINE_MUTEX_H_
+#ifndef DDL_BASE_MUTEX_H_
+#define DDL_BASE_MUTEX_H_
 
 #include <chrono>
 #include <condition_variable>
@@ -66,4 +66,4 @@ class CondVar {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_ENGINE_MUTEX_H_
+#endif  // DDL_BASE_MUTEX_H_

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_PROBLEM_LIST_H_
-#define DDL_MODEL_PROBLEM_LIST_H_
+#ifndef DDL_BASE_PROBLEM_LIST_H_
+#define DDL_BASE_PROBLEM_LIST_H_
 
 #include <cstddef>
 #include <string>
@@ -33,4 +33,4 @@ class ProblemList {
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_PROBLEM_LIST_H_
+#endif  // DDL_BASE_PROBLEM_LIST_H_

@@ -1,4 +1,4 @@
-#include "server/random_ids.h"
+#include "base/random_ids.h"
 
 #include <random>
 

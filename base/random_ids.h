@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_RANDOM_IDS_H_
-#define DDL_SERVER_RANDOM_IDS_H_
+#ifndef DDL_BASE_RANDOM_IDS_H_
+#define DDL_BASE_RANDOM_IDS_H_
 
 #include <cstdint>
 #include <string>
@@ -14,4 +14,4 @@ std::string NewSpanId();     // 16 hexadecimal digits, not all 0
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_RANDOM_IDS_H_
+#endif  // DDL_BASE_RANDOM_IDS_H_

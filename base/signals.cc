@@ -1,4 +1,4 @@
-#include "server/signals.h"
+#include "base/signals.h"
 
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "model/check.h"
+#include "base/check.h"
 
 namespace ddl {
 namespace {

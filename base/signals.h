@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_SIGNALS_H_
-#define DDL_SERVER_SIGNALS_H_
+#ifndef DDL_BASE_SIGNALS_H_
+#define DDL_BASE_SIGNALS_H_
 
 #include <functional>
 #include <thread>
@@ -48,4 +48,4 @@ class SignalWatcher {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_SIGNALS_H_
+#endif  // DDL_BASE_SIGNALS_H_

@@ -1,4 +1,4 @@
-#include "server/engine/status_details.h"
+#include "base/status_details.h"
 
 #include <cstdint>
 #include <cstdlib>
@@ -6,7 +6,7 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
-#include "model/check.h"
+#include "base/check.h"
 
 namespace ddl {
 namespace {

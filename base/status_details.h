@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_ENGINE_STATUS_DETAILS_H_
-#define DDL_SERVER_ENGINE_STATUS_DETAILS_H_
+#ifndef DDL_BASE_STATUS_DETAILS_H_
+#define DDL_BASE_STATUS_DETAILS_H_
 
 #include <map>
 #include <optional>
@@ -36,4 +36,4 @@ absl::Status InvalidField(std::string_view field, std::string_view description);
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_ENGINE_STATUS_DETAILS_H_
+#endif  // DDL_BASE_STATUS_DETAILS_H_

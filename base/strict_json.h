@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_STRICT_JSON_H_
-#define DDL_MODEL_STRICT_JSON_H_
+#ifndef DDL_BASE_STRICT_JSON_H_
+#define DDL_BASE_STRICT_JSON_H_
 
 #include <nlohmann/json.hpp>
 #include <string>
@@ -21,4 +21,4 @@ std::string ShowName(std::string_view name);
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_STRICT_JSON_H_
+#endif  // DDL_BASE_STRICT_JSON_H_

@@ -23,13 +23,13 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "base/signals.h"
 #include "bench/load_generator.h"
 #include "bench/load_report.h"
 #include "bench/program.h"
 #include "bench/token_lengths.h"
 #include "bench/workload.h"
 #include "ddl/v1/inference.grpc.pb.h"
-#include "server/signals.h"
 
 ABSL_FLAG(std::string, address, "127.0.0.1:8500", "HOST:PORT of the server.");
 ABSL_FLAG(std::string, model, "", "The model to ask. Empty: the server's default model.");

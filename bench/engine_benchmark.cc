@@ -25,7 +25,7 @@
 #include "bench/program.h"
 #include "bench/statistics.h"
 #include "bench/step_bound.h"
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
 #include "model/model_runner.h"
 
 ABSL_FLAG(std::string, models, "",

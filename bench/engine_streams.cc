@@ -23,7 +23,7 @@
 #include "absl/time/time.h"
 #include "bench/program.h"
 #include "bench/token_lengths.h"
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
 #include "model/model_runner.h"
 #include "server/engine/engine.h"
 

@@ -7,7 +7,7 @@
 #include <random>
 #include <utility>
 
-#include "model/check.h"
+#include "base/check.h"
 
 namespace ddl::bench {
 namespace {

@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "base/mutex.h"
 #include "bench/workload.h"
 #include "ddl/v1/inference.grpc.pb.h"
-#include "server/engine/mutex.h"
 
 namespace ddl::bench {
 

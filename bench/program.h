@@ -6,7 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
-#include "server/command_line.h"
+#include "base/command_line.h"
 
 // What the programs that measure have in common: how they read a command line, and how they fail.
 

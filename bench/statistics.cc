@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "model/check.h"
+#include "base/check.h"
 
 namespace ddl::bench {
 

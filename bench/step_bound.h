@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
 #include "model/model_runner.h"
 
 // What no implementation of a step can beat on this machine: its matrix products alone, and the

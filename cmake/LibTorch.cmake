@@ -49,7 +49,7 @@ if(DDL_CUDA)
   endforeach()
   # CMake 3.25's FindCUDAToolkit, which is Debian 12's, takes this library of older CUDAs for granted, and fails where it is not.
   add_library(CUDA::nvToolsExt INTERFACE IMPORTED GLOBAL)
-  # libtorch_cuda.so, which pulls in 3 GB, is only loaded once a GPU has been found (model/cuda_runtime.cc).
+  # libtorch_cuda.so, which pulls in 3 GB, is only loaded once a GPU has been found (model/device/cuda/runtime.cc).
   add_library(ddl_libtorch_cuda INTERFACE)
   add_library(ddl::libtorch_cuda ALIAS ddl_libtorch_cuda)
   target_link_libraries(ddl_libtorch_cuda INTERFACE ddl_libtorch ${DDL_LIBTORCH_LIB_DIR}/libc10_cuda.so

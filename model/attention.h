@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <string>
 
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
 #include "model/kernels/kernels.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"

@@ -12,7 +12,7 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "model/check.h"
+#include "base/check.h"
 #include "model/weights.h"
 
 namespace ddl {

@@ -12,9 +12,9 @@
 
 #include "absl/status/statusor.h"
 #include "model/attention.h"
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
 #include "model/delta_residual.h"
-#include "model/device.h"
+#include "model/device/device.h"
 #include "model/kernels/kernels.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"

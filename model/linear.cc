@@ -10,8 +10,8 @@
 #include <algorithm>
 #include <optional>
 
-#include "model/check.h"
-#include "model/device.h"
+#include "base/check.h"
+#include "model/device/device.h"
 #include "model/huge_pages.h"
 #include "model/kernels/kernels.h"
 

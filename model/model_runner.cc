@@ -15,9 +15,9 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "model/check.h"
+#include "base/check.h"
 #include "model/ddl_model.h"
-#include "model/device.h"
+#include "model/device/device.h"
 #include "model/weights.h"
 
 namespace ddl {

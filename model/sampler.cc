@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <limits>
 
-#include "model/check.h"
+#include "base/check.h"
 #include "model/kernels/kernels.h"
 #include "model/kernels/philox.h"
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
 
 namespace ddl {
 

@@ -10,10 +10,10 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "base/command_line.h"
 #include "model/model_runner.h"
-#include "server/command_line.h"
-#include "server/logging.h"
-#include "server/tls_files.h"
+#include "server/net/tls_files.h"
+#include "server/telemetry/logging.h"
 
 namespace ddl {
 

@@ -7,13 +7,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "base/signals.h"
 #include "model/model_runner.h"
 #include "server/build_info.h"
 #include "server/config.h"
-#include "server/logging.h"
-#include "server/model_loader.h"
+#include "server/models/model_loader.h"
 #include "server/server.h"
-#include "server/signals.h"
+#include "server/telemetry/logging.h"
 
 extern char** environ;
 

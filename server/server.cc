@@ -15,8 +15,8 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "server/build_info.h"
-#include "server/process_stats.h"
-#include "server/tls.h"
+#include "server/net/tls.h"
+#include "server/telemetry/process_stats.h"
 
 namespace ddl {
 namespace {

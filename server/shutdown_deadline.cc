@@ -1,4 +1,4 @@
-#include "server/stop_deadline.h"
+#include "server/shutdown_deadline.h"
 
 #include <utility>
 

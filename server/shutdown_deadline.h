@@ -1,12 +1,12 @@
-#ifndef DDL_SERVER_STOP_DEADLINE_H_
-#define DDL_SERVER_STOP_DEADLINE_H_
+#ifndef DDL_SERVER_SHUTDOWN_DEADLINE_H_
+#define DDL_SERVER_SHUTDOWN_DEADLINE_H_
 
 #include <functional>
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
-#include "server/engine/mutex.h"
+#include "base/mutex.h"
 
 namespace ddl {
 
@@ -31,4 +31,4 @@ class StopDeadline {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_STOP_DEADLINE_H_
+#endif  // DDL_SERVER_SHUTDOWN_DEADLINE_H_

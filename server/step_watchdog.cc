@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "model/check.h"
+#include "base/check.h"
 
 namespace ddl {
 

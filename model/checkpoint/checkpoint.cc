@@ -1,4 +1,4 @@
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
 
 #include <openssl/evp.h>
 
@@ -13,12 +13,12 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
-#include "model/check.h"
-#include "model/checkpoint_layout.h"
-#include "model/mapped_file.h"
-#include "model/problem_list.h"
-#include "model/strict_json.h"
-#include "model/weight_files.h"
+#include "base/check.h"
+#include "base/mapped_file.h"
+#include "base/problem_list.h"
+#include "base/strict_json.h"
+#include "model/checkpoint/checkpoint_layout.h"
+#include "model/checkpoint/weight_files.h"
 
 namespace ddl {
 namespace {

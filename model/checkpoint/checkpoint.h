@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_CHECKPOINT_H_
-#define DDL_MODEL_CHECKPOINT_H_
+#ifndef DDL_MODEL_CHECKPOINT_CHECKPOINT_H_
+#define DDL_MODEL_CHECKPOINT_CHECKPOINT_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "model/model_config.h"
+#include "model/checkpoint/model_config.h"
 
 namespace ddl {
 
@@ -91,4 +91,4 @@ class Checkpoint {
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_CHECKPOINT_H_
+#endif  // DDL_MODEL_CHECKPOINT_CHECKPOINT_H_

@@ -1,11 +1,11 @@
-#include "model/checkpoint_layout.h"
+#include "model/checkpoint/checkpoint_layout.h"
 
 #include <charconv>
 #include <initializer_list>
 #include <utility>
 
-#include "model/problem_list.h"
-#include "model/strict_json.h"
+#include "base/problem_list.h"
+#include "base/strict_json.h"
 
 namespace ddl {
 namespace {

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_CHECKPOINT_LAYOUT_H_
-#define DDL_MODEL_CHECKPOINT_LAYOUT_H_
+#ifndef DDL_MODEL_CHECKPOINT_CHECKPOINT_LAYOUT_H_
+#define DDL_MODEL_CHECKPOINT_CHECKPOINT_LAYOUT_H_
 
 #include <cstdint>
 #include <map>
@@ -10,7 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "model/model_config.h"
+#include "model/checkpoint/model_config.h"
 
 namespace ddl {
 
@@ -62,4 +62,4 @@ Shape TodaysShape(std::string_view name, const Shape& shape, const CheckpointLay
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_CHECKPOINT_LAYOUT_H_
+#endif  // DDL_MODEL_CHECKPOINT_CHECKPOINT_LAYOUT_H_

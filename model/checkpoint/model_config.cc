@@ -1,12 +1,12 @@
-#include "model/model_config.h"
+#include "model/checkpoint/model_config.h"
 
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "absl/status/status.h"
-#include "model/problem_list.h"
-#include "model/strict_json.h"
+#include "base/problem_list.h"
+#include "base/strict_json.h"
 
 namespace ddl {
 namespace {

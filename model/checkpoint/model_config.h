@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_MODEL_CONFIG_H_
-#define DDL_MODEL_MODEL_CONFIG_H_
+#ifndef DDL_MODEL_CHECKPOINT_MODEL_CONFIG_H_
+#define DDL_MODEL_CHECKPOINT_MODEL_CONFIG_H_
 
 #include <cstdint>
 #include <optional>
@@ -76,4 +76,4 @@ int64_t MlpWidth(const ModelConfig& config, Variant variant);
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_MODEL_CONFIG_H_
+#endif  // DDL_MODEL_CHECKPOINT_MODEL_CONFIG_H_

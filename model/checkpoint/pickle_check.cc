@@ -1,4 +1,4 @@
-#include "model/pickle_check.h"
+#include "model/checkpoint/pickle_check.h"
 
 #include <algorithm>
 #include <array>
@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "model/strict_json.h"
+#include "base/strict_json.h"
 
 namespace ddl {
 namespace {

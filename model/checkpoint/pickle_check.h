@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_PICKLE_CHECK_H_
-#define DDL_MODEL_PICKLE_CHECK_H_
+#ifndef DDL_MODEL_CHECKPOINT_PICKLE_CHECK_H_
+#define DDL_MODEL_CHECKPOINT_PICKLE_CHECK_H_
 
 #include <string_view>
 
@@ -18,4 +18,4 @@ absl::Status CheckPickle(std::string_view pickle, std::string_view path);
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_PICKLE_CHECK_H_
+#endif  // DDL_MODEL_CHECKPOINT_PICKLE_CHECK_H_

@@ -1,4 +1,4 @@
-#include "model/pytorch_pickle.h"
+#include "model/checkpoint/pytorch_pickle.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
@@ -22,10 +22,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "model/mapped_file.h"
-#include "model/pickle_check.h"
-#include "model/problem_list.h"
-#include "model/strict_json.h"
+#include "base/mapped_file.h"
+#include "base/problem_list.h"
+#include "base/strict_json.h"
+#include "model/checkpoint/pickle_check.h"
 
 namespace ddl {
 namespace {

@@ -1,10 +1,10 @@
-#ifndef DDL_MODEL_PYTORCH_PICKLE_H_
-#define DDL_MODEL_PYTORCH_PICKLE_H_
+#ifndef DDL_MODEL_CHECKPOINT_PYTORCH_PICKLE_H_
+#define DDL_MODEL_CHECKPOINT_PYTORCH_PICKLE_H_
 
 #include <filesystem>
 
 #include "absl/status/statusor.h"
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
 
 namespace ddl {
 
@@ -19,4 +19,4 @@ absl::StatusOr<TensorFile> ReadPytorchPickle(const std::filesystem::path& path);
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_PYTORCH_PICKLE_H_
+#endif  // DDL_MODEL_CHECKPOINT_PYTORCH_PICKLE_H_

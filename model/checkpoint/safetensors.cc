@@ -1,4 +1,4 @@
-#include "model/safetensors.h"
+#include "model/checkpoint/safetensors.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -14,9 +14,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "model/mapped_file.h"
-#include "model/problem_list.h"
-#include "model/strict_json.h"
+#include "base/mapped_file.h"
+#include "base/problem_list.h"
+#include "base/strict_json.h"
 
 namespace ddl {
 namespace {

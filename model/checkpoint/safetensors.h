@@ -1,10 +1,10 @@
-#ifndef DDL_MODEL_SAFETENSORS_H_
-#define DDL_MODEL_SAFETENSORS_H_
+#ifndef DDL_MODEL_CHECKPOINT_SAFETENSORS_H_
+#define DDL_MODEL_CHECKPOINT_SAFETENSORS_H_
 
 #include <filesystem>
 
 #include "absl/status/statusor.h"
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
 
 namespace ddl {
 
@@ -18,4 +18,4 @@ absl::StatusOr<TensorFile> ReadSafetensors(const std::filesystem::path& path);
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_SAFETENSORS_H_
+#endif  // DDL_MODEL_CHECKPOINT_SAFETENSORS_H_

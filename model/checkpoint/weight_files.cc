@@ -1,4 +1,4 @@
-#include "model/weight_files.h"
+#include "model/checkpoint/weight_files.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -8,11 +8,11 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "model/mapped_file.h"
-#include "model/problem_list.h"
-#include "model/pytorch_pickle.h"
-#include "model/safetensors.h"
-#include "model/strict_json.h"
+#include "base/mapped_file.h"
+#include "base/problem_list.h"
+#include "base/strict_json.h"
+#include "model/checkpoint/pytorch_pickle.h"
+#include "model/checkpoint/safetensors.h"
 
 namespace ddl {
 namespace {

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_WEIGHT_FILES_H_
-#define DDL_MODEL_WEIGHT_FILES_H_
+#ifndef DDL_MODEL_CHECKPOINT_WEIGHT_FILES_H_
+#define DDL_MODEL_CHECKPOINT_WEIGHT_FILES_H_
 
 #include <filesystem>
 #include <functional>
@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
 
 namespace ddl {
 
@@ -34,4 +34,4 @@ absl::StatusOr<WeightFiles> ReadWeightFiles(const std::filesystem::path& folder)
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_WEIGHT_FILES_H_
+#endif  // DDL_MODEL_CHECKPOINT_WEIGHT_FILES_H_

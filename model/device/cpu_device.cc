@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <atomic>
 
-#include "model/check.h"
-#include "model/device.h"
+#include "base/check.h"
+#include "model/device/device.h"
 
 namespace ddl {
 namespace {

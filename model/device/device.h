@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_DEVICE_H_
-#define DDL_MODEL_DEVICE_H_
+#ifndef DDL_MODEL_DEVICE_DEVICE_H_
+#define DDL_MODEL_DEVICE_DEVICE_H_
 
 #include <ATen/core/Tensor.h>
 
@@ -143,4 +143,4 @@ absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice();
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_DEVICE_H_
+#endif  // DDL_MODEL_DEVICE_DEVICE_H_

@@ -1,7 +1,7 @@
-// In place of cuda_device.cc where the build has no CUDA.
+// In place of cuda/device.cc where the build has no CUDA.
 
 #include "absl/status/status.h"
-#include "model/device.h"
+#include "model/device/device.h"
 
 namespace ddl {
 

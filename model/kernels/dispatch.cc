@@ -1,10 +1,9 @@
-#include "model/kernels/kernels.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "model/kernels/kernels_cpu.h"
+#include "model/kernels/cpu/cpu_kernels.h"
+#include "model/kernels/kernels.h"
 
 namespace ddl::kernels {
 

@@ -1,4 +1,4 @@
-#include "model/added_tokens.h"
+#include "model/tokenizer/added_tokens.h"
 
 #include <algorithm>
 #include <cstdint>

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_ADDED_TOKENS_H_
-#define DDL_MODEL_ADDED_TOKENS_H_
+#ifndef DDL_MODEL_TOKENIZER_ADDED_TOKENS_H_
+#define DDL_MODEL_TOKENIZER_ADDED_TOKENS_H_
 
 #include <array>
 #include <cstddef>
@@ -10,8 +10,8 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
-#include "model/tokenizer_files.h"
-#include "model/unicode_pattern.h"
+#include "model/tokenizer/tokenizer_files.h"
+#include "model/tokenizer/unicode_pattern.h"
 
 namespace ddl {
 
@@ -60,4 +60,4 @@ class AddedTokens {
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_ADDED_TOKENS_H_
+#endif  // DDL_MODEL_TOKENIZER_ADDED_TOKENS_H_

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_BYTE_PAIR_ENCODER_H_
-#define DDL_MODEL_BYTE_PAIR_ENCODER_H_
+#ifndef DDL_MODEL_TOKENIZER_BYTE_PAIR_ENCODER_H_
+#define DDL_MODEL_TOKENIZER_BYTE_PAIR_ENCODER_H_
 
 #include <array>
 #include <cstddef>
@@ -99,4 +99,4 @@ class BytePairEncoder::Workspace {
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_BYTE_PAIR_ENCODER_H_
+#endif  // DDL_MODEL_TOKENIZER_BYTE_PAIR_ENCODER_H_

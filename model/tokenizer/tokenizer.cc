@@ -1,4 +1,4 @@
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 
 #include <algorithm>
 #include <limits>
@@ -6,11 +6,11 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "model/added_tokens.h"
-#include "model/byte_pair_encoder.h"
-#include "model/tokenizer_files.h"
-#include "model/unicode_pattern.h"
-#include "model/utf8.h"
+#include "model/tokenizer/added_tokens.h"
+#include "model/tokenizer/byte_pair_encoder.h"
+#include "model/tokenizer/tokenizer_files.h"
+#include "model/tokenizer/unicode_pattern.h"
+#include "model/tokenizer/utf8.h"
 
 namespace ddl {
 namespace {

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_TOKENIZER_H_
-#define DDL_MODEL_TOKENIZER_H_
+#ifndef DDL_MODEL_TOKENIZER_TOKENIZER_H_
+#define DDL_MODEL_TOKENIZER_TOKENIZER_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -88,4 +88,4 @@ class StreamDecoder {
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_TOKENIZER_H_
+#endif  // DDL_MODEL_TOKENIZER_TOKENIZER_H_

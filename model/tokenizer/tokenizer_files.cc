@@ -1,4 +1,4 @@
-#include "model/tokenizer_files.h"
+#include "model/tokenizer/tokenizer_files.h"
 
 #include <array>
 #include <cstdint>
@@ -14,7 +14,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
-#include "model/strict_json.h"
+#include "base/strict_json.h"
 #include "nlohmann/json.hpp"
 
 namespace ddl {

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_TOKENIZER_FILES_H_
-#define DDL_MODEL_TOKENIZER_FILES_H_
+#ifndef DDL_MODEL_TOKENIZER_TOKENIZER_FILES_H_
+#define DDL_MODEL_TOKENIZER_TOKENIZER_FILES_H_
 
 #include <filesystem>
 #include <optional>
@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "model/byte_pair_encoder.h"
 #include "model/token.h"
+#include "model/tokenizer/byte_pair_encoder.h"
 
 namespace ddl {
 
@@ -47,4 +47,4 @@ absl::StatusOr<TokenizerSpec> ReadTokenizerFiles(const std::filesystem::path& fo
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_TOKENIZER_FILES_H_
+#endif  // DDL_MODEL_TOKENIZER_TOKENIZER_FILES_H_

@@ -1,4 +1,4 @@
-#include "model/unicode_pattern.h"
+#include "model/tokenizer/unicode_pattern.h"
 
 #include <cstdint>
 #include <limits>

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_UNICODE_PATTERN_H_
-#define DDL_MODEL_UNICODE_PATTERN_H_
+#ifndef DDL_MODEL_TOKENIZER_UNICODE_PATTERN_H_
+#define DDL_MODEL_TOKENIZER_UNICODE_PATTERN_H_
 
 #include <cstddef>
 #include <memory>
@@ -63,4 +63,4 @@ class PatternMatcher {
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_UNICODE_PATTERN_H_
+#endif  // DDL_MODEL_TOKENIZER_UNICODE_PATTERN_H_

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_UTF8_H_
-#define DDL_MODEL_UTF8_H_
+#ifndef DDL_MODEL_TOKENIZER_UTF8_H_
+#define DDL_MODEL_TOKENIZER_UTF8_H_
 
 #include <cstddef>
 #include <optional>
@@ -36,4 +36,4 @@ size_t AppendWholeCharacters(std::string_view bytes, std::string& text);
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_UTF8_H_
+#endif  // DDL_MODEL_TOKENIZER_UTF8_H_

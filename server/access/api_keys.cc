@@ -1,4 +1,4 @@
-#include "server/api_keys.h"
+#include "server/access/api_keys.h"
 
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
@@ -13,7 +13,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "server/engine/status_details.h"
+#include "base/status_details.h"
 
 namespace ddl {
 namespace {

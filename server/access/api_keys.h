@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_API_KEYS_H_
-#define DDL_SERVER_API_KEYS_H_
+#ifndef DDL_SERVER_ACCESS_API_KEYS_H_
+#define DDL_SERVER_ACCESS_API_KEYS_H_
 
 #include <array>
 #include <cstdint>
@@ -16,8 +16,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "server/engine/mutex.h"
-#include "server/rate_limit.h"
+#include "base/mutex.h"
+#include "server/access/rate_limit.h"
 
 // Who may call. Keys are known by their SHA-256 only: the file that lists them gives none away, and
 // neither does memory or the log. A key is a long random string, so that a fast hash is enough.
@@ -90,4 +90,4 @@ class ApiKeys {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_API_KEYS_H_
+#endif  // DDL_SERVER_ACCESS_API_KEYS_H_

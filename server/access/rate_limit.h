@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_RATE_LIMIT_H_
-#define DDL_SERVER_RATE_LIMIT_H_
+#ifndef DDL_SERVER_ACCESS_RATE_LIMIT_H_
+#define DDL_SERVER_ACCESS_RATE_LIMIT_H_
 
 #include <algorithm>
 
@@ -44,4 +44,4 @@ class RateLimit {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_RATE_LIMIT_H_
+#endif  // DDL_SERVER_ACCESS_RATE_LIMIT_H_

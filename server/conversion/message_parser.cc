@@ -1,4 +1,4 @@
-#include "server/request_parser.h"
+#include "server/conversion/message_parser.h"
 
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/descriptor.pb.h>
@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "server/engine/status_details.h"
+#include "base/status_details.h"
 
 namespace ddl {
 namespace {

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_REQUEST_PARSER_H_
-#define DDL_SERVER_REQUEST_PARSER_H_
+#ifndef DDL_SERVER_CONVERSION_MESSAGE_PARSER_H_
+#define DDL_SERVER_CONVERSION_MESSAGE_PARSER_H_
 
 #include <google/protobuf/message.h>
 #include <grpcpp/support/byte_buffer.h>
@@ -20,4 +20,4 @@ absl::Status ParseRequest(const grpc::ByteBuffer& bytes, int64_t max_bytes,
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_REQUEST_PARSER_H_
+#endif  // DDL_SERVER_CONVERSION_MESSAGE_PARSER_H_

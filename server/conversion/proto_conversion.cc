@@ -1,4 +1,4 @@
-#include "server/proto_conversion.h"
+#include "server/conversion/proto_conversion.h"
 
 #include <google/protobuf/duration.pb.h>
 
@@ -13,11 +13,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/check.h"
+#include "base/random_ids.h"
+#include "base/status_details.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
-#include "model/check.h"
-#include "server/engine/status_details.h"
-#include "server/random_ids.h"
 
 namespace ddl {
 namespace {

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_PROTO_CONVERSION_H_
-#define DDL_SERVER_PROTO_CONVERSION_H_
+#ifndef DDL_SERVER_CONVERSION_PROTO_CONVERSION_H_
+#define DDL_SERVER_CONVERSION_PROTO_CONVERSION_H_
 
 #include <grpcpp/support/status.h>
 
@@ -16,7 +16,7 @@
 #include "absl/types/span.h"
 #include "ddl/v1/inference.pb.h"
 #include "model/model_runner.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 #include "server/engine/request.h"
 
 // Between the messages of proto/ddl/v1 and the values of the engine: the only place that knows
@@ -137,4 +137,4 @@ absl::Time ToDeadline(std::chrono::system_clock::time_point deadline);
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_PROTO_CONVERSION_H_
+#endif  // DDL_SERVER_CONVERSION_PROTO_CONVERSION_H_

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "model/check.h"
+#include "base/check.h"
+#include "base/status_details.h"
 #include "server/engine/engine.h"
-#include "server/engine/status_details.h"
 
 // What Engine does on the thread that submits: makes a request of what the service asks for, or
 // refuses it.

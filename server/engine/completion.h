@@ -9,7 +9,7 @@
 #include "absl/types/span.h"
 #include "model/sampler.h"
 #include "model/token.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 #include "server/engine/output_text.h"
 #include "server/engine/request.h"
 

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "model/check.h"
+#include "base/check.h"
 #include "server/engine/warm_up.h"
 
 namespace ddl {

@@ -1,4 +1,4 @@
-#include "server/engine/gate_sampler.h"
+#include "server/engine/gate_statistics.h"
 
 namespace ddl {
 namespace {

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_ENGINE_GATE_SAMPLER_H_
-#define DDL_SERVER_ENGINE_GATE_SAMPLER_H_
+#ifndef DDL_SERVER_ENGINE_GATE_STATISTICS_H_
+#define DDL_SERVER_ENGINE_GATE_STATISTICS_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -34,4 +34,4 @@ class GateSampler {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_ENGINE_GATE_SAMPLER_H_
+#endif  // DDL_SERVER_ENGINE_GATE_STATISTICS_H_

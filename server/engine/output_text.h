@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "model/token.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 
 namespace ddl {
 

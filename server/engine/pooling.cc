@@ -4,7 +4,7 @@
 #include <cmath>
 #include <utility>
 
-#include "model/check.h"
+#include "base/check.h"
 
 namespace ddl {
 namespace {

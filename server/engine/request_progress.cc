@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/status_details.h"
 #include "server/engine/engine.h"
-#include "server/engine/status_details.h"
 
 // What Engine does with one request on the step thread: takes what a chunk brought, pauses it,
 // lets it rise, ends it.

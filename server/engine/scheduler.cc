@@ -2,7 +2,7 @@
 
 #include <iterator>
 
-#include "model/check.h"
+#include "base/check.h"
 
 namespace ddl {
 namespace {

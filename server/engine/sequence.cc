@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "model/check.h"
+#include "base/check.h"
 
 namespace ddl {
 

@@ -1,4 +1,4 @@
-#include "server/compute_thread.h"
+#include "server/models/compute_thread.h"
 
 #include <optional>
 #include <utility>
@@ -6,7 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "model/check.h"
+#include "base/check.h"
 
 namespace ddl {
 namespace {

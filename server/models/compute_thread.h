@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_COMPUTE_THREAD_H_
-#define DDL_SERVER_COMPUTE_THREAD_H_
+#ifndef DDL_SERVER_MODELS_COMPUTE_THREAD_H_
+#define DDL_SERVER_MODELS_COMPUTE_THREAD_H_
 
 #include <deque>
 #include <functional>
@@ -7,8 +7,8 @@
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
+#include "base/mutex.h"
 #include "model/model_runner.h"
-#include "server/engine/mutex.h"
 
 namespace ddl {
 
@@ -52,4 +52,4 @@ std::unique_ptr<ModelRunner> RunOn(ComputeThread* thread, std::unique_ptr<ModelR
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_COMPUTE_THREAD_H_
+#endif  // DDL_SERVER_MODELS_COMPUTE_THREAD_H_

@@ -1,4 +1,4 @@
-#include "server/model_loader.h"
+#include "server/models/model_loader.h"
 
 #include <spdlog/spdlog.h>
 
@@ -9,7 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
 #include "server/engine/scheduler.h"
 
 namespace ddl {

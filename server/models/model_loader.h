@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_MODEL_LOADER_H_
-#define DDL_SERVER_MODEL_LOADER_H_
+#ifndef DDL_SERVER_MODELS_MODEL_LOADER_H_
+#define DDL_SERVER_MODELS_MODEL_LOADER_H_
 
 #include <atomic>
 #include <cstdint>
@@ -11,7 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "model/model_runner.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 #include "server/config.h"
 
 namespace ddl {
@@ -40,4 +40,4 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_MODEL_LOADER_H_
+#endif  // DDL_SERVER_MODELS_MODEL_LOADER_H_

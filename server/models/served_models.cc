@@ -1,11 +1,11 @@
-#include "server/served_models.h"
+#include "server/models/served_models.h"
 
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "model/check.h"
-#include "server/engine/status_details.h"
+#include "base/check.h"
+#include "base/status_details.h"
 
 namespace ddl {
 namespace {

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_SERVED_MODELS_H_
-#define DDL_SERVER_SERVED_MODELS_H_
+#ifndef DDL_SERVER_MODELS_SERVED_MODELS_H_
+#define DDL_SERVER_MODELS_SERVED_MODELS_H_
 
 #include <atomic>
 #include <memory>
@@ -9,10 +9,10 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "model/tokenizer.h"
+#include "base/mutex.h"
+#include "model/tokenizer/tokenizer.h"
+#include "server/conversion/proto_conversion.h"
 #include "server/engine/engine.h"
-#include "server/engine/mutex.h"
-#include "server/proto_conversion.h"
 
 namespace ddl {
 
@@ -74,4 +74,4 @@ class ServedModels {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_SERVED_MODELS_H_
+#endif  // DDL_SERVER_MODELS_SERVED_MODELS_H_

@@ -1,4 +1,4 @@
-#include "server/connection_acceptor.h"
+#include "server/net/connection_acceptor.h"
 
 #include <netdb.h>
 #include <netinet/in.h>

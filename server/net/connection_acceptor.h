@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_CONNECTION_ACCEPTOR_H_
-#define DDL_SERVER_CONNECTION_ACCEPTOR_H_
+#ifndef DDL_SERVER_NET_CONNECTION_ACCEPTOR_H_
+#define DDL_SERVER_NET_CONNECTION_ACCEPTOR_H_
 
 #include <sys/types.h>
 
@@ -17,8 +17,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "server/connection_rate.h"
-#include "server/engine/mutex.h"
+#include "base/mutex.h"
+#include "server/net/connection_rate.h"
 
 namespace ddl {
 
@@ -115,4 +115,4 @@ class ConnectionAcceptor {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_CONNECTION_ACCEPTOR_H_
+#endif  // DDL_SERVER_NET_CONNECTION_ACCEPTOR_H_

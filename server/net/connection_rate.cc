@@ -1,4 +1,4 @@
-#include "server/connection_rate.h"
+#include "server/net/connection_rate.h"
 
 #include <algorithm>
 #include <utility>

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_CONNECTION_RATE_H_
-#define DDL_SERVER_CONNECTION_RATE_H_
+#ifndef DDL_SERVER_NET_CONNECTION_RATE_H_
+#define DDL_SERVER_NET_CONNECTION_RATE_H_
 
 #include <map>
 #include <optional>
@@ -42,4 +42,4 @@ class ConnectionRate {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_CONNECTION_RATE_H_
+#endif  // DDL_SERVER_NET_CONNECTION_RATE_H_

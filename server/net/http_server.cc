@@ -1,4 +1,4 @@
-#include "server/http_server.h"
+#include "server/net/http_server.h"
 
 #include <CivetServer.h>
 #include <netdb.h>

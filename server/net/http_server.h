@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_HTTP_SERVER_H_
-#define DDL_SERVER_HTTP_SERVER_H_
+#ifndef DDL_SERVER_NET_HTTP_SERVER_H_
+#define DDL_SERVER_NET_HTTP_SERVER_H_
 
 #include <functional>
 #include <map>
@@ -41,4 +41,4 @@ class HttpServer {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_HTTP_SERVER_H_
+#endif  // DDL_SERVER_NET_HTTP_SERVER_H_

@@ -1,4 +1,4 @@
-#include "server/tls.h"
+#include "server/net/tls.h"
 
 #include <grpcpp/security/tls_certificate_provider.h>
 #include <grpcpp/security/tls_credentials_options.h>

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_TLS_H_
-#define DDL_SERVER_TLS_H_
+#ifndef DDL_SERVER_NET_TLS_H_
+#define DDL_SERVER_NET_TLS_H_
 
 #include <grpcpp/security/server_credentials.h>
 
@@ -7,7 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "server/tls_files.h"
+#include "server/net/tls_files.h"
 
 namespace ddl {
 
@@ -20,4 +20,4 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_TLS_H_
+#endif  // DDL_SERVER_NET_TLS_H_

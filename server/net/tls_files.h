@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_TLS_FILES_H_
-#define DDL_SERVER_TLS_FILES_H_
+#ifndef DDL_SERVER_NET_TLS_FILES_H_
+#define DDL_SERVER_NET_TLS_FILES_H_
 
 #include <string>
 
@@ -17,4 +17,4 @@ struct TlsFiles {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_TLS_FILES_H_
+#endif  // DDL_SERVER_NET_TLS_FILES_H_

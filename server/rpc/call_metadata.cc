@@ -1,10 +1,10 @@
-#include "server/call_origin.h"
+#include "server/rpc/call_metadata.h"
 
 #include <algorithm>
 #include <string_view>
 
-#include "server/proto_conversion.h"
-#include "server/random_ids.h"
+#include "base/random_ids.h"
+#include "server/conversion/proto_conversion.h"
 
 namespace ddl {
 namespace {

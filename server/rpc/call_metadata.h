@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_CALL_ORIGIN_H_
-#define DDL_SERVER_CALL_ORIGIN_H_
+#ifndef DDL_SERVER_RPC_CALL_METADATA_H_
+#define DDL_SERVER_RPC_CALL_METADATA_H_
 
 #include <grpcpp/grpcpp.h>
 
@@ -7,8 +7,8 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "server/api_keys.h"
-#include "server/trace_context.h"
+#include "server/access/api_keys.h"
+#include "server/telemetry/trace_context.h"
 
 namespace ddl {
 
@@ -35,4 +35,4 @@ void SendIds(const CallOrigin& origin, AnswerPart part, grpc::CallbackServerCont
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_CALL_ORIGIN_H_
+#endif  // DDL_SERVER_RPC_CALL_METADATA_H_

@@ -1,4 +1,4 @@
-#include "server/engine_call.h"
+#include "server/rpc/engine_call.h"
 
 #include "absl/status/statusor.h"
 #include "absl/time/clock.h"

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_ENGINE_CALL_H_
-#define DDL_SERVER_ENGINE_CALL_H_
+#ifndef DDL_SERVER_RPC_ENGINE_CALL_H_
+#define DDL_SERVER_RPC_ENGINE_CALL_H_
 
 #include <memory>
 #include <optional>
@@ -8,10 +8,10 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "base/mutex.h"
 #include "server/engine/engine.h"
-#include "server/engine/mutex.h"
 #include "server/engine/request.h"
-#include "server/reply_thread.h"
+#include "server/rpc/reply_thread.h"
 
 namespace ddl {
 
@@ -57,4 +57,4 @@ class EngineCall : public RequestSink, public std::enable_shared_from_this<Engin
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_ENGINE_CALL_H_
+#endif  // DDL_SERVER_RPC_ENGINE_CALL_H_

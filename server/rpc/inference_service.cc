@@ -1,4 +1,4 @@
-#include "server/inference_service.h"
+#include "server/rpc/inference_service.h"
 
 #include <grpc/grpc.h>
 #include <grpcpp/alarm.h>
@@ -14,10 +14,10 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/clock.h"
-#include "server/engine/mutex.h"
-#include "server/engine/status_details.h"
-#include "server/engine_call.h"
-#include "server/stream_call.h"
+#include "base/mutex.h"
+#include "base/status_details.h"
+#include "server/rpc/engine_call.h"
+#include "server/rpc/stream_call.h"
 
 namespace ddl {
 namespace {

@@ -1,10 +1,10 @@
-#ifndef DDL_SERVER_INFERENCE_SERVICE_H_
-#define DDL_SERVER_INFERENCE_SERVICE_H_
+#ifndef DDL_SERVER_RPC_INFERENCE_SERVICE_H_
+#define DDL_SERVER_RPC_INFERENCE_SERVICE_H_
 
 #include <grpcpp/grpcpp.h>
 
 #include "ddl/v1/inference.grpc.pb.h"
-#include "server/rpc.h"
+#include "server/rpc/rpc.h"
 
 namespace ddl {
 
@@ -20,4 +20,4 @@ class InferenceService final : public OneMessageService {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_INFERENCE_SERVICE_H_
+#endif  // DDL_SERVER_RPC_INFERENCE_SERVICE_H_

@@ -1,4 +1,4 @@
-#include "server/model_service.h"
+#include "server/rpc/model_service.h"
 
 #include <algorithm>
 #include <optional>

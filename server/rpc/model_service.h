@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_MODEL_SERVICE_H_
-#define DDL_SERVER_MODEL_SERVICE_H_
+#ifndef DDL_SERVER_RPC_MODEL_SERVICE_H_
+#define DDL_SERVER_RPC_MODEL_SERVICE_H_
 
 #include <grpcpp/grpcpp.h>
 
@@ -8,7 +8,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "ddl/v1/inference.grpc.pb.h"
-#include "server/rpc.h"
+#include "server/rpc/rpc.h"
 
 namespace ddl {
 
@@ -35,4 +35,4 @@ class ModelService final : public OneMessageService {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_MODEL_SERVICE_H_
+#endif  // DDL_SERVER_RPC_MODEL_SERVICE_H_

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_OUTBOX_H_
-#define DDL_SERVER_OUTBOX_H_
+#ifndef DDL_SERVER_RPC_OUTBOX_H_
+#define DDL_SERVER_RPC_OUTBOX_H_
 
 #include <cstdint>
 #include <deque>
@@ -9,8 +9,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "model/check.h"
-#include "server/engine/mutex.h"
+#include "base/check.h"
+#include "base/mutex.h"
 
 namespace ddl {
 
@@ -119,4 +119,4 @@ class Outbox {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_OUTBOX_H_
+#endif  // DDL_SERVER_RPC_OUTBOX_H_

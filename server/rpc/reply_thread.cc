@@ -1,4 +1,4 @@
-#include "server/reply_thread.h"
+#include "server/rpc/reply_thread.h"
 
 #include <utility>
 

@@ -1,12 +1,12 @@
-#ifndef DDL_SERVER_REPLY_THREAD_H_
-#define DDL_SERVER_REPLY_THREAD_H_
+#ifndef DDL_SERVER_RPC_REPLY_THREAD_H_
+#define DDL_SERVER_RPC_REPLY_THREAD_H_
 
 #include <functional>
 #include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "server/engine/mutex.h"
+#include "base/mutex.h"
 
 namespace ddl {
 
@@ -41,4 +41,4 @@ class ReplyThread {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_REPLY_THREAD_H_
+#endif  // DDL_SERVER_RPC_REPLY_THREAD_H_

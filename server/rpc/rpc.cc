@@ -1,10 +1,10 @@
-#include "server/rpc.h"
+#include "server/rpc/rpc.h"
 
 #include <algorithm>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
-#include "server/engine/status_details.h"
+#include "base/status_details.h"
 
 namespace ddl {
 namespace {

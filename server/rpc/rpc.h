@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_RPC_H_
-#define DDL_SERVER_RPC_H_
+#ifndef DDL_SERVER_RPC_RPC_H_
+#define DDL_SERVER_RPC_RPC_H_
 
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/impl/codegen/proto_utils.h>
@@ -20,17 +20,17 @@
 #include "absl/status/statusor.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "model/check.h"
-#include "server/api_keys.h"
-#include "server/call_origin.h"
-#include "server/engine/mutex.h"
+#include "base/check.h"
+#include "base/mutex.h"
+#include "server/access/api_keys.h"
+#include "server/conversion/message_parser.h"
+#include "server/conversion/proto_conversion.h"
 #include "server/engine/request.h"
-#include "server/metrics.h"
-#include "server/proto_conversion.h"
-#include "server/reply_thread.h"
-#include "server/request_log.h"
-#include "server/request_parser.h"
-#include "server/served_models.h"
+#include "server/models/served_models.h"
+#include "server/rpc/call_metadata.h"
+#include "server/rpc/reply_thread.h"
+#include "server/telemetry/metrics.h"
+#include "server/telemetry/request_log.h"
 
 // What the services' calls have in common. The services take raw bytes from gRPC and parse them
 // with ParseRequest.
@@ -277,4 +277,4 @@ OneMessageReactor* AnswerAtOnce(const RpcSurroundings& surroundings, Method meth
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_RPC_H_
+#endif  // DDL_SERVER_RPC_RPC_H_

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_STREAM_CALL_H_
-#define DDL_SERVER_STREAM_CALL_H_
+#ifndef DDL_SERVER_RPC_STREAM_CALL_H_
+#define DDL_SERVER_RPC_STREAM_CALL_H_
 
 #include <algorithm>
 #include <atomic>
@@ -13,8 +13,8 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "server/engine_call.h"
-#include "server/outbox.h"
+#include "server/rpc/engine_call.h"
+#include "server/rpc/outbox.h"
 
 namespace ddl {
 
@@ -159,4 +159,4 @@ class StreamCall : public EngineCall {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_STREAM_CALL_H_
+#endif  // DDL_SERVER_RPC_STREAM_CALL_H_

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_LOGGING_H_
-#define DDL_SERVER_LOGGING_H_
+#ifndef DDL_SERVER_TELEMETRY_LOGGING_H_
+#define DDL_SERVER_TELEMETRY_LOGGING_H_
 
 #include <string_view>
 
@@ -27,4 +27,4 @@ void ChangeLogLevel(LogLevel level);
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_LOGGING_H_
+#endif  // DDL_SERVER_TELEMETRY_LOGGING_H_

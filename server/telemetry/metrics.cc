@@ -1,4 +1,4 @@
-#include "server/metrics.h"
+#include "server/telemetry/metrics.h"
 
 #include <prometheus/collectable.h>
 #include <prometheus/counter.h>
@@ -14,8 +14,8 @@
 #include <string>
 #include <utility>
 
-#include "model/check.h"
-#include "server/process_stats.h"
+#include "base/check.h"
+#include "server/telemetry/process_stats.h"
 
 namespace ddl {
 namespace {

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_METRICS_H_
-#define DDL_SERVER_METRICS_H_
+#ifndef DDL_SERVER_TELEMETRY_METRICS_H_
+#define DDL_SERVER_TELEMETRY_METRICS_H_
 
 #include <cstddef>
 #include <cstdint>
@@ -11,8 +11,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/build_info.h"
-#include "server/connection_acceptor.h"
 #include "server/engine/observer.h"
+#include "server/net/connection_acceptor.h"
 
 namespace ddl {
 
@@ -102,4 +102,4 @@ class Metrics {
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_METRICS_H_
+#endif  // DDL_SERVER_TELEMETRY_METRICS_H_

@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_PROCESS_STATS_H_
-#define DDL_SERVER_PROCESS_STATS_H_
+#ifndef DDL_SERVER_TELEMETRY_PROCESS_STATS_H_
+#define DDL_SERVER_TELEMETRY_PROCESS_STATS_H_
 
 #include <cstdint>
 #include <optional>
@@ -21,4 +21,4 @@ std::optional<ProcessStats> ReadProcessStats();
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_PROCESS_STATS_H_
+#endif  // DDL_SERVER_TELEMETRY_PROCESS_STATS_H_

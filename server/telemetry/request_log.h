@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_REQUEST_LOG_H_
-#define DDL_SERVER_REQUEST_LOG_H_
+#ifndef DDL_SERVER_TELEMETRY_REQUEST_LOG_H_
+#define DDL_SERVER_TELEMETRY_REQUEST_LOG_H_
 
 #include <spdlog/async_logger.h>
 #include <spdlog/details/thread_pool.h>
@@ -11,8 +11,8 @@
 
 #include "absl/time/time.h"
 #include "server/engine/request.h"
-#include "server/logging.h"
-#include "server/trace_context.h"
+#include "server/telemetry/logging.h"
+#include "server/telemetry/trace_context.h"
 
 namespace ddl {
 
@@ -61,4 +61,4 @@ std::string ToJsonMembers(const RequestLogEntry& entry);
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_REQUEST_LOG_H_
+#endif  // DDL_SERVER_TELEMETRY_REQUEST_LOG_H_

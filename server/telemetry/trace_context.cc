@@ -1,9 +1,9 @@
-#include "server/trace_context.h"
+#include "server/telemetry/trace_context.h"
 
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "server/random_ids.h"
+#include "base/random_ids.h"
 
 namespace ddl {
 namespace {

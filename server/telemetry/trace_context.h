@@ -1,5 +1,5 @@
-#ifndef DDL_SERVER_TRACE_CONTEXT_H_
-#define DDL_SERVER_TRACE_CONTEXT_H_
+#ifndef DDL_SERVER_TELEMETRY_TRACE_CONTEXT_H_
+#define DDL_SERVER_TELEMETRY_TRACE_CONTEXT_H_
 
 #include <optional>
 #include <string>
@@ -25,4 +25,4 @@ std::string FormatTraceparent(const TraceContext& trace);
 
 }  // namespace ddl
 
-#endif  // DDL_SERVER_TRACE_CONTEXT_H_
+#endif  // DDL_SERVER_TELEMETRY_TRACE_CONTEXT_H_

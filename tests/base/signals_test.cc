@@ -1,4 +1,4 @@
-#include "server/signals.h"
+#include "base/signals.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/engine/mutex.h"
+#include "base/mutex.h"
 
 namespace ddl {
 namespace {

@@ -1,4 +1,4 @@
-#include "server/engine/status_details.h"
+#include "base/status_details.h"
 
 #include <gtest/gtest.h>
 

@@ -1,12 +1,12 @@
-// The twin of bench/gpu.cc: the kernels run on this machine (tests/model/kernels/cuda_block.h),
+// The twin of bench/gpu.cc: the kernels run on this machine (tests/model/kernels/cuda/block.h),
 // each once.
 
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 
+#include "base/check.h"
 #include "bench/gpu.h"
-#include "model/check.h"
 
 namespace ddl::bench {
 

@@ -16,10 +16,10 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
+#include "tests/model/checkpoint/scratch_checkpoint.h"
+#include "tests/model/device/tested_device.h"
 #include "tests/model/golden_case.h"
-#include "tests/model/scratch_checkpoint.h"
-#include "tests/model/tested_device.h"
 
 namespace ddl {
 namespace {

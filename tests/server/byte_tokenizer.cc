@@ -9,7 +9,7 @@
 #include <string>
 #include <utility>
 
-#include "model/check.h"
+#include "base/check.h"
 
 namespace ddl {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 
 namespace ddl {
 

@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "tests/server/key_file.h"
+#include "tests/server/access/key_file.h"
 #include "tests/server/test_server.h"
 
 namespace ddl {

@@ -11,8 +11,8 @@
 #include <sstream>
 #include <utility>
 
+#include "base/check.h"
 #include "google/rpc/status.pb.h"
-#include "model/check.h"
 #include "tests/server/byte_tokenizer.h"
 
 namespace ddl {

@@ -12,9 +12,9 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "base/mutex.h"
 #include "ddl/v1/inference.grpc.pb.h"
 #include "google/rpc/error_details.pb.h"
-#include "server/engine/mutex.h"
 #include "server/server.h"
 #include "tests/server/engine/fake_model_runner.h"
 

@@ -1,11 +1,11 @@
-#include "model/cuda_attention.h"
+#include "model/device/cuda/attention.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
 #include <algorithm>
 
-#include "model/cuda_runtime.h"
+#include "model/device/cuda/runtime.h"
 #include "model/kernels/cuda/cuda_kernels.h"
 
 namespace ddl {

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_CUDA_ATTENTION_H_
-#define DDL_MODEL_CUDA_ATTENTION_H_
+#ifndef DDL_MODEL_DEVICE_CUDA_ATTENTION_H_
+#define DDL_MODEL_DEVICE_CUDA_ATTENTION_H_
 
 #include <ATen/core/Tensor.h>
 
@@ -54,4 +54,4 @@ void CudaAttention(at::Device device, const kernels::Batch& batch,
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_CUDA_ATTENTION_H_
+#endif  // DDL_MODEL_DEVICE_CUDA_ATTENTION_H_

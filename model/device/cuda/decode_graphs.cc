@@ -1,4 +1,4 @@
-#include "model/cuda_decode_graphs.h"
+#include "model/device/cuda/decode_graphs.h"
 
 #include <c10/util/Exception.h>
 
@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "model/cuda_drawn_tokens.h"
-#include "model/cuda_parcel.h"
+#include "model/device/cuda/sampled_tokens.h"
+#include "model/device/cuda/staged_copy.h"
 
 namespace ddl {
 

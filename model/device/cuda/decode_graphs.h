@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_CUDA_DECODE_GRAPHS_H_
-#define DDL_MODEL_CUDA_DECODE_GRAPHS_H_
+#ifndef DDL_MODEL_DEVICE_CUDA_DECODE_GRAPHS_H_
+#define DDL_MODEL_DEVICE_CUDA_DECODE_GRAPHS_H_
 
 #include <ATen/core/Tensor.h>
 
@@ -8,8 +8,8 @@
 #include <memory>
 
 #include "absl/types/span.h"
-#include "model/cuda_runtime.h"
-#include "model/device.h"
+#include "model/device/cuda/runtime.h"
+#include "model/device/device.h"
 #include "model/kernels/kernels.h"
 
 namespace ddl {
@@ -48,4 +48,4 @@ class CudaDecodeGraphs final : public DecodeGraphs {
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_CUDA_DECODE_GRAPHS_H_
+#endif  // DDL_MODEL_DEVICE_CUDA_DECODE_GRAPHS_H_

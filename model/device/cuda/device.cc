@@ -1,3 +1,5 @@
+#include "model/device/device.h"
+
 #include <ATen/ops/empty.h>
 
 #include <cstddef>
@@ -6,13 +8,12 @@
 #include <utility>
 #include <vector>
 
-#include "model/cuda_attention.h"
-#include "model/cuda_decode_graphs.h"
-#include "model/cuda_drawn_tokens.h"
-#include "model/cuda_parcel.h"
-#include "model/cuda_runtime.h"
-#include "model/cuda_sample_row.h"
-#include "model/device.h"
+#include "model/device/cuda/attention.h"
+#include "model/device/cuda/decode_graphs.h"
+#include "model/device/cuda/runtime.h"
+#include "model/device/cuda/sample_row.h"
+#include "model/device/cuda/sampled_tokens.h"
+#include "model/device/cuda/staged_copy.h"
 #include "model/kernels/cuda/cuda_kernels.h"
 
 namespace ddl {

@@ -1,4 +1,4 @@
-#include "model/cuda_runtime.h"
+#include "model/device/cuda/runtime.h"
 
 #include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/empty.h>

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_CUDA_RUNTIME_H_
-#define DDL_MODEL_CUDA_RUNTIME_H_
+#ifndef DDL_MODEL_DEVICE_CUDA_RUNTIME_H_
+#define DDL_MODEL_DEVICE_CUDA_RUNTIME_H_
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
@@ -11,11 +11,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "model/device.h"
+#include "model/device/device.h"
 #include "model/kernels/cuda/cuda_kernels.h"
 
-// What cuda_device.cc needs of CUDA's runtime, and of LibTorch's on it. cuda_runtime.cc is the real
-// one; the tests have a twin that runs on the host (tests/model/cuda_runtime_on_host.cc).
+// What device.cc needs of CUDA's runtime, and of LibTorch's on it. runtime.cc is the real
+// one; the tests have a twin that runs on the host (tests/model/device/cuda/runtime_on_host.cc).
 
 namespace ddl::cuda_runtime {
 
@@ -84,4 +84,4 @@ void ReleaseUnused();
 
 }  // namespace ddl::cuda_runtime
 
-#endif  // DDL_MODEL_CUDA_RUNTIME_H_
+#endif  // DDL_MODEL_DEVICE_CUDA_RUNTIME_H_

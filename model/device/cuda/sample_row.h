@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_CUDA_SAMPLE_ROW_H_
-#define DDL_MODEL_CUDA_SAMPLE_ROW_H_
+#ifndef DDL_MODEL_DEVICE_CUDA_SAMPLE_ROW_H_
+#define DDL_MODEL_DEVICE_CUDA_SAMPLE_ROW_H_
 
 #include <cstdint>
 
@@ -27,4 +27,4 @@ inline kernels::cuda::SampleRow SampleRowOf(const SamplingParams& params, uint64
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_CUDA_SAMPLE_ROW_H_
+#endif  // DDL_MODEL_DEVICE_CUDA_SAMPLE_ROW_H_

@@ -1,8 +1,8 @@
-#include "model/cuda_drawn_tokens.h"
+#include "model/device/cuda/sampled_tokens.h"
 
 #include <cstring>
 
-#include "model/cuda_parcel.h"
+#include "model/device/cuda/staged_copy.h"
 #include "model/kernels/cuda/cuda_kernels.h"
 
 namespace ddl {

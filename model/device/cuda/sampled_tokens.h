@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_CUDA_DRAWN_TOKENS_H_
-#define DDL_MODEL_CUDA_DRAWN_TOKENS_H_
+#ifndef DDL_MODEL_DEVICE_CUDA_SAMPLED_TOKENS_H_
+#define DDL_MODEL_DEVICE_CUDA_SAMPLED_TOKENS_H_
 
 #include <ATen/core/Tensor.h>
 
@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
-#include "model/cuda_runtime.h"
-#include "model/device.h"
+#include "model/device/cuda/runtime.h"
+#include "model/device/device.h"
 
 namespace ddl {
 
@@ -33,4 +33,4 @@ void FillIds(at::Device device, const StepIds& ids, const int32_t* on_device);
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_CUDA_DRAWN_TOKENS_H_
+#endif  // DDL_MODEL_DEVICE_CUDA_SAMPLED_TOKENS_H_

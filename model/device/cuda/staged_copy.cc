@@ -1,11 +1,11 @@
-#include "model/cuda_parcel.h"
+#include "model/device/cuda/staged_copy.h"
 
 #include <ATen/ops/empty.h>
 
 #include <cstring>
 
-#include "model/check.h"
-#include "model/cuda_runtime.h"
+#include "base/check.h"
+#include "model/device/cuda/runtime.h"
 
 namespace ddl {
 

@@ -1,5 +1,5 @@
-#ifndef DDL_MODEL_CUDA_PARCEL_H_
-#define DDL_MODEL_CUDA_PARCEL_H_
+#ifndef DDL_MODEL_DEVICE_CUDA_STAGED_COPY_H_
+#define DDL_MODEL_DEVICE_CUDA_STAGED_COPY_H_
 
 #include <ATen/core/Tensor.h>
 
@@ -43,4 +43,4 @@ class CudaParcel {
 
 }  // namespace ddl
 
-#endif  // DDL_MODEL_CUDA_PARCEL_H_
+#endif  // DDL_MODEL_DEVICE_CUDA_STAGED_COPY_H_

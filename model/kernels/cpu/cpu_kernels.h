@@ -1,10 +1,10 @@
-#ifndef DDL_MODEL_KERNELS_KERNELS_CPU_H_
-#define DDL_MODEL_KERNELS_KERNELS_CPU_H_
+#ifndef DDL_MODEL_KERNELS_CPU_CPU_KERNELS_H_
+#define DDL_MODEL_KERNELS_CPU_CPU_KERNELS_H_
 
 #include "model/kernels/kernels.h"
 
 // The CPU bodies. The sources in cpu/ are compiled once per instruction set, each time into its own
-// namespace; kernels.cc picks one when the process starts.
+// namespace; dispatch.cc picks one when the process starts.
 
 namespace ddl::kernels {
 
@@ -39,4 +39,4 @@ const CpuKernels& BestCpuKernels();
 
 }  // namespace ddl::kernels
 
-#endif  // DDL_MODEL_KERNELS_KERNELS_CPU_H_
+#endif  // DDL_MODEL_KERNELS_CPU_CPU_KERNELS_H_

@@ -1,5 +1,5 @@
 #include "model/kernels/cpu/bodies.h"
-#include "model/kernels/kernels_cpu.h"
+#include "model/kernels/cpu/cpu_kernels.h"
 
 #define DDL_STRINGIFY_VALUE(name) #name
 #define DDL_STRINGIFY(name) DDL_STRINGIFY_VALUE(name)

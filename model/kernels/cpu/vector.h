@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/kernels/kernels_cpu.h"
+#include "model/kernels/cpu/cpu_kernels.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>

@@ -3,7 +3,7 @@
 
 // All that a kernel takes from CUDA beyond its language: elements, words of memory, launches.
 //
-// This header has a twin for the host, tests/model/kernels/cuda_host/model/kernels/cuda/device.cuh,
+// This header has a twin for the host, tests/model/kernels/cuda/host/model/kernels/cuda/device.cuh,
 // which the tests put before it on the include path: there the same .cu files are plain C++, and
 // their kernels run on the CPU. Whatever only nvcc understands belongs here and nowhere else. Of
 // CUDA's own names kernels use those that the twin has: threadIdx, blockIdx, blockDim, gridDim,

@@ -1,4 +1,4 @@
-#include "model/checkpoint_layout.h"
+#include "model/checkpoint/checkpoint_layout.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "model/checkpoint.h"
+#include "model/checkpoint/checkpoint.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/model/scratch_checkpoint.h"
+#include "tests/model/checkpoint/scratch_checkpoint.h"
 
 namespace ddl {
 namespace {

@@ -1,4 +1,4 @@
-#include "model/pickle_check.h"
+#include "model/checkpoint/pickle_check.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

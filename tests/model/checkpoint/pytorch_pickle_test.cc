@@ -1,4 +1,4 @@
-#include "model/pytorch_pickle.h"
+#include "model/checkpoint/pytorch_pickle.h"
 
 #include <caffe2/serialize/inline_container.h>
 #include <gmock/gmock.h>
@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/model/scratch_checkpoint.h"
+#include "tests/model/checkpoint/scratch_checkpoint.h"
 
 // LibTorch's zip reader forgets its memory when it refuses an archive.
 extern "C" const char* __lsan_default_suppressions() { return "leak:mz_zip_reader\n"; }

@@ -1,4 +1,4 @@
-#include "tests/model/scratch_checkpoint.h"
+#include "tests/model/checkpoint/scratch_checkpoint.h"
 
 #include <cstdlib>
 #include <cstring>

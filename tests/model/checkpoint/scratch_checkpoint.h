@@ -1,5 +1,5 @@
-#ifndef DDL_TESTS_MODEL_SCRATCH_CHECKPOINT_H_
-#define DDL_TESTS_MODEL_SCRATCH_CHECKPOINT_H_
+#ifndef DDL_TESTS_MODEL_CHECKPOINT_SCRATCH_CHECKPOINT_H_
+#define DDL_TESTS_MODEL_CHECKPOINT_SCRATCH_CHECKPOINT_H_
 
 #include <cstdint>
 #include <filesystem>
@@ -57,4 +57,4 @@ std::string SafetensorsBytes(const std::string& header, const std::string& data)
 
 }  // namespace ddl
 
-#endif  // DDL_TESTS_MODEL_SCRATCH_CHECKPOINT_H_
+#endif  // DDL_TESTS_MODEL_CHECKPOINT_SCRATCH_CHECKPOINT_H_

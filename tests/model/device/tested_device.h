@@ -1,5 +1,5 @@
-#ifndef DDL_TESTS_MODEL_TESTED_DEVICE_H_
-#define DDL_TESTS_MODEL_TESTED_DEVICE_H_
+#ifndef DDL_TESTS_MODEL_DEVICE_TESTED_DEVICE_H_
+#define DDL_TESTS_MODEL_DEVICE_TESTED_DEVICE_H_
 
 #include "model/model_runner.h"
 
@@ -10,4 +10,4 @@ RunnerDevice TestedDevice();
 
 }  // namespace ddl
 
-#endif  // DDL_TESTS_MODEL_TESTED_DEVICE_H_
+#endif  // DDL_TESTS_MODEL_DEVICE_TESTED_DEVICE_H_

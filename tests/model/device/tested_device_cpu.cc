@@ -1,4 +1,4 @@
-#include "tests/model/tested_device.h"
+#include "tests/model/device/tested_device.h"
 
 namespace ddl {
 

@@ -2,7 +2,7 @@
 #include <cstdlib>
 #include <string>
 
-#include "tests/model/tested_device.h"
+#include "tests/model/device/tested_device.h"
 
 namespace ddl {
 

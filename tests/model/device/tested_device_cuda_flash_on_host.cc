@@ -1,5 +1,5 @@
-#include "tests/model/cuda_runtime_on_host.h"
-#include "tests/model/tested_device.h"
+#include "tests/model/device/cuda/runtime_on_host.h"
+#include "tests/model/device/tested_device.h"
 
 namespace ddl {
 

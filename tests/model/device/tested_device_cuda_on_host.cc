@@ -1,5 +1,5 @@
-#include "tests/model/kernels/cuda_block.h"
-#include "tests/model/tested_device.h"
+#include "tests/model/device/tested_device.h"
+#include "tests/model/kernels/cuda/block.h"
 
 namespace ddl {
 

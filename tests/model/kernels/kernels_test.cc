@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "model/kernels/kernels_cpu.h"
+#include "model/kernels/cpu/cpu_kernels.h"
 #include "tests/model/kernels/kernel_case.h"
 #include "tests/model/kernels/naive_kernels.h"
 

@@ -1,4 +1,4 @@
-#include "model/byte_pair_encoder.h"
+#include "model/tokenizer/byte_pair_encoder.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

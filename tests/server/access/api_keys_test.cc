@@ -1,4 +1,4 @@
-#include "server/api_keys.h"
+#include "server/access/api_keys.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,10 +7,10 @@
 #include <future>
 #include <string>
 
-#include "server/engine/status_details.h"
-#include "server/file_watcher.h"
-#include "server/rate_limit.h"
-#include "tests/server/key_file.h"
+#include "base/file_watcher.h"
+#include "base/status_details.h"
+#include "server/access/rate_limit.h"
+#include "tests/server/access/key_file.h"
 
 namespace ddl {
 namespace {

@@ -1,5 +1,5 @@
-#ifndef DDL_TESTS_SERVER_KEY_FILE_H_
-#define DDL_TESTS_SERVER_KEY_FILE_H_
+#ifndef DDL_TESTS_SERVER_ACCESS_KEY_FILE_H_
+#define DDL_TESTS_SERVER_ACCESS_KEY_FILE_H_
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -41,4 +41,4 @@ class KeyFile {
 
 }  // namespace ddl
 
-#endif  // DDL_TESTS_SERVER_KEY_FILE_H_
+#endif  // DDL_TESTS_SERVER_ACCESS_KEY_FILE_H_

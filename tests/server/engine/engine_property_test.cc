@@ -19,8 +19,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/status_details.h"
 #include "server/engine/engine.h"
-#include "server/engine/status_details.h"
 #include "tests/server/engine/engine_fixture.h"
 
 namespace ddl {

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/status_details.h"
 #include "server/engine/engine.h"
-#include "server/engine/status_details.h"
 #include "tests/server/engine/engine_fixture.h"
 
 namespace ddl {

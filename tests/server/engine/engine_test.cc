@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "server/engine/status_details.h"
+#include "base/status_details.h"
 #include "tests/server/engine/engine_fixture.h"
 
 namespace ddl {

@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "base/mutex.h"
 #include "server/engine/engine.h"
-#include "server/engine/mutex.h"
 #include "tests/server/engine/engine_fixture.h"
 #include "tests/server/engine/started_engine.h"
 

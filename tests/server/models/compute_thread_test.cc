@@ -1,4 +1,4 @@
-#include "server/compute_thread.h"
+#include "server/models/compute_thread.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "server/connection_acceptor.h"
+#include "server/net/connection_acceptor.h"
 
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "server/engine/mutex.h"
+#include "base/mutex.h"
 
 namespace ddl {
 namespace {

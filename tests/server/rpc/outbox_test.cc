@@ -1,4 +1,4 @@
-#include "server/outbox.h"
+#include "server/rpc/outbox.h"
 
 #include <gtest/gtest.h>
 

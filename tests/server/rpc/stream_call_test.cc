@@ -2,7 +2,7 @@
 // gRPC: clients that read, read late, cancel, go away, or never read. Built to be run under
 // ThreadSanitizer, which cannot see into the system's gRPC.
 
-#include "server/stream_call.h"
+#include "server/rpc/stream_call.h"
 
 #include <gtest/gtest.h>
 
@@ -26,8 +26,8 @@
 #include "absl/status/status.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "server/engine/mutex.h"
-#include "server/reply_thread.h"
+#include "base/mutex.h"
+#include "server/rpc/reply_thread.h"
 #include "tests/server/engine/engine_fixture.h"
 #include "tests/server/engine/started_engine.h"
 

@@ -1,4 +1,4 @@
-#include "server/request_log.h"
+#include "server/telemetry/request_log.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "server/trace_context.h"
+#include "server/telemetry/trace_context.h"
 
 namespace ddl {
 namespace {

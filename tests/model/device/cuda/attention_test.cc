@@ -2,7 +2,7 @@
 // flash attention is asked to mean, and the whole of it beside attention in place. On the host over
 // the device's twin; on a GPU over LibTorch.
 
-#include "model/cuda_attention.h"
+#include "model/device/cuda/attention.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -17,9 +17,9 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "model/cuda_runtime.h"
-#include "model/device.h"
-#include "tests/model/tested_device.h"
+#include "model/device/cuda/runtime.h"
+#include "model/device/device.h"
+#include "tests/model/device/tested_device.h"
 
 namespace ddl {
 namespace {

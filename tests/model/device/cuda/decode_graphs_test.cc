@@ -8,8 +8,8 @@
 
 #include "gtest/gtest.h"
 #include "model/model_runner.h"
-#include "tests/model/cuda_runtime_on_host.h"
-#include "tests/model/golden_on_cuda.h"
+#include "tests/model/device/cuda/golden_on_cuda.h"
+#include "tests/model/device/cuda/runtime_on_host.h"
 
 namespace ddl {
 namespace {

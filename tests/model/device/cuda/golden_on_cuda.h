@@ -1,5 +1,5 @@
-#ifndef DDL_TESTS_MODEL_GOLDEN_ON_CUDA_H_
-#define DDL_TESTS_MODEL_GOLDEN_ON_CUDA_H_
+#ifndef DDL_TESTS_MODEL_DEVICE_CUDA_GOLDEN_ON_CUDA_H_
+#define DDL_TESTS_MODEL_DEVICE_CUDA_GOLDEN_ON_CUDA_H_
 
 #include <gtest/gtest.h>
 
@@ -40,4 +40,4 @@ inline std::unique_ptr<ModelRunner> OpenGoldenOnCuda(const std::string& name,
 
 }  // namespace ddl
 
-#endif  // DDL_TESTS_MODEL_GOLDEN_ON_CUDA_H_
+#endif  // DDL_TESTS_MODEL_DEVICE_CUDA_GOLDEN_ON_CUDA_H_

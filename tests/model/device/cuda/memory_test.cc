@@ -7,7 +7,7 @@
 
 #include "gtest/gtest.h"
 #include "model/model_runner.h"
-#include "tests/model/cuda_runtime_on_host.h"
+#include "tests/model/device/cuda/runtime_on_host.h"
 
 namespace ddl {
 namespace {

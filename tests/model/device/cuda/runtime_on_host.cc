@@ -1,4 +1,4 @@
-#include "tests/model/cuda_runtime_on_host.h"
+#include "tests/model/device/cuda/runtime_on_host.h"
 
 #include <ATen/ops/empty.h>
 
@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
-#include "tests/model/kernels/cuda_block.h"
+#include "tests/model/kernels/cuda/block.h"
 
 namespace ddl::cuda_runtime {
 

@@ -1,16 +1,16 @@
-#ifndef DDL_TESTS_MODEL_CUDA_RUNTIME_ON_HOST_H_
-#define DDL_TESTS_MODEL_CUDA_RUNTIME_ON_HOST_H_
+#ifndef DDL_TESTS_MODEL_DEVICE_CUDA_RUNTIME_ON_HOST_H_
+#define DDL_TESTS_MODEL_DEVICE_CUDA_RUNTIME_ON_HOST_H_
 
 #include <string>
 
 #include "absl/status/status.h"
-#include "model/cuda_runtime.h"
+#include "model/device/cuda/runtime.h"
 
 namespace ddl::cuda_runtime {
 
-// The twin of model/cuda_runtime.cc for tests without a GPU: the device's memory is the host's, and
-// the kernels are the .cu files as C++ (tests/model/kernels/cuda_block.h). What only hardware can
-// say, tests say here.
+// The twin of model/device/cuda/runtime.cc for tests without a GPU: the device's memory is the
+// host's, and the kernels are the .cu files as C++ (tests/model/kernels/cuda/block.h). What only
+// hardware can say, tests say here.
 struct OnHost {
   absl::Status health;
   std::string stream_error;  // not empty: what launching anything throws
@@ -26,4 +26,4 @@ extern OnHost on_host;
 
 }  // namespace ddl::cuda_runtime
 
-#endif  // DDL_TESTS_MODEL_CUDA_RUNTIME_ON_HOST_H_
+#endif  // DDL_TESTS_MODEL_DEVICE_CUDA_RUNTIME_ON_HOST_H_

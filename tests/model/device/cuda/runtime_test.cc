@@ -1,7 +1,7 @@
-// What cuda_runtime.h promises of graphs and copies: on the host of the device's twin, on a GPU of
+// What runtime.h promises of graphs and copies: on the host of the device's twin, on a GPU of
 // CUDA and LibTorch.
 
-#include "model/cuda_runtime.h"
+#include "model/device/cuda/runtime.h"
 
 #include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
@@ -12,7 +12,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
-#include "tests/model/tested_device.h"
+#include "tests/model/device/tested_device.h"
 
 namespace ddl::cuda_runtime {
 namespace {

@@ -10,8 +10,8 @@
 
 #include "gtest/gtest.h"
 #include "model/kernels/cuda/cuda_kernels.h"
-#include "tests/model/kernels/cuda_engine.h"
-#include "tests/model/kernels/cuda_session.h"
+#include "tests/model/kernels/cuda/engine.h"
+#include "tests/model/kernels/cuda/session.h"
 #include "tests/model/kernels/naive_kernels.h"
 
 namespace ddl::kernels {

@@ -2,7 +2,7 @@
 // the kernel for the signal mask each time; makecontext only makes their stacks.
 #undef _FORTIFY_SOURCE  // its longjmp refuses to leave a stack for another
 
-#include "tests/model/kernels/cuda_block.h"
+#include "tests/model/kernels/cuda/block.h"
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -16,7 +16,7 @@
 #include <random>
 #include <vector>
 
-#include "model/check.h"
+#include "base/check.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>

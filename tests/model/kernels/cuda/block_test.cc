@@ -1,7 +1,7 @@
 // The host's CUDA blocks themselves: that threads meet where they should, and that what a device
 // would hang or fault on ends the test.
 
-#include "tests/model/kernels/cuda_block.h"
+#include "tests/model/kernels/cuda/block.h"
 
 #include <algorithm>
 #include <cmath>

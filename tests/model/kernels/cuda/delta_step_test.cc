@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "tests/model/kernels/cuda_engine.h"
+#include "tests/model/kernels/cuda/engine.h"
 #include "tests/model/kernels/naive_kernels.h"
 
 namespace ddl::kernels {

@@ -1,7 +1,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
-#include "tests/model/kernels/cuda_memory.h"
+#include "tests/model/kernels/cuda/memory.h"
 
 namespace ddl::kernels {
 namespace {

@@ -1,11 +1,11 @@
-#include "tests/model/kernels/cuda_engine.h"
+#include "tests/model/kernels/cuda/engine.h"
 
 #include <algorithm>
 
+#include "base/check.h"
 #include "gtest/gtest.h"
-#include "model/check.h"
 #include "model/kernels/cuda/cuda_kernels.h"
-#include "tests/model/kernels/cuda_session.h"
+#include "tests/model/kernels/cuda/session.h"
 
 namespace ddl::kernels {
 namespace {

@@ -15,7 +15,7 @@ void* Allocate(size_t bytes);
 void Free(void* p);
 void CopyToDevice(void* to, const void* from, size_t bytes);
 void CopyToHost(void* to, const void* from, size_t bytes);  // after all that was launched
-// The order in which the host runs blocks and threads (cuda_block.h); a GPU has its own.
+// The order in which the host runs blocks and threads (block.h); a GPU has its own.
 void ChooseSchedule(unsigned schedule);
 
 }  // namespace ddl::kernels::cuda

@@ -1,7 +1,7 @@
 #include <cuda_runtime_api.h>
 
-#include "model/check.h"
-#include "tests/model/kernels/cuda_memory.h"
+#include "base/check.h"
+#include "tests/model/kernels/cuda/memory.h"
 
 namespace ddl::kernels::cuda {
 

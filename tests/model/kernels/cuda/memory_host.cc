@@ -1,8 +1,8 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "tests/model/kernels/cuda_block.h"
-#include "tests/model/kernels/cuda_memory.h"
+#include "tests/model/kernels/cuda/block.h"
+#include "tests/model/kernels/cuda/memory.h"
 
 namespace ddl::kernels::cuda {
 

@@ -2,7 +2,7 @@
 
 #include <cstdlib>
 
-#include "tests/model/kernels/cuda_memory.h"
+#include "tests/model/kernels/cuda/memory.h"
 
 namespace ddl::kernels::cuda {
 

@@ -1,6 +1,6 @@
 """Breaks the CUDA kernels on purpose, one sign, index or barrier at a time, and requires that a named test notices.
 
-Each mutation of a shipped source is compiled for the host (see cuda_block.h) and linked in place of the original; the test that
+Each mutation of a shipped source is compiled for the host (see block.h) and linked in place of the original; the test that
 must fail is run on its own. A mutation that survives is a hole in the tests.
 """
 
@@ -13,7 +13,7 @@ import subprocess
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+ROOT = pathlib.Path(__file__).resolve().parents[4]
 BUILD = pathlib.Path(os.environ["DDL_BUILD_DIR"])
 SOURCES = ROOT / "model" / "kernels" / "cuda"
 

@@ -7,9 +7,9 @@
 
 #include "gtest/gtest.h"
 #include "model/kernels/cuda/cuda_kernels.h"
-#include "tests/model/kernels/cuda_engine.h"
-#include "tests/model/kernels/cuda_memory.h"
-#include "tests/model/kernels/cuda_session.h"
+#include "tests/model/kernels/cuda/engine.h"
+#include "tests/model/kernels/cuda/memory.h"
+#include "tests/model/kernels/cuda/session.h"
 
 namespace ddl::kernels {
 namespace {

@@ -8,12 +8,12 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "model/cuda_sample_row.h"
+#include "model/device/cuda/sample_row.h"
 #include "model/kernels/cuda/cuda_kernels.h"
 #include "model/sampler.h"
-#include "tests/model/kernels/cuda_engine.h"
-#include "tests/model/kernels/cuda_memory.h"
-#include "tests/model/kernels/cuda_session.h"
+#include "tests/model/kernels/cuda/engine.h"
+#include "tests/model/kernels/cuda/memory.h"
+#include "tests/model/kernels/cuda/session.h"
 
 namespace ddl::kernels {
 namespace {

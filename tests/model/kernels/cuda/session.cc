@@ -1,4 +1,4 @@
-#include "tests/model/kernels/cuda_session.h"
+#include "tests/model/kernels/cuda/session.h"
 
 namespace ddl::kernels {
 

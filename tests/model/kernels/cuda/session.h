@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "tests/model/kernels/cuda_memory.h"
+#include "tests/model/kernels/cuda/memory.h"
 
 namespace ddl::kernels {
 

@@ -2,17 +2,17 @@
 #define DDL_MODEL_KERNELS_CUDA_DEVICE_CUH_
 
 // The host's twin of model/kernels/cuda/device.cuh: with this folder before the project's root on
-// the include path, .cu files are C++, and a launch runs the kernel through cuda_block.h.
+// the include path, .cu files are C++, and a launch runs the kernel through block.h.
 
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-#include "model/check.h"
+#include "base/check.h"
 #include "model/kernels/cuda/cuda_kernels.h"
 #include "model/kernels/philox.h"
-#include "tests/model/kernels/cuda_block.h"
+#include "tests/model/kernels/cuda/block.h"
 
 #define __host__
 #define __device__
