@@ -73,8 +73,8 @@ void ExpandInput(const Executor& executor, int64_t tokens, const ExpandInputArgs
 // How a sublayer's output h enters the state.
 enum class Rewrite : uint8_t {
   kNone,   // nothing yet: X as it is
-  kAdd,    // X += h, the additive baseline (dv = 1)
-  kDelta,  // X += beta k (v^T - k^T X), k = h / sqrt(|h|^2 + k_eps^2)
+  kAdd,    // X += r h, the additive baseline (dv = 1); r = residual_multiplier
+  kDelta,  // X += r beta k (v^T - k^T X), k = h / sqrt(|h|^2 + k_eps^2)
 };
 
 // How the state is read as one vector.
@@ -110,8 +110,9 @@ struct DeltaStepArgs {
   Rewrite rewrite = Rewrite::kNone;
   const void* h = nullptr;  // [tokens, d] its output
   float k_eps = 0.0f;
-  // Out, kDelta only [tokens]: |beta k (v^T - k^T X)| / |X| of the rewrite, Frobenius, X as it was
-  // before; 0 where X was 0. Null: not wanted, and costs nothing.
+  float residual_multiplier = 1.0f;  // r: of the whole update, what it erases and what it writes
+  // Out, kDelta only [tokens]: |r beta k (v^T - k^T X)| / |X| of the rewrite, Frobenius, X as it
+  // was before; 0 where X was 0. Null: not wanted, and costs nothing.
   float* update_ratio = nullptr;
 
   // The sublayer after.

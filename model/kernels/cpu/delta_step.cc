@@ -234,17 +234,17 @@ DDL_INLINE void Project(int64_t d, const BFloat16* x, const BFloat16* h, float& 
 }
 #endif
 
-// inverse_norm * beta * (v - k^T X) for every channel.
+// r * inverse_norm * beta * (v - k^T X) for every channel.
 template <typename T, int kDv>
 DDL_INLINE void DeltaSteps(const DeltaStepArgs& args, int64_t row, int64_t d, const T* x,
                            const T* h, float* steps) {
   float squared, products[kDv];
   Project(d, x, h, squared, products);
   const float inverse_norm = 1.0f / sqrtf(squared + args.k_eps * args.k_eps);
-  const float beta = args.beta[row];
+  const float scale = args.residual_multiplier * inverse_norm * args.beta[row];
   const float* v = args.v + row * args.dv;
   for (int j = 0; j < kDv; ++j) {
-    steps[j] = j < args.dv ? inverse_norm * beta * (v[j] - inverse_norm * products[j]) : 0.0f;
+    steps[j] = j < args.dv ? scale * (v[j] - inverse_norm * products[j]) : 0.0f;
   }
 }
 
@@ -254,7 +254,7 @@ void StepRow(const DeltaStepArgs& args, const StepWeights& weights, int64_t row,
              const RowMemory<T>& memory, RowSums& row_sums) {
   const int64_t d = weights.d;
   T* x = memory.x;
-  Floats steps = Broadcast(0.0f);
+  Floats steps = Broadcast(args.residual_multiplier);  // of kAdd
   if constexpr (kRewrite == Rewrite::kDelta) {
     float channels[kDv];
     DeltaSteps<T, kDv>(args, row, d, x, memory.h, channels);
@@ -269,11 +269,7 @@ void StepRow(const DeltaStepArgs& args, const StepWeights& weights, int64_t row,
     if constexpr (kRewrite != Rewrite::kNone) {
       const Floats h = LoadVector(memory.h + i);
       const auto add = [&]<int... kVectors>(Sequence<kVectors...>) __attribute__((always_inline)) {
-        if constexpr (kRewrite == Rewrite::kAdd) {
-          ((state[kVectors] = state[kVectors] + Spread<kDv, kVectors>(h)), ...);
-        } else {
-          ((state[kVectors] = state[kVectors] + Spread<kDv, kVectors>(h) * steps), ...);
-        }
+        ((state[kVectors] = state[kVectors] + Spread<kDv, kVectors>(h) * steps), ...);
       };
       add(Vectors<kDv>());
       // Read X as stored, so that fusing the rewrite and the read changes nothing.

@@ -19,24 +19,24 @@ inline float DotColumn(const float* h, const float* x, int64_t d, int64_t dv, in
   return Total(LoadVector(lanes));
 }
 
-// X += h, or X += beta k (v^T - k^T X) with k = h / sqrt(|h|^2 + k_eps^2). `x` [d, dv] is the row
-// in float32, `h` [d] likewise.
+// X += r h, or X += r beta k (v^T - k^T X) with k = h / sqrt(|h|^2 + k_eps^2). `x` [d, dv] is the
+// row in float32, `h` [d] likewise.
 void RewriteRow(const DeltaStepArgs& args, int64_t row, const float* h, float* x) {
   const int64_t d = args.d, dv = args.dv;
   if (args.rewrite == Rewrite::kAdd) {
-    for (int64_t i = 0; i < d; ++i) x[i] += h[i];
+    for (int64_t i = 0; i < d; ++i) x[i] += args.residual_multiplier * h[i];
     return;
   }
   const float inverse_norm = 1.0f / sqrtf(SumOfSquares(h, d) + args.k_eps * args.k_eps);
-  const float beta = args.beta[row];
+  const float scale = args.residual_multiplier * inverse_norm * args.beta[row];
   for (int64_t j = 0; j < dv; ++j) {
     const float projection = inverse_norm * DotColumn(h, x, d, dv, j);
-    const float step = inverse_norm * beta * (args.v[row * dv + j] - projection);
+    const float step = scale * (args.v[row * dv + j] - projection);
     for (int64_t k = 0; k < d; ++k) x[k * dv + j] += h[k] * step;
   }
 }
 
-// The update's size beside the state's: it has rank one, so its norm is |beta| |k| |v^T - k^T X|.
+// The update's size beside the state's: it has rank one, so its norm is |r beta| |k| |v^T - k^T X|.
 float UpdateRatio(const DeltaStepArgs& args, int64_t row, const float* h, const float* x) {
   const int64_t d = args.d, dv = args.dv;
   const float h_squared = SumOfSquares(h, d);
@@ -48,7 +48,7 @@ float UpdateRatio(const DeltaStepArgs& args, int64_t row, const float* h, const 
     const float change = args.v[row * dv + j] - inverse_norm * DotColumn(h, x, d, dv, j);
     change_squared += change * change;
   }
-  return fabsf(args.beta[row]) * inverse_norm * sqrtf(h_squared) *
+  return fabsf(args.residual_multiplier * args.beta[row]) * inverse_norm * sqrtf(h_squared) *
          sqrtf(change_squared / x_squared);
 }
 

@@ -128,13 +128,13 @@ __global__ void __launch_bounds__(kThreads, 4)
   const T* h = phases.rewrite ? static_cast<const T*>(args.h) + t * d : nullptr;
   const bool delta = phases.rewrite && args.rewrite == Rewrite::kDelta;
 
-  // X += h step^T with step = beta (v - k^T X) / |h|, k = h / |h|.
+  // X += h step^T with step = r beta (v - k^T X) / |h|, k = h / |h|.
   float step[kChannels];
   if (delta) {
     float old_v[kChannels];
 #pragma unroll
     for (int j = 0; j < kChannels; ++j) old_v[j] = j < dv ? args.v[t * dv + j] : 0.0f;
-    const float beta = args.beta[t];
+    const float beta = args.residual_multiplier * args.beta[t];
     float sum[1 + kChannels] = {};
 #pragma unroll 2
     for (int g = threadIdx.x; g < groups; g += kThreads) {
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     }
   } else {
 #pragma unroll
-    for (int j = 0; j < kChannels; ++j) step[j] = 1.0f;  // X += h
+    for (int j = 0; j < kChannels; ++j) step[j] = args.residual_multiplier;  // X += r h
     row = x;
   }
 
@@ -314,7 +314,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// |beta k (v - k^T X)| / |X| of each row, before its rewrite. The update is h step^T, so its size
+// |r beta k (v - k^T X)| / |X| of each row, before its rewrite. The update is h step^T, so its size
 // is |h| |step|. Only asked for now and then: reading X once more is cheaper than a sum more in
 // every rewrite.
 template <typename T>
@@ -338,12 +338,12 @@ __global__ void __launch_bounds__(kThreads) UpdateRatioRows(DeltaStepArgs args) 
   BlockSum(sum, reinterpret_cast<float*>(SharedMemory()));
   if (threadIdx.x != 0) return;
   const float inverse_norm = 1.0f / sqrtf(sum[0] + args.k_eps * args.k_eps);
+  const float beta = args.residual_multiplier * args.beta[t];
   float step_squared = 0.0f;
 #pragma unroll
   for (int j = 0; j < kMaxChannels; ++j) {
     if (j >= dv) continue;
-    const float step =
-        inverse_norm * args.beta[t] * (args.v[t * dv + j] - inverse_norm * sum[2 + j]);
+    const float step = inverse_norm * beta * (args.v[t * dv + j] - inverse_norm * sum[2 + j]);
     step_squared += step * step;
   }
   args.update_ratio[t] = sum[1] > 0.0f ? sqrtf(sum[0] / sum[1] * step_squared) : 0.0f;

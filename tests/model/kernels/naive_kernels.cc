@@ -77,9 +77,10 @@ RewrittenState NaiveRewrite(const DeltaStepArgs& args, const DeltaStepInput& bef
       for (int64_t i = 0; i < d; ++i) {
         const double k = h[i] / std::sqrt(norm_squared);
         after.x[(t * d + i) * dv + j] +=
-            args.rewrite == Rewrite::kAdd
-                ? h[i]
-                : before.beta[t] * k * (before.v[t * dv + j] - projection);
+            args.residual_multiplier *
+            (args.rewrite == Rewrite::kAdd
+                 ? h[i]
+                 : before.beta[t] * k * (before.v[t * dv + j] - projection));
       }
     }
     if (args.rewrite != Rewrite::kDelta) continue;

@@ -151,6 +151,7 @@ void CudaDeltaStepTest::Check(const Row& row) {
   args.rewrite = row.rewrite;
   args.h = h_buffer.data();
   args.k_eps = 0.5f;  // large, so that leaving it out shows
+  args.residual_multiplier = 0.75f;  // likewise
   args.compress = row.compress;
   args.compress_weight = compress.data();
   args.taps = row.taps;
