@@ -16,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/process_limits.h"
 #include "model/ddl_model.h"
 #include "model/device/device.h"
 #include "model/weights.h"
@@ -143,6 +144,7 @@ class DdlModelRunner final : public ModelRunner {
     description_.dtype = options.dtype == RunnerDType::kFloat32 ? "float32" : "bfloat16";
     description_.quantization = options.quantization == Quantization::kInt8 ? "int8" : "none";
     description_.device = device_->name();
+    description_.num_threads = at::get_num_threads();
     description_.num_layers = config.num_hidden_layers;
     description_.num_heads = config.num_attention_heads;
     description_.hidden_size = config.hidden_size;
@@ -587,7 +589,9 @@ class DdlModelRunner final : public ModelRunner {
 // machine, where one of them may not be running, a hundred times as long.
 int DefaultThreads(int64_t parameter_count) {
   constexpr int64_t kParametersPerThread = 16'000'000;
-  static const int available = at::get_num_threads();  // before anyone has set it
+  // LibTorch's own choice, before anyone has set it: one for each core, or as OMP_NUM_THREADS says.
+  static const int cores = at::get_num_threads();
+  const int available = std::min(cores, ReadProcessLimits().Processors());
   const int64_t useful = std::max<int64_t>(1, parameter_count / kParametersPerThread);
   return static_cast<int>(std::min<int64_t>(available, useful));
 }

@@ -109,6 +109,7 @@ struct ModelDescription {
   std::string dtype;         // "float32" | "bfloat16": of activations, cache and large weights
   std::string quantization;  // "none" | "int8": of the matrix products
   std::string device;        // "cpu" | "cuda:N"
+  int num_threads = 0;       // of the CPU, that compute
   int64_t num_layers = 0;
   int64_t num_heads = 0;
   int64_t hidden_size = 0;     // d
@@ -147,7 +148,8 @@ struct RunnerOptions {
   int32_t max_sequences = 64;  // slots for tails
   int32_t max_step_tokens = 2048;
   int32_t max_context_length = 0;  // longest sequence, tokens; 0: config.json's block_size
-  int num_threads = 0;  // 0: one for every 16 M parameters, at most as many as the process may use
+  // 0: one for every 16 M parameters, at most as many as ProcessLimits::Processors.
+  int num_threads = 0;
   // Obey ddl_state_dv_shortconv_causal, as the official accelerated model does. The eager
   // official model ignores the key, and so does the server unless told otherwise.
   bool obey_dv_shortconv_causal = false;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <limits>
 #include <set>
 #include <system_error>
@@ -152,8 +151,9 @@ ABSL_FLAG(
     "docs/performance.md. On the CPU; activations are bfloat16.");
 ABSL_FLAG(
     int32_t, threads, 0,
-    "Threads that compute. 0: one for every 16 million parameters of the model, at most as many "
-    "as the process may use; with several models, as many as the first needs.");
+    "Threads that compute. 0: one for every 16 million parameters of the model, at most one for "
+    "each processor that affinity and control groups let the process use; with several models, "
+    "as many as the first needs.");
 ABSL_FLAG(bool, obey_dv_shortconv_causal, false,
           "Obey ddl_state_dv_shortconv_causal of config.json, as the official accelerated code "
           "does. The official eager code ignores the key, and so does the server by default.");
@@ -384,19 +384,6 @@ absl::Status CheckAddress(const char* flag, const std::string& address) {
       "--", flag, "=", address, ": must be HOST:PORT, for instance 0.0.0.0:8500 or [::]:8500"));
 }
 
-std::optional<int64_t> ReadNumber(const std::string& path, const std::string& key) {
-  std::ifstream file(path);
-  for (std::string word; file >> word;) {
-    if (key.empty() || word == key) {
-      if (!key.empty() && !(file >> word)) return std::nullopt;
-      int64_t value = 0;
-      if (absl::SimpleAtoi(word, &value)) return value;
-      return std::nullopt;  // "max": no limit
-    }
-  }
-  return std::nullopt;
-}
-
 ServerConfig ConfigFromFlags() {
   ServerConfig config;
   config.grpc_address = absl::GetFlag(FLAGS_grpc_address);
@@ -605,23 +592,10 @@ absl::StatusOr<int64_t> ParseMemorySize(const std::string& text) {
   return static_cast<int64_t>(value * unit);
 }
 
-int64_t AvailableMemoryBytes() {
-  int64_t available = 0;
-  if (const auto kib = ReadNumber("/proc/meminfo", "MemAvailable:")) available = *kib * 1024;
-  // Control groups, version 2, as seen from inside a container.
-  const auto limit = ReadNumber("/sys/fs/cgroup/memory.max", "");
-  const auto used = ReadNumber("/sys/fs/cgroup/memory.current", "");
-  if (limit.has_value() && used.has_value()) {
-    const int64_t left = std::max<int64_t>(*limit - *used, 1);
-    available = available == 0 ? left : std::min(available, left);
-  }
-  return available;
-}
-
 int64_t AutomaticKvCacheBytes(int64_t bytes_per_token, int64_t sequences, int64_t context,
-                              int64_t available, int64_t models) {
+                              std::optional<int64_t> available, int64_t models) {
   const int64_t wanted = bytes_per_token * sequences * context;
-  return available == 0 ? wanted : std::min(wanted, available / 4 / models);
+  return available.has_value() ? std::min(wanted, *available / 4 / models) : wanted;
 }
 
 }  // namespace ddl

@@ -97,14 +97,10 @@ absl::StatusOr<std::vector<ModelSource>> ParseModelSources(const std::string& te
 // "512MiB", "2GiB", "1.5GB", "1073741824" (bytes).
 absl::StatusOr<int64_t> ParseMemorySize(const std::string& text);
 
-// Bytes of memory that the process could still take: the machine's, or its control group's where
-// that allows less. 0 when neither can be read.
-int64_t AvailableMemoryBytes();
-
 // How large a K/V cache to make for one of `models` models when nobody says: room for `sequences`
-// of `context` tokens, but at most its share of a quarter of `available` bytes (0: unknown).
+// of `context` tokens, but at most its share of a quarter of `available` bytes (nullopt: unknown).
 int64_t AutomaticKvCacheBytes(int64_t bytes_per_token, int64_t sequences, int64_t context,
-                              int64_t available, int64_t models);
+                              std::optional<int64_t> available, int64_t models);
 
 }  // namespace ddl
 

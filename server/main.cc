@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "base/process_limits.h"
 #include "base/signals.h"
 #include "model/model_runner.h"
 #include "server/build_info.h"
@@ -45,6 +46,20 @@ absl::Status CheckSettings(const ddl::ServerConfig& config) {
   const absl::Status status = ddl::CheckDevice(*config.device);
   if (status.ok()) return status;
   return absl::InvalidArgumentError(absl::StrCat("--device=cuda: ", status.message()));
+}
+
+void LogProcessLimits(const ddl::ServerConfig& config) {
+  const ddl::ProcessLimits limits = ddl::ReadProcessLimits();
+  spdlog::info("limits {}", Summary(limits));
+  for (const std::string& file : limits.not_understood) {
+    spdlog::warn("no limit is taken from {}", file);
+  }
+  if (config.num_threads > limits.Processors()) {
+    spdlog::warn(
+        "--threads={} is more than the {} processors that affinity and control groups let this "
+        "process use: threads will wait for each other",
+        config.num_threads, limits.Processors());
+  }
 }
 
 int Check(const ddl::ServerConfig& config) {
@@ -108,6 +123,7 @@ int main(int argc, char** argv) {
       break;
   }
   ddl::SetUpLogging(command_line->config.log_level, command_line->config.log_format);
+  LogProcessLimits(command_line->config);
   return command_line->action == ddl::CommandLineAction::kCheck ? Check(command_line->config)
                                                                 : Run(command_line->config);
 }

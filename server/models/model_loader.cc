@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/process_limits.h"
 #include "model/checkpoint/checkpoint.h"
 #include "server/engine/scheduler.h"
 
@@ -46,7 +47,8 @@ int64_t BytesPerWeight(const RunnerOptions& options) {
 
 // Blocks of the K/V cache.
 absl::StatusOr<int32_t> ChooseKvBlocks(int64_t bytes_per_token, int64_t context,
-                                       int64_t available_bytes, const ServerConfig& config) {
+                                       std::optional<int64_t> available_bytes,
+                                       const ServerConfig& config) {
   const int64_t block_tokens = config.kv_block_size;
   const int64_t context_blocks = (context + block_tokens - 1) / block_tokens;
   const int64_t bytes = config.kv_cache_bytes.has_value()
@@ -133,8 +135,8 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   const int64_t bytes_per_token =
       KvBytesPerToken(*checkpoint, options.dtype, options.kv_block_size);
   if (options.device == RunnerDevice::kCpu || config.kv_cache_bytes.has_value()) {
-    absl::StatusOr<int32_t> blocks =
-        ChooseKvBlocks(bytes_per_token, loaded.max_context_length, AvailableMemoryBytes(), config);
+    absl::StatusOr<int32_t> blocks = ChooseKvBlocks(bytes_per_token, loaded.max_context_length,
+                                                    ReadProcessLimits().available_memory, config);
     if (!blocks.ok()) return blocks.status();
     options.kv_num_blocks = *blocks;
   }  // else the runner sees what the GPU's memory leaves
@@ -150,11 +152,11 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   loaded.kv_bytes = description.kv_num_blocks * bytes_per_token * options.kv_block_size;
   WarnOfShortCache(description.kv_num_blocks, loaded.max_context_length, config);
   spdlog::info(
-      "loaded variant={} dtype={} quantization={} device={} context={} kv_cache={} blocks of {} "
-      "tokens, {} MiB",
+      "loaded variant={} dtype={} quantization={} device={} threads={} context={} kv_cache={} "
+      "blocks of {} tokens, {} MiB",
       loaded.variant, description.dtype, description.quantization, description.device,
-      loaded.max_context_length, description.kv_num_blocks, options.kv_block_size,
-      loaded.kv_bytes >> 20);
+      description.num_threads, loaded.max_context_length, description.kv_num_blocks,
+      options.kv_block_size, loaded.kv_bytes >> 20);
   return loaded;
 }
 
