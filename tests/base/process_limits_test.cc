@@ -73,8 +73,8 @@ struct Row {
 
 void ExpectRow(const Row& row) {
   SCOPED_TRACE(row.name);
-  Files files = {{"proc/meminfo", kMemInfo}};
-  files.insert(row.files.begin(), row.files.end());
+  Files files = row.files;
+  files.insert({"proc/meminfo", kMemInfo});  // unless the row has its own
   const FakeRoot root(files);
   const ProcessLimits limits = ReadProcessLimits(root.path(), 8);
   EXPECT_EQ(limits.affinity, 8);
