@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-// What a DDL transformer computes between its matrix products, as fused calls over raw pointers.
+// What a DDL transformer computes between its matrix products, as fused ops over raw pointers.
 // No torch and no CUDA here, and C++17 only, so that .cu files can include it.
 //
 // Every tensor is contiguous, last dimension fastest. `void*` tensors hold elements of the call's
@@ -19,19 +19,7 @@ namespace ddl::kernels {
 
 enum class Type : uint8_t { kFloat32, kBFloat16 };
 
-class DeviceKernels;
 struct AttentionPlan;
-
-// How a kernel runs. On the CPU it spreads its rows over parallel_for, which calls
-// body(context, begin, end) on disjoint ranges that cover [0, n), each at least `grain` long
-// where n allows, and returns when all have; null runs on the calling thread.
-struct Executor {
-  using Body = void (*)(void* context, int64_t begin, int64_t end);
-  void (*parallel_for)(int64_t n, int64_t grain, Body body, void* context) = nullptr;
-  // Not null: the kernels run there instead, and every pointer of a call, the Batch's own
-  // included, is memory of that device. Must outlive the executor.
-  const DeviceKernels* device = nullptr;
-};
 
 // The packed ragged batch of one step: `tokens` rows, those of a sequence adjacent and in order.
 struct Batch {
@@ -66,7 +54,6 @@ struct ExpandInputArgs {
   const int32_t* ids = nullptr;     // [tokens, taps] oldest first, -1 before the sequence's start
   void* x = nullptr;                // out [tokens, d, dv]
 };
-void ExpandInput(const Executor& executor, int64_t tokens, const ExpandInputArgs& args);
 
 // ---- One sublayer boundary: rewrite X by the sublayer before, read it for the sublayer after
 
@@ -135,7 +122,6 @@ struct DeltaStepArgs {
   float* v = nullptr;     // [tokens, dv]
   float* beta = nullptr;  // [tokens]
 };
-void DeltaStep(const Executor& executor, const Batch& batch, const DeltaStepArgs& args);
 
 // ---- Attention
 
@@ -181,7 +167,6 @@ struct AttentionInputArgs {
   float norm_eps = 0.0f;
   KvCache cache;
 };
-void AttentionInput(const Executor& executor, const Batch& batch, const AttentionInputArgs& args);
 
 // y = softmax(q K^T / sqrt(hd)) V over each row's own positions 0...position.
 struct PagedAttentionArgs {
@@ -197,7 +182,6 @@ struct PagedAttentionArgs {
   const void* gate = nullptr;  // [tokens, H, hd] attn.g_proj's output; null: none
   void* y = nullptr;           // out [tokens, H, hd]
 };
-void PagedAttention(const Executor& executor, const Batch& batch, const PagedAttentionArgs& args);
 
 // ---- MLP: y = silu(a) * b
 
@@ -207,84 +191,29 @@ struct SwiGluArgs {
   const void* ab = nullptr;  // [tokens, 2, m] outputs of c_fc1, c_fc2
   void* y = nullptr;         // out [tokens, m]
 };
-void SwiGlu(const Executor& executor, int64_t tokens, const SwiGluArgs& args);
 
-// ---- Another device
+// ---- All of them
 
-// The kernels above where Executor::device says so. A call may return before its kernels have run;
-// they run in the order of the calls. A failed launch is an exception.
-class DeviceKernels {
+// An op is declared in this list and nowhere else: op(batch, args) with the arguments op##Args.
+// To add one: its arguments above, its name here, one implementation in cpu/ and one in cuda/.
+#define DDL_FOR_EACH_KERNEL(DECLARE) \
+  DECLARE(ExpandInput)               \
+  DECLARE(DeltaStep)                 \
+  DECLARE(AttentionInput)            \
+  DECLARE(PagedAttention)            \
+  DECLARE(SwiGlu)
+
+// The ops on one device. Every pointer of a call, the Batch's own included, is memory of that
+// device. On a GPU a call may return before its kernels have run; they run in the order of the
+// calls, and a failed launch is an exception.
+class Kernels {
  public:
-  virtual ~DeviceKernels() = default;
-  virtual void ExpandInput(int64_t tokens, const ExpandInputArgs& args) const = 0;
-  virtual void DeltaStep(const Batch& batch, const DeltaStepArgs& args) const = 0;
-  virtual void AttentionInput(const Batch& batch, const AttentionInputArgs& args) const = 0;
-  virtual void PagedAttention(const Batch& batch, const PagedAttentionArgs& args) const = 0;
-  virtual void SwiGlu(int64_t tokens, const SwiGluArgs& args) const = 0;
+  virtual ~Kernels();
+
+#define DDL_DECLARE_KERNEL(Op) virtual void Op(const Batch& batch, const Op##Args& args) const = 0;
+  DDL_FOR_EACH_KERNEL(DDL_DECLARE_KERNEL)
+#undef DDL_DECLARE_KERNEL
 };
-
-// ---- Matrix products on the CPU with bfloat16 weights: y = x W^T
-
-// W [n, k] is packed once: [NumPanels(n), ceil(k / 2), kProductPanel, 2], pairs of neighbouring
-// elements of each of a panel's rows, zeros where W has none.
-constexpr int64_t kProductPanel = 32;  // rows
-constexpr int64_t NumPanels(int64_t n) { return (n + kProductPanel - 1) / kProductPanel; }
-constexpr int64_t ToWholePanels(int64_t n) { return NumPanels(n) * kProductPanel; }  // rows
-constexpr int64_t PackedWeightSize(int64_t n, int64_t k) {                           // elements
-  return ToWholePanels(n) * ((k + 1) / 2 * 2);
-}
-// On the calling thread. `weight` [n, k] and `packed` are bfloat16.
-void PackWeight(const void* weight, int64_t n, int64_t k, void* packed);
-
-struct ProductArgs {
-  int64_t n = 0;
-  int64_t k = 0;
-  const void* weight = nullptr;  // as PackWeight left it
-  const void* x = nullptr;       // [rows, k] bfloat16
-  Type y_type = Type::kBFloat16;
-  void* y = nullptr;  // out [rows, n], of y_type; sums are float32 and rounded once, if at all
-};
-void Product(const Executor& executor, int64_t rows, const ProductArgs& args);
-
-// W quantized, a scale for each of its rows: W[i, j] ~ scales[i] q[i, j], q in [-127, 127].
-struct QuantizedWeight {
-  // [NumPanels(n), ceil(k / 4), kProductPanel, 4], zeros where W has none.
-  const int8_t* packed = nullptr;
-  const float* scales = nullptr;  // [ToWholePanels(n)]
-  const int32_t* sums = nullptr;  // likewise: of a row's q
-};
-constexpr int64_t QuantizedWeightSize(int64_t n, int64_t k) {  // bytes of `packed`
-  return ToWholePanels(n) * ((k + 3) / 4 * 4);
-}
-// On the calling thread. `weight` [n, k] is bfloat16; the others are as in QuantizedWeight.
-void QuantizeWeight(const void* weight, int64_t n, int64_t k, int8_t* packed, float* scales,
-                    int32_t* sums);
-
-// x is quantized as it comes, to 8 bits with a scale for each row, and products are summed as
-// integers: exactly, in any order.
-struct QuantizedProductArgs {
-  int64_t n = 0;
-  int64_t k = 0;
-  QuantizedWeight weight;
-  const void* x = nullptr;  // [rows, k] bfloat16
-  Type y_type = Type::kBFloat16;
-  void* y = nullptr;  // out [rows, n], of y_type
-};
-void QuantizedProduct(const Executor& executor, int64_t rows, const QuantizedProductArgs& args);
-
-// ---- Sampling, on the calling thread
-
-// Of n values. `value` is undefined with a NaN among them; infinities are compared as numbers.
-struct Largest {
-  float value = 0.0f;
-  bool all_finite = true;  // no NaN, no infinity
-};
-Largest FindLargest(const float* values, int64_t n);
-
-// weights[i] = exp((logits[i] - max) * inverse_temperature) for i in [0, n), all finite; returns
-// their sum. `max` is the largest logit.
-float SoftmaxWeights(const float* logits, int64_t n, float max, float inverse_temperature,
-                     float* weights);
 
 }  // namespace ddl::kernels
 

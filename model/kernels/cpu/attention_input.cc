@@ -1,4 +1,4 @@
-#include "model/kernels/cpu/bodies.h"
+#include "model/kernels/cpu/implementation.h"
 #include "model/kernels/cpu/vector.h"
 
 namespace ddl::kernels::DDL_KERNELS_NAMESPACE {
@@ -140,10 +140,9 @@ void AttentionInputTyped(const Executor& executor, const Batch& batch,
 
 }  // namespace
 
-void AttentionInputBody(const Executor& executor, const Batch& batch,
-                        const AttentionInputArgs& args) {
-  args.type == Type::kFloat32 ? AttentionInputTyped<float>(executor, batch, args)
-                              : AttentionInputTyped<BFloat16>(executor, batch, args);
+void Implementation::AttentionInput(const Batch& batch, const AttentionInputArgs& args) const {
+  args.type == Type::kFloat32 ? AttentionInputTyped<float>(executor_, batch, args)
+                              : AttentionInputTyped<BFloat16>(executor_, batch, args);
 }
 
 }  // namespace ddl::kernels::DDL_KERNELS_NAMESPACE

@@ -6,7 +6,7 @@
 // sixteen features is dv vectors of X, and one of h or x_in. Where d is no multiple of sixteen, or
 // dv none of 1, 2, 4 and 8, rows and weights are padded with zeros, which change no sum.
 
-#include "model/kernels/cpu/bodies.h"
+#include "model/kernels/cpu/implementation.h"
 #include "model/kernels/cpu/vector.h"
 
 namespace ddl::kernels::DDL_KERNELS_NAMESPACE {
@@ -636,16 +636,16 @@ void DeltaStepTyped(const Executor& executor, const Batch& batch, const DeltaSte
 
 }  // namespace
 
-void DeltaStepBody(const Executor& executor, const Batch& batch, const DeltaStepArgs& args) {
+void Implementation::DeltaStep(const Batch& batch, const DeltaStepArgs& args) const {
   if (args.update_ratio != nullptr && args.rewrite == Rewrite::kDelta) {
-    UpdateRatios(executor, batch, args);
+    UpdateRatios(batch, args);
   }
   if (args.dv > 8 ||
       (args.dv > 1 && (args.rewrite == Rewrite::kAdd || args.compress == Compress::kIdentity))) {
-    return WideDeltaStep(executor, batch, args);
+    return WideDeltaStep(batch, args);
   }
-  args.type == Type::kFloat32 ? DeltaStepTyped<float>(executor, batch, args)
-                              : DeltaStepTyped<BFloat16>(executor, batch, args);
+  args.type == Type::kFloat32 ? DeltaStepTyped<float>(executor_, batch, args)
+                              : DeltaStepTyped<BFloat16>(executor_, batch, args);
 }
 
 }  // namespace ddl::kernels::DDL_KERNELS_NAMESPACE

@@ -2,7 +2,7 @@
 // channels than half a vector holds. And the size of an update, which only readers of statistics
 // ask for.
 
-#include "model/kernels/cpu/bodies.h"
+#include "model/kernels/cpu/implementation.h"
 #include "model/kernels/cpu/vector.h"
 
 namespace ddl::kernels::DDL_KERNELS_NAMESPACE {
@@ -219,14 +219,14 @@ void UpdateRatiosTyped(const Executor& executor, const Batch& batch, const Delta
 
 }  // namespace
 
-void WideDeltaStep(const Executor& executor, const Batch& batch, const DeltaStepArgs& args) {
-  args.type == Type::kFloat32 ? WideDeltaStepTyped<float>(executor, batch, args)
-                              : WideDeltaStepTyped<BFloat16>(executor, batch, args);
+void Implementation::WideDeltaStep(const Batch& batch, const DeltaStepArgs& args) const {
+  args.type == Type::kFloat32 ? WideDeltaStepTyped<float>(executor_, batch, args)
+                              : WideDeltaStepTyped<BFloat16>(executor_, batch, args);
 }
 
-void UpdateRatios(const Executor& executor, const Batch& batch, const DeltaStepArgs& args) {
-  args.type == Type::kFloat32 ? UpdateRatiosTyped<float>(executor, batch, args)
-                              : UpdateRatiosTyped<BFloat16>(executor, batch, args);
+void Implementation::UpdateRatios(const Batch& batch, const DeltaStepArgs& args) const {
+  args.type == Type::kFloat32 ? UpdateRatiosTyped<float>(executor_, batch, args)
+                              : UpdateRatiosTyped<BFloat16>(executor_, batch, args);
 }
 
 }  // namespace ddl::kernels::DDL_KERNELS_NAMESPACE

@@ -1,4 +1,4 @@
-#include "model/kernels/cpu/bodies.h"
+#include "model/kernels/cpu/implementation.h"
 #include "model/kernels/cpu/vector.h"
 
 namespace ddl::kernels::DDL_KERNELS_NAMESPACE {
@@ -112,9 +112,9 @@ void ExpandInputTyped(const Executor& executor, int64_t tokens, const ExpandInpu
 
 }  // namespace
 
-void ExpandInputBody(const Executor& executor, int64_t tokens, const ExpandInputArgs& args) {
-  args.type == Type::kFloat32 ? ExpandInputTyped<float>(executor, tokens, args)
-                              : ExpandInputTyped<BFloat16>(executor, tokens, args);
+void Implementation::ExpandInput(const Batch& batch, const ExpandInputArgs& args) const {
+  args.type == Type::kFloat32 ? ExpandInputTyped<float>(executor_, batch.tokens, args)
+                              : ExpandInputTyped<BFloat16>(executor_, batch.tokens, args);
 }
 
 }  // namespace ddl::kernels::DDL_KERNELS_NAMESPACE

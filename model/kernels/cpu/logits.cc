@@ -1,9 +1,9 @@
-#include "model/kernels/cpu/bodies.h"
+#include "model/kernels/cpu/implementation.h"
 #include "model/kernels/cpu/vector.h"
 
 namespace ddl::kernels::DDL_KERNELS_NAMESPACE {
 
-Largest FindLargestBody(const float* values, int64_t n) {
+Largest Implementation::FindLargest(const float* values, int64_t n) const {
   constexpr int kVectors = 4;                  // independent of one another
   constexpr uint32_t kExponent = 0x7f800000u;  // all ones: NaN or infinity
   Floats largest[kVectors];
@@ -40,8 +40,8 @@ Largest FindLargestBody(const float* values, int64_t n) {
   return result;
 }
 
-float SoftmaxWeightsBody(const float* logits, int64_t n, float max, float inverse_temperature,
-                         float* weights) {
+float Implementation::SoftmaxWeights(const float* logits, int64_t n, float max,
+                                     float inverse_temperature, float* weights) const {
   for (int64_t i = 0; i < n; ++i) weights[i] = Exp((logits[i] - max) * inverse_temperature);
   Floats sums = Broadcast(0.0f);
   int64_t i = 0;

@@ -6,7 +6,8 @@
 // chunk or batch. For the same reason nothing depends on the block size: keys and values come in
 // groups of sixteen positions, which are gathered where blocks do not hold whole groups.
 
-#include "model/kernels/cpu/bodies.h"
+#include "model/kernels/cpu/attention.h"
+#include "model/kernels/cpu/implementation.h"
 #include "model/kernels/cpu/vector.h"
 
 namespace ddl::kernels::DDL_KERNELS_NAMESPACE {
@@ -31,7 +32,8 @@ struct Constant {
   static constexpr int kValue = kCount;
 };
 
-// How products of queries and keys are summed, kStep terms of a sum at a time.
+// How products of queries and keys, and of weights and values, are summed, kStep terms of a sum at
+// a time.
 template <typename T>
 struct Products {
   static constexpr int64_t kStep = 1;
@@ -39,17 +41,21 @@ struct Products {
   using Vector = Floats;  // kStep times sixteen factors
 
   static Operand Query(const T* q, int64_t /*left*/) { return Load(q); }
+  // Softmax's weights [positions], of which there are room and zeros for whole vectors, become
+  // operands, in place.
+  static void ToOperands(int64_t /*positions*/, float* /*weights*/) {}
+  static float Weight(const Operand* weights, int64_t position) { return weights[position]; }
   static DDL_INLINE Vector Interleave(const T* first, const T* /*second*/) {
     return LoadVector(first);
   }
   static DDL_INLINE Floats Add(const Floats& sum, const Vector& a, Operand b) {
-    return sum + a * b;
+    return MulAdd(a, Broadcast(b), sum);
   }
 };
 
 #if defined(__AVX512BF16__)
-// Two terms at a time, with products and sums in float32. Softmax weights are not of the type, and
-// rounding them would be a second rounding of the result: values are summed in float32 throughout.
+// Two terms at a time, with products and sums in float32. Softmax's weights are rounded to the type,
+// as in every flash attention.
 template <>
 struct Products<BFloat16> {
   static constexpr int64_t kStep = 2;
@@ -58,6 +64,14 @@ struct Products<BFloat16> {
 
   static Operand Query(const BFloat16* q, int64_t left) {
     return q[0].bits | (left > 1 ? static_cast<uint32_t>(q[1].bits) << 16 : 0u);
+  }
+  static void ToOperands(int64_t positions, float* weights) {
+    for (int64_t p = 0; p < positions; p += kLanes) {
+      StoreVector(reinterpret_cast<BFloat16*>(weights) + p, LoadVector(weights + p));
+    }
+  }
+  static float Weight(const Operand* weights, int64_t position) {
+    return Load(reinterpret_cast<const BFloat16*>(weights) + position);
   }
   static DDL_INLINE Vector Interleave(const BFloat16* first, const BFloat16* second) {
     const __m512i order =
@@ -140,10 +154,13 @@ void ScoreAllGroups(const typename Products<T>::Operand* query, const Past<T>& p
   score(Constant<1>());
 }
 
-// y[r, n] += sum over positions of weights[r, p] v_p[n], for 16 * kVectors values n.
+// y[r, n] += sum over positions of weights[r, p] v_p[n], for 16 * kVectors values n. A row's
+// weights, as operands, are `weight_stride` of them apart.
 template <typename T, int kRows, int kVectors>
-void AddValues(const float* weights, int64_t weight_stride, const Past<T>& past, int64_t positions,
-               int64_t head_dim, int64_t n, float* y, int64_t y_stride) {
+void AddValues(const typename Products<T>::Operand* weights, int64_t weight_stride,
+               const Past<T>& past, int64_t positions, int64_t head_dim, int64_t n, float* y,
+               int64_t y_stride) {
+  using P = Products<T>;
   Floats sums[kRows][kVectors];
   DDL_UNROLL for (int r = 0; r < kRows; ++r) {
     DDL_UNROLL for (int j = 0; j < kVectors; ++j) {
@@ -154,17 +171,26 @@ void AddValues(const float* weights, int64_t weight_stride, const Past<T>& past,
     const int64_t end = begin + kLanes < positions ? begin + kLanes : positions;
     const T* v = past.values[begin / kLanes] + n;
     const T* later = past.values[begin / kLanes + kGroupsAhead] + n;
-    for (int64_t p = begin; p < end; ++p, v += head_dim, later += head_dim) {
-      Floats value[kVectors];
+    for (int64_t p = begin; p < end; p += P::kStep) {
+      const T* second = p + 1 < end ? v + head_dim : past.zeros;
+      typename P::Vector value[kVectors];
       DDL_UNROLL for (int j = 0; j < kVectors; ++j) {
-        value[j] = LoadVector(v + j * kLanes);
+        value[j] = P::Interleave(v + j * kLanes, second + j * kLanes);
         if constexpr (Prefetches(kRows)) {
-          if (j * kLanes * sizeof(T) % kLine == 0) Prefetch(later + j * kLanes);
+          if (j * kLanes * sizeof(T) % kLine == 0) {
+            DDL_UNROLL for (int64_t i = 0; i < P::kStep; ++i) {
+              Prefetch(later + i * head_dim + j * kLanes);
+            }
+          }
         }
       }
+      v += P::kStep * head_dim;
+      later += P::kStep * head_dim;
       DDL_UNROLL for (int r = 0; r < kRows; ++r) {
-        const float w = weights[r * weight_stride + p];
-        DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = sums[r][j] + value[j] * w;
+        const typename P::Operand w = weights[r * weight_stride + p / P::kStep];
+        DDL_UNROLL for (int j = 0; j < kVectors; ++j) {
+          sums[r][j] = P::Add(sums[r][j], value[j], w);
+        }
       }
     }
   }
@@ -176,8 +202,10 @@ void AddValues(const float* weights, int64_t weight_stride, const Past<T>& past,
 }
 
 template <typename T, int kRows>
-void AddAllValues(const float* weights, int64_t weight_stride, const Past<T>& past,
-                  int64_t positions, int64_t head_dim, float* y, int64_t y_stride) {
+void AddAllValues(const typename Products<T>::Operand* weights, int64_t weight_stride,
+                  const Past<T>& past, int64_t positions, int64_t head_dim, float* y,
+                  int64_t y_stride) {
+  using P = Products<T>;
   constexpr int kMost = AtMost(kSums / kRows, 8);
   int64_t n = 0;
   const auto add = [&](auto vectors) __attribute__((always_inline)) {
@@ -194,41 +222,14 @@ void AddAllValues(const float* weights, int64_t weight_stride, const Past<T>& pa
   add(Constant<2>());
   add(Constant<1>());
   for (; n < head_dim; ++n) {  // a head_dim that is no multiple of sixteen
+    const auto value = [&](int64_t p) {
+      return Load(past.values[p / kLanes] + p % kLanes * head_dim + n);
+    };
     for (int r = 0; r < kRows; ++r) {
-      for (int64_t p = 0; p < positions; ++p) {
-        y[r * y_stride + n] += weights[r * weight_stride + p] *
-                               Load(past.values[p / kLanes] + p % kLanes * head_dim + n);
-      }
+      float& sum = y[r * y_stride + n];
+      for (int64_t p = 0; p < positions; ++p) sum += P::Weight(weights + r * weight_stride, p) * value(p);
     }
   }
-}
-
-// The scores of one row, of which the first `length` count, become softmax's weights, without the
-// division by their sum, which is returned. The others, up to `padded`, a whole number of vectors,
-// become 0.
-float Softmax(int64_t length, int64_t padded, float* scores) {
-  const int64_t last = (length - 1) / kLanes * kLanes;  // the vector that may hold some of both
-  for (int64_t p = length; p < last + kLanes; ++p) scores[p] = scores[0];
-  Floats largest = LoadVector(scores);
-  for (int64_t p = kLanes; p <= last; p += kLanes) {
-    const Floats next = LoadVector(scores + p);
-    DDL_UNROLL for (int i = 0; i < kParts; ++i) {
-      largest.part[i] = next.part[i] > largest.part[i] ? next.part[i] : largest.part[i];
-    }
-  }
-  float lanes[kLanes];
-  StoreVector(lanes, largest);
-  float max = lanes[0];
-  for (int64_t l = 1; l < kLanes; ++l) max = lanes[l] > max ? lanes[l] : max;
-  Floats sums = Broadcast(0.0f);
-  for (int64_t p = 0; p <= last; p += kLanes) {
-    Floats weights = LoadVector(scores + p);
-    DDL_UNROLL for (int i = 0; i < kParts; ++i) weights.part[i] = Exp(weights.part[i] - max);
-    StoreVector(scores + p, weights);
-    if (p < last) sums = sums + weights;
-  }
-  for (int64_t p = length; p < padded; ++p) scores[p] = 0.0f;
-  return Total(sums + LoadVector(scores + last));
 }
 
 template <typename T>
@@ -353,18 +354,11 @@ class Attention {
     const T** reads;
   };
 
-  // Where a block's keys and values begin, for one head of the sequence of a row.
-  int64_t BlockOffset(int64_t row, int64_t head, int64_t block) const {
-    const int32_t* table =
-        batch_.block_table + batch_.row_sequence[row] * batch_.block_table_stride;
-    return (table[block] * args_.heads + head) * args_.cache.block_size * args_.head_dim;
-  }
-
   // The first groups of a sequence where they are: its keys, then its values.
   void ListGroups(int64_t row, int64_t head, int64_t groups, const T** list) const {
     const int64_t block_groups = args_.cache.block_size / kLanes;
     for (int64_t g = 0; g < groups; ++g) {
-      const int64_t base = BlockOffset(row, head, g / block_groups),
+      const int64_t base = BlockOffset(batch_, args_, row, head, g / block_groups),
                     first = g % block_groups * kLanes;
       list[g] = static_cast<const T*>(args_.cache.k) + base + first;
       list[groups + g] = static_cast<const T*>(args_.cache.v) + base + first * args_.head_dim;
@@ -382,7 +376,7 @@ class Attention {
       memset(keys, 0, hd * kLanes * sizeof(T));
       for (int64_t i = 0; i < kLanes && g * kLanes + i < length; ++i) {
         const int64_t p = g * kLanes + i, within = p % block_size;
-        const int64_t base = BlockOffset(row, head, p / block_size);
+        const int64_t base = BlockOffset(batch_, args_, row, head, p / block_size);
         const T* k = static_cast<const T*>(args_.cache.k) + base + within;
         for (int64_t n = 0; n < hd; ++n) keys[n * kLanes + i] = k[n * block_size];
         memcpy(values + i * hd, static_cast<const T*>(args_.cache.v) + base + within * hd,
@@ -407,32 +401,20 @@ class Attention {
       }
     }
     ScoreAllGroups<T, kRows>(work.query, past, groups, hd, scale_, work.scores, work.score_stride);
-    float inverse_total[kRows];
+    float total[kRows];
     for (int64_t r = 0; r < kRows; ++r) {
-      inverse_total[r] =
-          1.0f / Softmax(shortest + r, groups * kLanes, work.scores + r * work.score_stride);
+      float* const scores = work.scores + r * work.score_stride;
+      total[r] = Softmax(shortest + r, groups * kLanes, scores);
+      P::ToOperands(groups * kLanes, scores);
     }
     // Positions that only the later rows see weigh nothing in the others.
     memset(work.y, 0, kRows * work.y_stride * sizeof(float));
-    AddAllValues<T, kRows>(work.scores, work.score_stride, past, shortest + kRows - 1, hd, work.y,
+    AddAllValues<T, kRows>(reinterpret_cast<const typename P::Operand*>(work.scores),
+                           work.score_stride, past, shortest + kRows - 1, hd, work.y,
                            work.y_stride);
     for (int64_t r = 0; r < kRows; ++r) {
-      float* y = work.y + r * work.y_stride;
-      for (int64_t n = 0; n < hd; ++n) y[n] *= inverse_total[r];
-      Finish(row + r, head, y);
+      FinishHead<T>(args_, row + r, head, total[r], work.y + r * work.y_stride);
     }
-  }
-
-  // Norm and gate of one head's output, stored.
-  void Finish(int64_t row, int64_t head, float* y) const {
-    const int64_t hd = args_.head_dim, offset = (row * args_.heads + head) * hd;
-    if (args_.norm_weight != nullptr) NormHead(args_.norm_weight, args_.norm_eps, hd, y);
-    if (args_.gate != nullptr) {
-      const T* gate = static_cast<const T*>(args_.gate) + offset;
-      for (int64_t n = 0; n < hd; ++n) y[n] *= Silu(Load(gate + n));
-    }
-    T* out = static_cast<T*>(args_.y) + offset;
-    StoreRow(y, hd, out);
   }
 
   const Batch& batch_;
@@ -442,10 +424,9 @@ class Attention {
 
 }  // namespace
 
-void PagedAttentionBody(const Executor& executor, const Batch& batch,
-                        const PagedAttentionArgs& args) {
-  args.type == Type::kFloat32 ? Attention<float>(batch, args).Run(executor)
-                              : Attention<BFloat16>(batch, args).Run(executor);
+void Implementation::PagedAttention(const Batch& batch, const PagedAttentionArgs& args) const {
+  args.type == Type::kFloat32 ? Attention<float>(batch, args).Run(executor_)
+                              : Attention<BFloat16>(batch, args).Run(executor_);
 }
 
 }  // namespace ddl::kernels::DDL_KERNELS_NAMESPACE

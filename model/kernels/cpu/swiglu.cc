@@ -1,4 +1,4 @@
-#include "model/kernels/cpu/bodies.h"
+#include "model/kernels/cpu/implementation.h"
 #include "model/kernels/cpu/vector.h"
 
 namespace ddl::kernels::DDL_KERNELS_NAMESPACE {
@@ -23,9 +23,9 @@ void SwiGluTyped(const Executor& executor, int64_t tokens, const SwiGluArgs& arg
 
 }  // namespace
 
-void SwiGluBody(const Executor& executor, int64_t tokens, const SwiGluArgs& args) {
-  args.type == Type::kFloat32 ? SwiGluTyped<float>(executor, tokens, args)
-                              : SwiGluTyped<BFloat16>(executor, tokens, args);
+void Implementation::SwiGlu(const Batch& batch, const SwiGluArgs& args) const {
+  args.type == Type::kFloat32 ? SwiGluTyped<float>(executor_, batch.tokens, args)
+                              : SwiGluTyped<BFloat16>(executor_, batch.tokens, args);
 }
 
 }  // namespace ddl::kernels::DDL_KERNELS_NAMESPACE

@@ -8,7 +8,7 @@
 
 #include "model/kernels/cpu/cpu_kernels.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -90,6 +90,25 @@ DDL_INLINE Floats operator*(const Floats& a, const Floats& b) {
 DDL_INLINE Floats operator*(const Floats& a, float b) {
   Floats result;
   DDL_UNROLL for (int i = 0; i < kParts; ++i) result.part[i] = a.part[i] * b;
+  return result;
+}
+
+// a * b + c in one rounding wherever the instruction set has it: where the same sum is made by
+// several pieces of code, the compiler must not choose for each of them.
+DDL_INLINE PartFloats MulAdd(const PartFloats& a, const PartFloats& b, const PartFloats& c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+DDL_INLINE Floats MulAdd(const Floats& a, const Floats& b, const Floats& c) {
+  Floats result;
+  DDL_UNROLL for (int i = 0; i < kParts; ++i) {
+    result.part[i] = MulAdd(a.part[i], b.part[i], c.part[i]);
+  }
   return result;
 }
 
