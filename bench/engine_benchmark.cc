@@ -232,6 +232,11 @@ absl::StatusOr<std::unique_ptr<Contestant>> Contestant::Load(const std::string& 
   RunnerOptions options;
   options.device = settings.device;
   options.dtype = c.dtype_;
+  if (const char* const name = std::getenv("DDL_INSTRUCTION_SET"); name != nullptr) {
+    for (const kernels::InstructionSet set : kernels::AllInstructionSets()) {
+      if (absl::string_view(kernels::Name(set)) == name) options.instruction_set = set;
+    }
+  }
   if (absl::GetFlag(FLAGS_quantization) == "int8") options.quantization = Quantization::kInt8;
   options.kv_block_size = kKvBlockSize;
   options.kv_num_blocks = settings.max_batch * blocks(decode_length) + blocks(prefill_length);

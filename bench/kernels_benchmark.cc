@@ -8,14 +8,17 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "model/kernels/kernels.h"
+#include "model/kernels/cpu/cpu_kernels.h"
 
 namespace ddl::kernels {
 namespace {
@@ -23,6 +26,28 @@ namespace {
 constexpr Type kTypes[] = {Type::kBFloat16, Type::kFloat32};
 constexpr int64_t kTokens[] = {1, 32, 512};
 constexpr int64_t kTaps = 4;  // of token and input convolutions, as in the paper
+
+// Of the best instruction set, or of DDL_INSTRUCTION_SET in the environment.
+const CpuKernels& BenchmarkedKernels() {
+  static const std::unique_ptr<const CpuKernels> kernels = [] {
+    InstructionSet chosen = BestInstructionSet();
+    if (const char* const name = std::getenv("DDL_INSTRUCTION_SET"); name != nullptr) {
+      for (const InstructionSet set : AllInstructionSets()) {
+        if (std::string(Name(set)) == name) chosen = set;
+      }
+    }
+    std::fprintf(stderr, "instruction set: %s\n", Name(chosen));
+    return MakeCpuKernels(chosen, {});
+  }();
+  return *kernels;
+}
+
+// So many tokens, for ops that read nothing else of a batch.
+Batch Tokens(int64_t tokens) {
+  Batch batch;
+  batch.tokens = tokens;
+  return batch;
+}
 
 int64_t ElementBytes(Type type) { return type == Type::kFloat32 ? 4 : 2; }
 std::string TypeName(Type type) { return type == Type::kFloat32 ? "float32" : "bfloat16"; }
@@ -181,14 +206,13 @@ void RunDeltaStep(benchmark::State& state, Type type, Compress compress, int64_t
   args.c = c.data();
   args.v = v.floats();
   args.beta = beta.floats();
-  const Executor executor;
   // X in and out, h, c; then the weights, which count when there are few tokens.
   int64_t bytes = tokens * d * (2 * dv + 2) * ElementBytes(type) + (2 + dv) * d * 4;
   if (compress == Compress::kChannel) bytes += d * dv * 4;
   if (compress == Compress::kToken) {
     bytes += kTaps * d * dv * 4 + 2 * sequences * (kTaps - 1) * d * 4;
   }
-  Measure(state, bytes, [&] { DeltaStep(executor, packed.batch(), args); });
+  Measure(state, bytes, [&] { BenchmarkedKernels().DeltaStep(packed.batch(), args); });
 }
 
 void RunAttentionInput(benchmark::State& state, Type type, int64_t tokens, int64_t heads) {
@@ -216,10 +240,9 @@ void RunAttentionInput(benchmark::State& state, Type type, int64_t tokens, int64
   args.k_norm = k_norm.floats();
   args.norm_eps = 1e-5f;
   args.cache = {k.data(), v.data(), PackedBatch::kBlockSize};
-  const Executor executor;
   // q, k, v in; q, and k, v to the cache
   Measure(state, tokens * 6 * inner * ElementBytes(type),
-          [&] { AttentionInput(executor, packed.batch(), args); });
+          [&] { BenchmarkedKernels().AttentionInput(packed.batch(), args); });
 }
 
 // `length` rows of each of `sequences`, the last at position `context - 1`.
@@ -239,10 +262,9 @@ void RunPagedAttention(benchmark::State& state, Type type, int64_t sequences, in
   args.q_stride = 3 * kInner;
   args.cache = {k.data(), v.data(), PackedBatch::kBlockSize};
   args.y = y.data();
-  const Executor executor;
   // Keys and values of each sequence once, q and y. A chunk of a prompt is bound by arithmetic.
   Measure(state, (sequences * context * 2 * kInner + 2 * tokens * kInner) * ElementBytes(type),
-          [&] { PagedAttention(executor, packed.batch(), args); });
+          [&] { BenchmarkedKernels().PagedAttention(packed.batch(), args); });
 }
 
 void RunSwiGlu(benchmark::State& state, Type type, int64_t tokens, int64_t m) {
@@ -252,8 +274,8 @@ void RunSwiGlu(benchmark::State& state, Type type, int64_t tokens, int64_t m) {
   args.m = m;
   args.ab = ab.data();
   args.y = y.data();
-  const Executor executor;
-  Measure(state, tokens * 3 * m * ElementBytes(type), [&] { SwiGlu(executor, tokens, args); });
+  Measure(state, tokens * 3 * m * ElementBytes(type),
+          [&] { BenchmarkedKernels().SwiGlu(Tokens(tokens), args); });
 }
 
 void RunExpandInput(benchmark::State& state, Type type, int64_t tokens, int64_t d, int64_t dv) {
@@ -271,16 +293,16 @@ void RunExpandInput(benchmark::State& state, Type type, int64_t tokens, int64_t 
   args.conv = conv.floats();
   args.ids = ids.data();
   args.x = x.data();
-  const Executor executor;
   Measure(state, tokens * d * (kTaps + dv) * ElementBytes(type) + d * dv * kTaps * 4,
-          [&] { ExpandInput(executor, tokens, args); });
+          [&] { BenchmarkedKernels().ExpandInput(Tokens(tokens), args); });
 }
 
 void RunSoftmaxWeights(benchmark::State& state, int64_t n) {
   Tensor logits = Floats(n), weights = Floats(n);
   float sum = 0.0f;
-  Measure(state, 2 * n * 4,
-          [&] { sum += SoftmaxWeights(logits.floats(), n, 0.5f, 1.0f, weights.floats()); });
+  Measure(state, 2 * n * 4, [&] {
+    sum += BenchmarkedKernels().SoftmaxWeights(logits.floats(), n, 0.5f, 1.0f, weights.floats());
+  });
   benchmark::DoNotOptimize(sum);
 }
 
@@ -295,33 +317,23 @@ void CountOperations(benchmark::State& state, int64_t rows, int64_t n, int64_t k
       operations, benchmark::Counter::kIsIterationInvariantRate, benchmark::Counter::kIs1000);
 }
 
-void RunProduct(benchmark::State& state, int64_t rows, int64_t n, int64_t k) {
-  Tensor weight(Type::kBFloat16, n * k), packed(Type::kBFloat16, PackedWeightSize(n, k));
-  Tensor x(Type::kBFloat16, rows * k), y(Type::kBFloat16, rows * n);
-  PackWeight(weight.data(), n, k, packed.data());
-  ProductArgs args;
-  args.n = n;
-  args.k = k;
-  args.weight = packed.data();
+void RunMatMul(benchmark::State& state, WeightType type, int64_t rows, int64_t n, int64_t k) {
+  const Type x_type = type == WeightType::kFloat32 ? Type::kFloat32 : Type::kBFloat16;
+  Tensor w(x_type, n * k), x(x_type, rows * k), y(Type::kBFloat16, rows * n);
+  const CpuKernels& kernels = BenchmarkedKernels();
+  const int64_t bytes = kernels.PackedBytes(type, n, k);
+  std::vector<char> packed(bytes + 64);
+  std::vector<float> scales(PaddedColumns(n));
+  std::vector<int32_t> sums(PaddedColumns(n));
+  char* const aligned = packed.data() + (64 - reinterpret_cast<uintptr_t>(packed.data()) % 64);
+  MatMulArgs args;
+  args.weight = {type, n, k, aligned, scales.data(), sums.data()};
+  const WeightRows part = {w.data(), n};
+  kernels.Pack(&part, 1, args.weight);
   args.x = x.data();
   args.y = y.data();
-  Measure(state, 2 * (n * k + rows * (n + k)), [&] { Product({}, rows, args); });
-  CountOperations(state, rows, n, k);
-}
-
-void RunQuantizedProduct(benchmark::State& state, int64_t rows, int64_t n, int64_t k) {
-  Tensor weight(Type::kBFloat16, n * k), x(Type::kBFloat16, rows * k), y(Type::kBFloat16, rows * n);
-  std::vector<int8_t> packed(QuantizedWeightSize(n, k));
-  std::vector<float> scales(n);
-  std::vector<int32_t> sums(n);
-  QuantizeWeight(weight.data(), n, k, packed.data(), scales.data(), sums.data());
-  QuantizedProductArgs args;
-  args.n = n;
-  args.k = k;
-  args.weight = {packed.data(), scales.data(), sums.data()};
-  args.x = x.data();
-  args.y = y.data();
-  Measure(state, n * k + 2 * rows * (n + k), [&] { QuantizedProduct({}, rows, args); });
+  Measure(state, bytes + rows * (n * 2 + k * ElementBytes(x_type)),
+          [&] { kernels.MatMul(rows, args); });
   CountOperations(state, rows, n, k);
 }
 
@@ -398,10 +410,12 @@ void RegisterAll() {
   }
   for (const auto& [n, k] : {std::pair<int64_t, int64_t>{4096, 768}, {768, 2048}}) {
     for (const int64_t rows : {1, 2, 4, 8, 16, 32, 512}) {
-      Register(Slash({"Product", N("n", n), N("k", k), N("rows", rows)}),
-               [=](benchmark::State& state) { RunProduct(state, rows, n, k); });
-      Register(Slash({"QuantizedProduct", N("n", n), N("k", k), N("rows", rows)}),
-               [=](benchmark::State& state) { RunQuantizedProduct(state, rows, n, k); });
+      for (const auto& [name, type] : {std::pair{"float32", WeightType::kFloat32},
+                                       {"bfloat16", WeightType::kBFloat16},
+                                       {"int8", WeightType::kInt8}}) {
+        Register(Slash({"MatMul", name, N("n", n), N("k", k), N("rows", rows)}),
+                 [=](benchmark::State& state) { RunMatMul(state, type, rows, n, k); });
+      }
     }
   }
   Register(Slash({"SoftmaxWeights", N("n", 50304)}),

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <vector>
 
+#include "model/device/device.h"
 #include "model/linear.h"
 
 namespace ddl::bench {
@@ -18,9 +19,10 @@ struct Layer {
   Linear qkv, output, mlp_in, mlp_out;
 };
 
-Linear Matrix(int64_t rows, int64_t columns, at::ScalarType type) {
+Linear Matrix(const kernels::CpuKernels& kernels, int64_t rows, int64_t columns,
+              at::ScalarType type) {
   // What the numbers are does not matter to the time, as long as they are normal.
-  return Linear({at::full({rows, columns}, 0.01, at::TensorOptions().dtype(type))});
+  return Linear({at::full({rows, columns}, 0.01, at::TensorOptions().dtype(type))}, &kernels);
 }
 
 at::Tensor Input(int64_t rows, int64_t columns, at::ScalarType type) {
@@ -30,6 +32,7 @@ at::Tensor Input(int64_t rows, int64_t columns, at::ScalarType type) {
 }  // namespace
 
 struct MatrixProducts::Weights {
+  std::unique_ptr<const kernels::CpuKernels> kernels;
   at::ScalarType type = at::kFloat;
   int64_t d = 0, inner = 0, m = 0;
   std::vector<Layer> layers;
@@ -41,15 +44,17 @@ MatrixProducts::MatrixProducts(const Checkpoint& checkpoint, RunnerDType dtype)
   const c10::InferenceMode inference_mode;
   const ModelConfig& config = checkpoint.config();
   Weights& w = *weights_;
+  w.kernels = MakeCpuKernels(kernels::BestInstructionSet());
   w.type = dtype == RunnerDType::kBFloat16 ? at::kBFloat16 : at::kFloat;
   w.d = config.hidden_size;
   w.inner = config.num_attention_heads * config.head_dim;
   w.m = MlpWidth(config, checkpoint.variant());
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
-    w.layers.push_back({Matrix(3 * w.inner, w.d, w.type), Matrix(w.d, w.inner, w.type),
-                        Matrix(2 * w.m, w.d, w.type), Matrix(w.d, w.m, w.type)});
+    w.layers.push_back(
+        {Matrix(*w.kernels, 3 * w.inner, w.d, w.type), Matrix(*w.kernels, w.d, w.inner, w.type),
+         Matrix(*w.kernels, 2 * w.m, w.d, w.type), Matrix(*w.kernels, w.d, w.m, w.type)});
   }
-  w.head = Matrix(config.vocab_size, w.d, w.type);
+  w.head = Matrix(*w.kernels, config.vocab_size, w.d, w.type);
 }
 
 MatrixProducts::~MatrixProducts() = default;

@@ -46,10 +46,11 @@ RotaryTable::RotaryTable(const ModelConfig& config, int64_t positions, at::Devic
 
 Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
                      const at::TensorOptions& options, Quantization quantization,
-                     const RotaryTable* rotary)
+                     const Device& device, const RotaryTable* rotary)
     : d_(checkpoint.config().hidden_size),
       heads_(checkpoint.config().num_attention_heads),
       head_dim_(checkpoint.config().head_dim),
+      kernels_(&device.kernels()),
       rotary_(rotary),
       q_activation_(KernelActivation(checkpoint.config().q_activation)),
       k_activation_(KernelActivation(checkpoint.config().k_activation)),
@@ -61,11 +62,12 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
   const auto floats = [&](const std::string& name) {
     return KernelFloats(WeightFloats(checkpoint.Get(prefix + name)), options.device());
   };
+  const kernels::CpuKernels* const products = device.products();
   qkv_ =
       Linear({weight("c_q.weight"), weight(config.use_k_shift ? "c_k.linear.weight" : "c_k.weight"),
               weight(config.use_v_shift ? "c_v.linear.weight" : "c_v.weight")},
-             quantization);
-  output_ = Linear({weight("c_proj.weight")}, quantization);
+             products, quantization);
+  output_ = Linear({weight("c_proj.weight")}, products, quantization);
   if (config.use_k_shift) k_shift_ = floats("c_k.shift_proj.weight");
   if (config.use_v_shift) v_shift_ = floats("c_v.shift_proj.weight");
   if (config.use_qk_rmsnorm) {
@@ -73,7 +75,7 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
     k_norm_ = floats("k_rms.weight");
   }
   has_gate_ = config.use_output_gate;
-  if (has_gate_) gate_ = Linear({weight("g_proj.weight")}, quantization);
+  if (has_gate_) gate_ = Linear({weight("g_proj.weight")}, products, quantization);
   if (config.using_groupnorm) {
     output_norm_ = floats("subln.weight");
   } else if (has_gate_) {
@@ -82,10 +84,10 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
   }
 }
 
-at::Tensor Attention::Write(const kernels::Executor& executor, const kernels::Batch& batch,
-                            const at::Tensor& c, const kernels::KvCache& cache, Tails* shift_tails,
-                            int64_t layer, const Room& room) const {
-  at::Tensor qkv = qkv_(c, room.qkv);
+at::Tensor Attention::Write(const kernels::Batch& batch, const at::Tensor& c,
+                            const kernels::KvCache& cache, Tails* shift_tails, int64_t layer,
+                            const Workspace& workspace) const {
+  at::Tensor qkv = qkv_(c, workspace.qkv);
   kernels::AttentionInputArgs input;
   input.type = KernelType(c);
   input.d = d_;
@@ -109,14 +111,13 @@ at::Tensor Attention::Write(const kernels::Executor& executor, const kernels::Ba
   input.k_norm = k_norm_.data();
   input.norm_eps = 1e-5f;
   input.cache = cache;
-  kernels::AttentionInput(executor, batch, input);
+  kernels_->AttentionInput(batch, input);
   return qkv;
 }
 
-at::Tensor Attention::Read(const kernels::Executor& executor, const kernels::Batch& batch,
-                           const at::Tensor& c, const at::Tensor& qkv,
-                           const kernels::KvCache& cache, const Room& room) const {
-  const at::Tensor y = room.y.narrow(0, 0, c.size(0));
+at::Tensor Attention::Read(const kernels::Batch& batch, const at::Tensor& c, const at::Tensor& qkv,
+                           const kernels::KvCache& cache, const Workspace& workspace) const {
+  const at::Tensor y = workspace.y.narrow(0, 0, c.size(0));
   const at::Tensor gate = has_gate_ ? gate_(c) : at::Tensor();
   kernels::PagedAttentionArgs attention;
   attention.type = KernelType(c);
@@ -129,8 +130,8 @@ at::Tensor Attention::Read(const kernels::Executor& executor, const kernels::Bat
   attention.norm_eps = output_norm_eps_;
   attention.gate = has_gate_ ? gate.const_data_ptr() : nullptr;
   attention.y = y.data_ptr();
-  kernels::PagedAttention(executor, batch, attention);
-  return output_(y, room.h);
+  kernels_->PagedAttention(batch, attention);
+  return output_(y, workspace.h);
 }
 
 }  // namespace ddl

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "model/checkpoint/checkpoint.h"
+#include "model/device/device.h"
 #include "model/kernels/kernels.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"
@@ -38,35 +39,34 @@ class RotaryTable {
 // norm per head, gate, output product.
 class Attention {
  public:
-  // `prefix` is "transformer.h.{i}.attn.". `options` say the type of large weights and the device
-  // of all. `rotary` must outlive the layer.
+  // `prefix` is "transformer.h.{i}.attn.". `options` say the type of large weights and where all
+  // are. `device` and `rotary` must outlive the layer.
   Attention(const Checkpoint& checkpoint, const std::string& prefix,
-            const at::TensorOptions& options, Quantization quantization, const RotaryTable* rotary);
+            const at::TensorOptions& options, Quantization quantization, const Device& device,
+            const RotaryTable* rotary);
 
   // What a call may overwrite, of the large weights' type, with at least as many rows as its input.
-  struct Room {
+  struct Workspace {
     at::Tensor qkv;  // [., 3 * H * hd], or undefined as Linear's
     at::Tensor y;    // [., H * hd]
     at::Tensor h;    // [., d], or undefined; takes the result
   };
 
-  // c [rows, d], the normalised input. Rows are at least the batch's tokens. Writes the batch's K
-  // and V to `cache` and returns q, k and v [rows, 3, H, hd]. `shift_tails` holds, per slot, o_k
-  // then o_v of the last token; null where nothing shifts. The kernels run on `executor`.
-  at::Tensor Write(const kernels::Executor& executor, const kernels::Batch& batch,
-                   const at::Tensor& c, const kernels::KvCache& cache, Tails* shift_tails,
-                   int64_t layer, const Room& room) const;
-  // What the batch's rows see: c and qkv as Write took and returned them -> [rows, d]. What comes
-  // of rows after the batch's tokens has no meaning. The batch may have some of the rows only that
-  // were written, if c and qkv have the same.
-  at::Tensor Read(const kernels::Executor& executor, const kernels::Batch& batch,
-                  const at::Tensor& c, const at::Tensor& qkv, const kernels::KvCache& cache,
-                  const Room& room) const;
+  // c [tokens, d], the normalised input. Writes the batch's K and V to `cache` and returns q, k and
+  // v [tokens, 3, H, hd]. `shift_tails` holds, per slot, o_k then o_v of the last token; null where
+  // nothing shifts.
+  at::Tensor Write(const kernels::Batch& batch, const at::Tensor& c, const kernels::KvCache& cache,
+                   Tails* shift_tails, int64_t layer, const Workspace& workspace) const;
+  // What the batch's rows see: c and qkv as Write took and returned them -> [tokens, d]. The batch
+  // may have some of the rows only that were written, if c and qkv have the same.
+  at::Tensor Read(const kernels::Batch& batch, const at::Tensor& c, const at::Tensor& qkv,
+                  const kernels::KvCache& cache, const Workspace& workspace) const;
 
  private:
   int64_t d_ = 0;
   int64_t heads_ = 0;
   int64_t head_dim_ = 0;
+  const kernels::Kernels* kernels_;
   const RotaryTable* rotary_;
   kernels::Activation q_activation_, k_activation_, v_activation_;
   float output_norm_eps_ = 1e-5f;

@@ -143,7 +143,7 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
       dtype_(options.dtype == RunnerDType::kFloat32 ? at::kFloat : at::kBFloat16),
       kernel_type_(options.dtype == RunnerDType::kFloat32 ? kernels::Type::kFloat32
                                                           : kernels::Type::kBFloat16),
-      executor_(device->executor()),
+      kernels_(device->kernels()),
       rewrite_(checkpoint_->variant() == Variant::kGpt ? kernels::Rewrite::kAdd
                                                        : kernels::Rewrite::kDelta),
       d_(checkpoint_->config().hidden_size),
@@ -164,7 +164,8 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
                                       static_cast<double>(config.hidden_size));
   }
   embedding_ = weight("transformer.wte.weight");
-  head_ = Linear({embedding_}, options.quantization);  // tied
+  const kernels::CpuKernels* const products = device->products();
+  head_ = Linear({embedding_}, products, options.quantization);  // tied
   if (checkpoint.Has("input_embed.conv.weight")) {
     const TensorView& conv = checkpoint.Get("input_embed.conv.weight");
     input_taps_ = conv.shape[2];
@@ -176,32 +177,29 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
     const std::string prefix = "transformer.h." + std::to_string(i) + ".";
     layers_.push_back(
         {DeltaResidual::BeforeSublayer(checkpoint, prefix, "attn", dv_causal, device->tensors()),
-         Attention(checkpoint, prefix + "attn.", activations, options.quantization, &rotary_),
+         Attention(checkpoint, prefix + "attn.", activations, options.quantization, *device,
+                   &rotary_),
          DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal, device->tensors()),
          Linear({PaddedTo(mlp_width_, d_, weight(prefix + "mlp.c_fc1.weight")),
                  PaddedTo(mlp_width_, d_, weight(prefix + "mlp.c_fc2.weight"))},
-                options.quantization),
-         Linear({PaddedTo(d_, mlp_width_, weight(prefix + "mlp.c_proj.weight"))},
+                products, options.quantization),
+         Linear({PaddedTo(d_, mlp_width_, weight(prefix + "mlp.c_proj.weight"))}, products,
                 options.quantization)});
   }
   before_head_ = DeltaResidual::BeforeHead(checkpoint, dv_causal, device->tensors());
 
   MakeCaches(options.kv_num_blocks);
 
-  const int64_t rows = std::max<int64_t>(options.max_step_tokens, head_.min_rows());
+  const int64_t rows = options.max_step_tokens;
   x_ = at::empty({rows, d_, dv_}, activations);
   c_ = at::empty({rows, d_}, activations);
   const int64_t heads_width = int64_t{config.num_attention_heads} * config.head_dim;
-  attention_room_.y = at::empty({rows, heads_width}, activations);
+  attention_workspace_.y = at::empty({rows, heads_width}, activations);
   mlp_y_ = at::empty({rows, mlp_width_}, activations);
-  // A single row is multiplied together with whatever its neighbour holds.
-  for (at::Tensor* input : {&c_, &attention_room_.y, &mlp_y_}) {
-    input->narrow(0, 0, head_.min_rows()).zero_();
-  }
   if (device->tensors().is_cpu()) {  // others have an allocator that keeps what it is given back
     h_ = at::empty({rows, d_}, activations);
-    attention_room_.h = h_;
-    attention_room_.qkv = at::empty({rows, 3 * heads_width}, activations);
+    attention_workspace_.h = h_;
+    attention_workspace_.qkv = at::empty({rows, 3 * heads_width}, activations);
     mlp_ab_ = at::empty({rows, 2 * mlp_width_}, activations);
     logits_ = at::empty({options.max_sequences, head_.out_features()}, floats);
   }
@@ -249,7 +247,7 @@ void DdlModel::ExpandInput(const StepInput& input) {
   args.conv = input_conv_.data();
   args.ids = input.ids;
   args.x = x_.data_ptr();
-  kernels::ExpandInput(executor_, input.batch.tokens, args);
+  kernels_.ExpandInput(input.batch, args);
 }
 
 void DdlModel::Boundary(const kernels::Batch& batch, const DeltaResidual& residual,
@@ -273,7 +271,7 @@ void DdlModel::Boundary(const kernels::Batch& batch, const DeltaResidual& residu
   if (stats.update_ratio.defined() && index > 0) {
     args.update_ratio = stats.update_ratio.select(0, index - 1).data_ptr<float>();
   }
-  kernels::DeltaStep(executor_, batch, args);
+  kernels_.DeltaStep(batch, args);
   if (stats.beta.defined() && args.gates) {
     stats.beta.select(0, index).copy_(beta_.narrow(0, 0, batch.tokens));
   }
@@ -288,7 +286,7 @@ at::Tensor DdlModel::Mlp(const kernels::Batch& batch, const Layer& layer,
   args.m = mlp_width_;
   args.ab = ab.const_data_ptr();
   args.y = y.data_ptr();
-  kernels::SwiGlu(executor_, batch.tokens, args);
+  kernels_.SwiGlu(batch, args);
   return layer.mlp_output(y, h_);
 }
 
@@ -329,10 +327,7 @@ void DdlModel::RunLayers(const StepInput& input, const StepInput* wanted,
   const auto observe = [&](int64_t layer) {
     if (observe_state && layer >= 0) observe_state(layer, x_.narrow(0, 0, batch->tokens));
   };
-  // The rows that products take.
-  const auto rows = [&](const at::Tensor& all) {
-    return all.narrow(0, 0, std::max(batch->tokens, head_.min_rows()));
-  };
+  const auto rows = [&](const at::Tensor& all) { return all.narrow(0, 0, batch->tokens); };
   at::Tensor wanted_rows;
   if (wanted != nullptr) {
     wanted_rows = at::from_blob(const_cast<int32_t*>(wanted->ids), {wanted->batch.tokens},
@@ -346,8 +341,8 @@ void DdlModel::RunLayers(const StepInput& input, const StepInput* wanted,
     const kernels::KvCache cache = kv_cache_.layer(l);
     Boundary(*batch, layer.before_attention, h, 2 * l, stats);
     observe(l - 1);
-    at::Tensor qkv = layer.attention.Write(executor_, *batch, rows(c_), cache, &shift_tails_, l,
-                                           attention_room_);
+    at::Tensor qkv =
+        layer.attention.Write(*batch, rows(c_), cache, &shift_tails_, l, attention_workspace_);
     if (wanted != nullptr && l == num_layers - 1) {
       batch = &wanted->batch;
       if (batch->tokens == 0) return;
@@ -356,7 +351,7 @@ void DdlModel::RunLayers(const StepInput& input, const StepInput* wanted,
       }
       qkv = rows(qkv);
     }
-    h = layer.attention.Read(executor_, *batch, rows(c_), qkv, cache, attention_room_);
+    h = layer.attention.Read(*batch, rows(c_), qkv, cache, attention_workspace_);
     Boundary(*batch, layer.before_mlp, h, 2 * l + 1, stats);
     h = Mlp(*batch, layer, rows(c_));
   }
@@ -419,7 +414,7 @@ absl::StatusOr<at::Tensor> DdlModel::Read(const HiddenReadout& readout, int64_t 
   const at::Tensor c = at::empty({rows, d_}, x.options());
   args.x_in = x_in.data_ptr();
   args.c = c.data_ptr();
-  kernels::DeltaStep(executor_, device_->Upload(batch, {}).batch, args);
+  kernels_.DeltaStep(device_->Upload(batch, {}).batch, args);
   return is_final ? c : x_in;
 }
 

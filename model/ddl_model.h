@@ -102,7 +102,7 @@ class DdlModel {
   // sublayer reads. `index` numbers the boundaries from 0 to 2 * layers.
   void Boundary(const kernels::Batch& batch, const DeltaResidual& residual, const at::Tensor& h,
                 int64_t index, const StatsTensors& stats);
-  // c [rows, d] -> [rows, d], of which the batch's tokens have a meaning.
+  // c [tokens, d] -> [tokens, d].
   at::Tensor Mlp(const kernels::Batch& batch, const Layer& layer, const at::Tensor& c) const;
 
   // Constant after construction.
@@ -111,7 +111,7 @@ class DdlModel {
   const Device* const device_;
   at::ScalarType dtype_;
   kernels::Type kernel_type_;
-  kernels::Executor executor_;
+  const kernels::Kernels& kernels_;
   kernels::Rewrite rewrite_;
   int64_t d_ = 0;
   int64_t dv_ = 1;
@@ -140,11 +140,11 @@ class DdlModel {
   };
   std::map<std::pair<int64_t, HiddenReadout::Kind>, ReadoutTails> readout_tails_;
 
-  // Buffers of a step, [max_step_tokens or the products' fewest rows, ...].
+  // Buffers of a step, [max_step_tokens, ...].
   at::Tensor x_;  // [., d, dv]
   at::Tensor c_;  // [., d]
-  Attention::Room attention_room_;
-  at::Tensor mlp_ab_;  // [., 2m], or undefined as Linear's room
+  Attention::Workspace attention_workspace_;
+  at::Tensor mlp_ab_;  // [., 2m], or undefined as Linear's out
   at::Tensor mlp_y_;   // [., m]
   at::Tensor h_;       // [., d] what a sublayer gives, or undefined
   at::Tensor logits_;  // [max_sequences, vocab] float32, or undefined

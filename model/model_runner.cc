@@ -28,10 +28,6 @@ absl::Status TensorLibraryError(absl::string_view doing, const std::exception& e
   return absl::InternalError(absl::StrCat(doing, " failed in the tensor library: ", error.what()));
 }
 
-bool AllFinite(absl::Span<const float> values) {
-  return kernels::FindLargest(values.data(), static_cast<int64_t>(values.size())).all_finite;
-}
-
 // The packed form of a step's chunks: what kernels::Batch points into.
 class PackedBatch {
  public:
@@ -428,8 +424,8 @@ class DdlModelRunner final : public ModelRunner {
   }
 
   // The chunk's columns of the step's statistics, which are empty without the delta rule.
-  static void TakeStats(const DdlModel::Stats& stats, const kernels::Batch& batch, size_t chunk,
-                        ChunkOutput& output) {
+  void TakeStats(const DdlModel::Stats& stats, const kernels::Batch& batch, size_t chunk,
+                 ChunkOutput& output) const {
     const auto tokens = static_cast<size_t>(batch.tokens);
     const int32_t begin = batch.row_begin[chunk], end = batch.row_begin[chunk + 1];
     for (size_t row = 0; row < stats.beta.size(); row += tokens) {
@@ -521,7 +517,8 @@ class DdlModelRunner final : public ModelRunner {
         if (chunks[i].logits != Rows::kNone) outputs[i].logits.assign(rows.begin(), rows.end());
         if (chunks[i].sample.has_value()) {
           outputs[i].sampled =
-              Sample(rows.last(static_cast<size_t>(vocab)), chunks[i].sample.value());
+              Sample(device_->host_kernels(), rows.last(static_cast<size_t>(vocab)),
+                     chunks[i].sample.value());
         }
       }
     });
@@ -563,13 +560,20 @@ class DdlModelRunner final : public ModelRunner {
           if (!finite[n]) continue;
           const ScoreRequest& score = *chunks[target.chunk].score;
           outputs[target.chunk].scored[target.index] =
-              Score(row, score.targets[target.index], score.vocab_size, score.logprobs);
+              Score(device_->host_kernels(), row, score.targets[target.index], score.vocab_size,
+                    score.logprobs);
         }
       });
       for (size_t n = 0; n < count; ++n) {
         if (!finite[n]) outputs[targets[first + n].chunk].status = NonFinite("logits");
       }
     }
+  }
+
+  bool AllFinite(absl::Span<const float> values) const {
+    return device_->host_kernels()
+        .FindLargest(values.data(), static_cast<int64_t>(values.size()))
+        .all_finite;
   }
 
   static absl::Status NonFinite(absl::string_view what) {
@@ -605,6 +609,13 @@ absl::Status CheckOptions(const Checkpoint& checkpoint, const RunnerOptions& opt
                      "least 1, found ",
                      options.kv_block_size, ", ", options.kv_num_blocks, ", ",
                      options.max_sequences, ", ", options.max_step_tokens));
+  }
+  if (options.instruction_set.has_value()) {
+    const std::string why = kernels::WhyUnsupported(*options.instruction_set);
+    if (!why.empty()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("instruction set ", kernels::Name(*options.instruction_set), ": ", why));
+    }
   }
   if (options.quantization == Quantization::kInt8 &&
       (options.dtype != RunnerDType::kBFloat16 || options.device != RunnerDevice::kCpu)) {
@@ -643,7 +654,9 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options) {
   if (absl::Status status = CheckOptions(*checkpoint, options); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<Device>> device =
-      options.device == RunnerDevice::kCuda ? MakeCudaDevice() : MakeCpuDevice();
+      options.device == RunnerDevice::kCuda
+          ? MakeCudaDevice()
+          : MakeCpuDevice(options.instruction_set.value_or(kernels::BestInstructionSet()));
   if (!device.ok()) return device.status();
   const std::string device_name = (*device)->name();
   const std::optional<DeviceMemory> memory = (*device)->memory();

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "model/checkpoint/checkpoint.h"
+#include "model/kernels/instruction_set.h"
 #include "model/sampler.h"
 #include "model/token.h"
 
@@ -140,6 +141,8 @@ struct RunnerOptions {
   RunnerDevice device = RunnerDevice::kCpu;
   RunnerDType dtype = RunnerDType::kFloat32;
   Quantization quantization = Quantization::kNone;
+  // Of the CPU's kernels; none: the best that is supported.
+  std::optional<kernels::InstructionSet> instruction_set;
   int32_t kv_block_size = 16;  // tokens
   // > 0; on a GPU 0 means as many as its memory holds beside the weights and the largest step, up
   // to gpu_memory_fraction of all of it.

@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "base/check.h"
-#include "model/kernels/kernels.h"
 #include "model/kernels/philox.h"
 
 namespace ddl {
@@ -29,8 +28,8 @@ Scratch& ThreadScratch() {
   return scratch;
 }
 
-float Largest(absl::Span<const float> values) {
-  return kernels::FindLargest(values.data(), static_cast<int64_t>(values.size())).value;
+float Largest(const kernels::CpuKernels& kernels, absl::Span<const float> values) {
+  return kernels.FindLargest(values.data(), static_cast<int64_t>(values.size())).value;
 }
 
 // The `count` ids whose values are largest, largest first, ties to the lower id.
@@ -185,10 +184,11 @@ absl::Span<const float> Adjust(absl::Span<const float> logits, const SamplingPar
 }
 
 // Logarithm of the sum of exp(logit). Leaves exp(logit - max) in scratch.weights.
-float LogSum(absl::Span<const float> logits, float max, Scratch& scratch) {
+float LogSum(const kernels::CpuKernels& kernels, absl::Span<const float> logits, float max,
+             Scratch& scratch) {
   scratch.weights.resize(logits.size());
-  const float sum = kernels::SoftmaxWeights(logits.data(), static_cast<int64_t>(logits.size()), max,
-                                            1.0f, scratch.weights.data());
+  const float sum = kernels.SoftmaxWeights(logits.data(), static_cast<int64_t>(logits.size()), max,
+                                           1.0f, scratch.weights.data());
   return max + std::log(sum);
 }
 
@@ -212,28 +212,29 @@ absl::Span<const float> Drawable(absl::Span<const float> logits, TokenId vocab_s
 
 }  // namespace
 
-SampledToken Sample(absl::Span<const float> logits, const SampleRequest& request) {
+SampledToken Sample(const kernels::CpuKernels& kernels, absl::Span<const float> logits,
+                    const SampleRequest& request) {
   static const SamplingParams kDefaults;
   const SamplingParams& params = request.params != nullptr ? *request.params : kDefaults;
   Scratch& scratch = ThreadScratch();
   logits = Drawable(logits, request.vocab_size);
-  const float max = Largest(logits);
-  const float log_sum = LogSum(logits, max, scratch);
+  const float max = Largest(kernels, logits);
+  const float log_sum = LogSum(kernels, logits, max, scratch);
 
   const absl::Span<const float> adjusted = Adjust(logits, params, request, scratch);
   const bool is_adjusted = adjusted.data() != logits.data();
   TokenId id = 0;
   // The largest that may be drawn sets the scale: at a low temperature the others would vanish
   // beside a banned one.
-  const float adjusted_max = is_adjusted ? Largest(adjusted) : max;
+  const float adjusted_max = is_adjusted ? Largest(kernels, adjusted) : max;
   if (params.temperature == 0.0f) {
     id = static_cast<TokenId>(std::find(adjusted.begin(), adjusted.end(), adjusted_max) -
                               adjusted.begin());
   } else {
     const float inverse = std::min(1.0f / params.temperature, std::numeric_limits<float>::max());
     if (is_adjusted || inverse != 1.0f) {  // otherwise LogSum left the same weights
-      kernels::SoftmaxWeights(adjusted.data(), static_cast<int64_t>(adjusted.size()), adjusted_max,
-                              inverse, scratch.weights.data());
+      kernels.SoftmaxWeights(adjusted.data(), static_cast<int64_t>(adjusted.size()), adjusted_max,
+                             inverse, scratch.weights.data());
     }
     for (const TokenId banned : request.banned) {
       if (banned >= 0 && static_cast<size_t>(banned) < adjusted.size()) {
@@ -245,11 +246,11 @@ SampledToken Sample(absl::Span<const float> logits, const SampleRequest& request
   return Report(logits, log_sum, id, request.logprobs, scratch);
 }
 
-SampledToken Score(absl::Span<const float> logits, TokenId target, TokenId vocab_size,
-                   int32_t logprobs) {
+SampledToken Score(const kernels::CpuKernels& kernels, absl::Span<const float> logits,
+                   TokenId target, TokenId vocab_size, int32_t logprobs) {
   Scratch& scratch = ThreadScratch();
   logits = Drawable(logits, vocab_size);
-  const float log_sum = LogSum(logits, Largest(logits), scratch);
+  const float log_sum = LogSum(kernels, logits, Largest(kernels, logits), scratch);
   return Report(logits, log_sum, target, logprobs, scratch);
 }
 

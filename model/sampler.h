@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "model/kernels/cpu/cpu_kernels.h"
 #include "model/token.h"
 
 namespace ddl {
@@ -62,14 +63,16 @@ struct SampledToken {
   std::vector<TokenLogprob> top;  // most likely first, as many as asked
 };
 
-// Draws a token from `logits` [vocab]. Ties go to the lower id. Logits must be finite.
-SampledToken Sample(absl::Span<const float> logits, const SampleRequest& request);
+// Draws a token from `logits` [vocab]. Ties go to the lower id. Logits must be finite. `kernels`
+// sum: results of two instruction sets may differ in the last bits.
+SampledToken Sample(const kernels::CpuKernels& kernels, absl::Span<const float> logits,
+                    const SampleRequest& request);
 
 // What the model gives a token that is there already: `logprob` and `top` bit for bit as Sample
 // reports them for the same row and vocab_size. A target at or past vocab_size has no probability:
 // minus infinity.
-SampledToken Score(absl::Span<const float> logits, TokenId target, TokenId vocab_size,
-                   int32_t logprobs);
+SampledToken Score(const kernels::CpuKernels& kernels, absl::Span<const float> logits,
+                   TokenId target, TokenId vocab_size, int32_t logprobs);
 
 }  // namespace ddl
 

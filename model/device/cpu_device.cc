@@ -33,11 +33,15 @@ void ParallelForOnTorchThreads(int64_t n, int64_t grain, kernels::Executor::Body
 
 class CpuDevice final : public Device {
  public:
+  explicit CpuDevice(kernels::InstructionSet set) : kernels_(MakeCpuKernels(set)) {}
+
   std::string name() const override { return "cpu"; }
   at::Device tensors() const override { return at::kCPU; }
   bool runs_beside() const override { return false; }
   int64_t product_multiple() const override { return 1; }  // packing pads by itself
-  kernels::Executor executor() const override { return CpuExecutor(); }
+  const kernels::Kernels& kernels() const override { return *kernels_; }
+  const kernels::CpuKernels& host_kernels() const override { return *kernels_; }
+  const kernels::CpuKernels* products() const override { return kernels_.get(); }
   StepInput Upload(const kernels::Batch& batch, const StepIds& ids) const override {
     DDL_CHECK(ids.drawn == nullptr, "the CPU knows what it has drawn");
     return {.batch = batch, .ids = ids.ids.data(), .memory = {}, .attention_plan = {}};
@@ -61,14 +65,19 @@ class CpuDevice final : public Device {
   absl::Status Health() const override { return absl::OkStatus(); }
   std::optional<DeviceMemory> memory() const override { return std::nullopt; }
   void ReleaseUnusedMemory() const override {}
+
+ private:
+  const std::unique_ptr<const kernels::CpuKernels> kernels_;
 };
 
 }  // namespace
 
-kernels::Executor CpuExecutor() {
-  return {.parallel_for = ParallelForOnTorchThreads, .device = nullptr};
+std::unique_ptr<const kernels::CpuKernels> MakeCpuKernels(kernels::InstructionSet set) {
+  return kernels::MakeCpuKernels(set, {.parallel_for = ParallelForOnTorchThreads});
 }
 
-std::unique_ptr<Device> MakeCpuDevice() { return std::make_unique<CpuDevice>(); }
+std::unique_ptr<Device> MakeCpuDevice(kernels::InstructionSet set) {
+  return std::make_unique<CpuDevice>(set);
+}
 
 }  // namespace ddl

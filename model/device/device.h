@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "model/kernels/cpu/cpu_kernels.h"
 #include "model/kernels/kernels.h"
 #include "model/sampler.h"
 
@@ -99,7 +100,11 @@ class Device {
   // with zeros where a model is free to.
   virtual int64_t product_multiple() const = 0;
   // Valid as long as the device.
-  virtual kernels::Executor executor() const = 0;
+  virtual const kernels::Kernels& kernels() const = 0;
+  // What the host samples by.
+  virtual const kernels::CpuKernels& host_kernels() const = 0;
+  // What computes matrix products here; null: LibTorch.
+  virtual const kernels::CpuKernels* products() const = 0;
 
   // `batch` and `ids`, in host memory, for a call of kernels. They must outlive the result where
   // the device is the CPU; elsewhere they may go at once.
@@ -132,10 +137,10 @@ class Device {
   virtual void ReleaseUnusedMemory() const = 0;
 };
 
-std::unique_ptr<Device> MakeCpuDevice();
-// That device's: kernels share LibTorch's threads, since a second team on the same cores would slow
-// both.
-kernels::Executor CpuExecutor();
+// `set` must be supported.
+std::unique_ptr<Device> MakeCpuDevice(kernels::InstructionSet set);
+// Kernels of the CPU on LibTorch's threads: a second team on the same cores would slow both.
+std::unique_ptr<const kernels::CpuKernels> MakeCpuKernels(kernels::InstructionSet set);
 
 // The machine's first GPU. FAILED_PRECONDITION, in one line, when it has none or the program was
 // built without CUDA (no_cuda.cc is linked instead).

@@ -20,6 +20,7 @@
 #include "tests/model/checkpoint/scratch_checkpoint.h"
 #include "tests/model/device/tested_device.h"
 #include "tests/model/golden_case.h"
+#include "tests/model/tested_instruction_set.h"
 
 namespace ddl {
 namespace {
@@ -56,6 +57,7 @@ class Driver {
     RunnerOptions options;
     options.device = TestedDevice();
     options.dtype = dtype;
+    options.instruction_set = TestedInstructionSet();
     options.kv_block_size = block_size;
     options.kv_num_blocks = kBlocksPerSequence * kMaxSequences;
     options.max_sequences = kMaxSequences;
@@ -510,6 +512,7 @@ TEST_P(GoldenTest, RowsThatNobodyAsksForAreNotMissed) {
       }
       const std::vector<float>& logits = whole[0].outputs.logits;
       const size_t vocab = logits.size() / kLength;
+      const auto cpu = kernels::MakeCpuKernels(TestedInstructionSet(), {});
       const auto logits_from = [&](int32_t position) {
         return std::vector<float>(logits.begin() + position * vocab, logits.end());
       };
@@ -541,7 +544,7 @@ TEST_P(GoldenTest, RowsThatNobodyAsksForAreNotMissed) {
         for (size_t n = 0; n < outputs[0].scored.size(); ++n) {
           const auto position = static_cast<size_t>(start) + n;
           EXPECT_EQ(outputs[0].scored[n].logprob,
-                    Score(absl::MakeConstSpan(logits).subspan(position * vocab, vocab),
+                    Score(*cpu, absl::MakeConstSpan(logits).subspan(position * vocab, vocab),
                           sparse.tokens[position + 1], driver.vocab_size(), 0)
                         .logprob)
               << what;

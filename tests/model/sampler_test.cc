@@ -14,6 +14,11 @@
 namespace ddl {
 namespace {
 
+const kernels::CpuKernels& TestedKernels() {
+  static const auto kernels = kernels::MakeCpuKernels(kernels::BestInstructionSet(), {});
+  return *kernels;
+}
+
 // A request with everything that it refers to.
 struct Drawing {
   SamplingParams params = {};
@@ -33,7 +38,7 @@ struct Drawing {
     request.index = index;
     request.vocab_size = vocab_size;
     request.logprobs = logprobs;
-    return Sample(logits, request);
+    return Sample(TestedKernels(), logits, request);
   }
 };
 
@@ -108,7 +113,7 @@ TEST(SamplerTest, NoParametersAreTheDefaults) {
   for (request.index = 0; request.index < 100; ++request.index) {
     Drawing defaults;
     defaults.index = request.index;
-    EXPECT_EQ(Sample(logits, request).id, defaults.From(logits).id);
+    EXPECT_EQ(Sample(TestedKernels(), logits, request).id, defaults.From(logits).id);
   }
 }
 
@@ -185,7 +190,7 @@ TEST(SamplerTest, ScoreIsWhatSampleReports) {
       drawing.vocab_size = 1000;
       drawing.logprobs = 20;
       const SampledToken drawn = drawing.From(logits);
-      const SampledToken scored = Score(logits, drawn.id, 1000, 20);
+      const SampledToken scored = Score(TestedKernels(), logits, drawn.id, 1000, 20);
       EXPECT_EQ(scored.id, drawn.id);
       EXPECT_EQ(scored.logprob, drawn.logprob);
       ASSERT_EQ(scored.top.size(), 20u);
@@ -195,8 +200,9 @@ TEST(SamplerTest, ScoreIsWhatSampleReports) {
       }
     }
   }
-  EXPECT_TRUE(Score(logits, 5, 1000, 0).top.empty());
-  EXPECT_EQ(Score(logits, 1000, 1000, 0).logprob, -std::numeric_limits<float>::infinity())
+  EXPECT_TRUE(Score(TestedKernels(), logits, 5, 1000, 0).top.empty());
+  EXPECT_EQ(Score(TestedKernels(), logits, 1000, 1000, 0).logprob,
+            -std::numeric_limits<float>::infinity())
       << "a padding row has no probability";
 }
 

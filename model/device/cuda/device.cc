@@ -23,12 +23,13 @@ namespace cuda = kernels::cuda;
 
 using cuda_runtime::Check;
 
-class CudaKernels final : public kernels::DeviceKernels {
+class CudaKernels final : public kernels::Kernels {
  public:
   explicit CudaKernels(at::Device device) : device_(device) {}
 
-  void ExpandInput(int64_t tokens, const kernels::ExpandInputArgs& args) const override {
-    Check(cuda::ExpandInput(Stream(), tokens, args), "ExpandInput");
+  void ExpandInput(const kernels::Batch& batch,
+                   const kernels::ExpandInputArgs& args) const override {
+    Check(cuda::ExpandInput(Stream(), batch.tokens, args), "ExpandInput");
   }
   void DeltaStep(const kernels::Batch& batch, const kernels::DeltaStepArgs& args) const override {
     Check(cuda::DeltaStep(Stream(), batch, args), "DeltaStep");
@@ -41,8 +42,8 @@ class CudaKernels final : public kernels::DeviceKernels {
                       const kernels::PagedAttentionArgs& args) const override {
     CudaAttention(device_, batch, args);
   }
-  void SwiGlu(int64_t tokens, const kernels::SwiGluArgs& args) const override {
-    Check(cuda::SwiGlu(Stream(), tokens, args), "SwiGlu");
+  void SwiGlu(const kernels::Batch& batch, const kernels::SwiGluArgs& args) const override {
+    Check(cuda::SwiGlu(Stream(), batch.tokens, args), "SwiGlu");
   }
 
  private:
@@ -53,15 +54,18 @@ class CudaKernels final : public kernels::DeviceKernels {
 
 class CudaDevice final : public Device {
  public:
-  explicit CudaDevice(at::Device device) : tensors_(device), kernels_(device) {}
+  explicit CudaDevice(at::Device device)
+      : tensors_(device),
+        kernels_(device),
+        host_kernels_(MakeCpuKernels(kernels::BestInstructionSet())) {}
 
   std::string name() const override { return "cuda:0"; }
   at::Device tensors() const override { return tensors_; }
   bool runs_beside() const override { return true; }
   int64_t product_multiple() const override { return 8; }  // tensor cores, in bfloat16
-  kernels::Executor executor() const override {
-    return {.parallel_for = nullptr, .device = &kernels_};
-  }
+  const kernels::Kernels& kernels() const override { return kernels_; }
+  const kernels::CpuKernels& host_kernels() const override { return *host_kernels_; }
+  const kernels::CpuKernels* products() const override { return nullptr; }
 
   StepInput Upload(const kernels::Batch& batch, const StepIds& ids) const override {
     StepInput input{.batch = batch, .ids = ids.ids.data(), .memory = {}, .attention_plan = {}};
@@ -167,6 +171,7 @@ class CudaDevice final : public Device {
 
   const at::Device tensors_;
   const CudaKernels kernels_;
+  const std::unique_ptr<const kernels::CpuKernels> host_kernels_;
 };
 
 }  // namespace

@@ -109,8 +109,8 @@ void QuantizeRow(const BFloat16* x, int64_t k, int64_t stride, unsigned char* q,
   for (; i + kLanes <= k; i += kLanes) {
     const Floats values = LoadVector(x + i);
     DDL_UNROLL for (int part = 0; part < kParts; ++part) {
-      const PartInts shifted = __builtin_convertvector(
-          MulAdd(values.part[part], PartFloats{} + inverse, PartFloats{} + kShift), PartInts);
+      const PartInts shifted =
+          __builtin_convertvector(values.part[part] * inverse + kShift, PartInts);
 #if defined(__AVX512F__)
       const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(shifted));
 #else
@@ -142,30 +142,31 @@ void PackPanels(const Executor& executor, const WeightRows* parts, int64_t count
   const int64_t k = weight.k;
   const int64_t row_bytes = k * (weight.type == WeightType::kFloat32 ? 4 : 2);
   const bool is_int8 = weight.type == WeightType::kInt8;
-  ParallelFor(executor, NumPanels(weight.n), RowGrain(row_bytes * kPanelWidth),
-              [&](int64_t begin, int64_t end) {
-    Scratch scratch(Scratch::Bytes<signed char>(is_int8 ? kPanelWidth * k : 0));
-    signed char* const quantized = scratch.Take<signed char>(is_int8 ? kPanelWidth * k : 0);
-    for (int64_t panel = begin; panel < end; ++panel) {
-      PanelRows rows = RowsOfPanel(parts, count, panel, row_bytes);
-      Word* const packed = static_cast<Word*>(weight.data) + panel * words * kPanelWidth;
-      if (!is_int8) {
-        Transpose(rows, row_bytes, words, packed);
-        continue;
-      }
-      for (int64_t i = 0; i < kPanelWidth; ++i) {
-        float* const scale = weight.scales + panel * kPanelWidth + i;
-        int32_t* const sum = weight.sums + panel * kPanelWidth + i;
-        *scale = 0.0f;
-        *sum = 0;
-        if (rows.row[i] == nullptr) continue;
-        QuantizeWeightRow(reinterpret_cast<const BFloat16*>(rows.row[i]), k, quantized + i * k,
-                          scale, sum);
-        rows.row[i] = reinterpret_cast<const unsigned char*>(quantized + i * k);
-      }
-      Transpose(rows, k, words, packed);
-    }
-  });
+  ParallelFor(
+      executor, NumPanels(weight.n), RowGrain(row_bytes * kPanelWidth),
+      [&](int64_t begin, int64_t end) {
+        Scratch scratch(Scratch::Bytes<signed char>(is_int8 ? kPanelWidth * k : 0));
+        signed char* const quantized = scratch.Take<signed char>(is_int8 ? kPanelWidth * k : 0);
+        for (int64_t panel = begin; panel < end; ++panel) {
+          PanelRows rows = RowsOfPanel(parts, count, panel, row_bytes);
+          Word* const packed = static_cast<Word*>(weight.data) + panel * words * kPanelWidth;
+          if (!is_int8) {
+            Transpose(rows, row_bytes, words, packed);
+            continue;
+          }
+          for (int64_t i = 0; i < kPanelWidth; ++i) {
+            float* const scale = weight.scales + panel * kPanelWidth + i;
+            int32_t* const sum = weight.sums + panel * kPanelWidth + i;
+            *scale = 0.0f;
+            *sum = 0;
+            if (rows.row[i] == nullptr) continue;
+            QuantizeWeightRow(reinterpret_cast<const BFloat16*>(rows.row[i]), k, quantized + i * k,
+                              scale, sum);
+            rows.row[i] = reinterpret_cast<const unsigned char*>(quantized + i * k);
+          }
+          Transpose(rows, k, words, packed);
+        }
+      });
 }
 
 int64_t Implementation::PackedBytes(WeightType type, int64_t n, int64_t k) const {

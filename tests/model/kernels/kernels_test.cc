@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -21,20 +23,13 @@ namespace ddl::kernels {
 namespace {
 
 struct Parameters {
-  const CpuKernels* kernels;
+  InstructionSet set;
   Type type;
 };
 
 std::vector<Parameters> Everything() {
-  std::vector<const CpuKernels*> sets = {&portable::kCpuKernels};
-#if defined(__x86_64__)
-  const std::string best = BestCpuKernels().instruction_set;
-  if (best != "portable") sets.push_back(&avx2::kCpuKernels);
-  if (best.starts_with("avx512")) sets.push_back(&avx512::kCpuKernels);
-  if (best == "avx512_bf16") sets.push_back(&avx512_bf16::kCpuKernels);
-#endif
   std::vector<Parameters> all;
-  for (const CpuKernels* set : sets) {
+  for (const InstructionSet set : AllInstructionSets()) {
     for (const Type type : {Type::kFloat32, Type::kBFloat16}) all.push_back({set, type});
   }
   return all;
@@ -42,10 +37,50 @@ std::vector<Parameters> Everything() {
 
 class KernelsTest : public testing::TestWithParam<Parameters> {
  protected:
-  const CpuKernels& kernels() const { return *GetParam().kernels; }
+  void SetUp() override {
+    if (const std::string why = WhyUnsupported(GetParam().set); !why.empty()) GTEST_SKIP() << why;
+    kernels_ = MakeCpuKernels(GetParam().set, {});
+  }
+  const CpuKernels& kernels() const { return *kernels_; }
   Type type() const { return GetParam().type; }
-  Executor executor_;
+  // So many tokens, for ops that read nothing else of a batch.
+  static Batch Tokens(int64_t tokens) {
+    Batch batch;
+    batch.tokens = tokens;
+    return batch;
+  }
   Random random_;
+
+ private:
+  std::unique_ptr<const CpuKernels> kernels_;
+};
+
+// A weight matrix as the kernels under test pack it, in one part or in two.
+class Packed {
+ public:
+  Packed(const CpuKernels& kernels, WeightType type, Buffer& w, int64_t n, int64_t k,
+         int64_t first_part)
+      : data_(static_cast<char*>(
+            std::aligned_alloc(64, (kernels.PackedBytes(type, n, k) + 63) / 64 * 64))),
+        scales_(PaddedColumns(n)),
+        sums_(PaddedColumns(n)) {
+    weight_ = {type, n, k, data_.get(), scales_.data(), sums_.data()};
+    const int64_t row_bytes = k * (type == WeightType::kFloat32 ? 4 : 2);
+    const WeightRows parts[] = {
+        {w.data(), first_part},
+        {static_cast<const char*>(w.data()) + first_part * row_bytes, n - first_part}};
+    kernels.Pack(parts, 2, weight_);
+  }
+  const PackedWeight& weight() const { return weight_; }
+
+ private:
+  struct Free {
+    void operator()(char* data) const { std::free(data); }
+  };
+  std::unique_ptr<char, Free> data_;
+  std::vector<float> scales_;
+  std::vector<int32_t> sums_;
+  PackedWeight weight_;
 };
 
 TEST_P(KernelsTest, ExpandInput) {
@@ -71,7 +106,7 @@ TEST_P(KernelsTest, ExpandInput) {
         args.conv = taps == 0 ? nullptr : conv.data();
         args.ids = ids.data();
         args.x = x.data();
-        kernels().expand_input(executor_, 6, args);
+        kernels().ExpandInput(Tokens(6), args);
         std::vector<double> want;
         for (int64_t t = 0; t < 6; ++t) {
           for (int64_t c = 0; c < d * dv; ++c) {
@@ -160,7 +195,7 @@ TEST_P(KernelsTest, DeltaStep) {
     args.beta = beta.data();
     std::vector<float> update_ratio(tokens, -1.0f);
     args.update_ratio = update_ratio.data();
-    kernels().delta_step(executor_, ragged.batch, args);
+    kernels().DeltaStep(ragged.batch, args);
 
     // Asking for the update's size changes nothing else.
     {
@@ -175,7 +210,7 @@ TEST_P(KernelsTest, DeltaStep) {
       unasked.beta = beta_unasked.data();
       unasked.tail = tail_unasked.data();
       unasked.update_ratio = nullptr;
-      kernels().delta_step(executor_, ragged.batch, unasked);
+      kernels().DeltaStep(ragged.batch, unasked);
       EXPECT_EQ(x_unasked.Floats(), x.Floats()) << what;
       EXPECT_EQ(c_unasked.Floats(), c.Floats()) << what;
       EXPECT_EQ(v_unasked, v) << what;
@@ -260,7 +295,7 @@ TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
       input.k_norm = row.norms ? k_norm.data() : nullptr;
       input.norm_eps = 0.05f;
       input.cache = {k_cache.data(), v_cache.data(), row.block_size};
-      kernels().attention_input(executor_, ragged.batch, input);
+      kernels().AttentionInput(ragged.batch, input);
 
       PagedAttentionArgs attention;
       attention.type = type();
@@ -273,7 +308,7 @@ TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
       attention.norm_eps = 0.05f;
       attention.gate = row.gate ? gate_buffer.data() : nullptr;
       attention.y = y.data();
-      kernels().paged_attention(executor_, ragged.batch, attention);
+      kernels().PagedAttention(ragged.batch, attention);
 
       const NaiveAttention::Result want = naive.Next(ragged, input, attention, qkv, c, gate);
       ExpectCloseAttention(y.Floats(), want.y, type(), row.name);
@@ -331,6 +366,7 @@ TEST_P(KernelsTest, PagedAttentionHasTheSameBitsByAnyChunking) {
       int64_t filled = 0;
       for (const int64_t chunk : {75, 1, 2, 3, 7, 8, 9, 16, 37}) {
         for (const Executor& executor : {Executor(), Executor{ForThree}}) {
+          const auto threaded = MakeCpuKernels(GetParam().set, executor);
           std::vector<float> found;
           for (int64_t begin = 0; begin < kLength; begin += chunk) {
             const int64_t length = std::min(chunk, kLength - begin);
@@ -360,7 +396,7 @@ TEST_P(KernelsTest, PagedAttentionHasTheSameBitsByAnyChunking) {
             args.norm_eps = 0.05f;
             args.gate = row.norm_and_gate ? gate_buffer.data() : nullptr;
             args.y = y.data();
-            kernels().paged_attention(executor, part.batch, args);
+            threaded->PagedAttention(part.batch, args);
             const std::vector<float> values = y.Floats();
             found.insert(found.end(), values.begin(), values.end());
           }
@@ -416,7 +452,7 @@ TEST_P(KernelsTest, TailsSavedByRowAndTakenFromAnotherSlot) {
     step.norm_weight = norm.data();
     step.norm_eps = 0.1f;
     step.c = c_out.data();
-    kernels().delta_step(executor_, shape.batch, step);
+    kernels().DeltaStep(shape.batch, step);
 
     Buffer k_cache(type(), std::vector<float>(16 * kShiftTail, 0.0f));
     Buffer v_cache(type(), std::vector<float>(16 * kShiftTail, 0.0f));
@@ -430,7 +466,7 @@ TEST_P(KernelsTest, TailsSavedByRowAndTakenFromAnotherSlot) {
     input.k_shift = {alpha.data(), shift_tails.data(), 2 * kShiftTail};
     input.v_shift = {alpha.data(), shift_tails.data() + kShiftTail, 2 * kShiftTail};
     input.cache = {k_cache.data(), v_cache.data(), 16};
-    kernels().attention_input(executor_, shape.batch, input);
+    kernels().AttentionInput(shape.batch, input);
     return Result{c_out.Floats(), k_cache.Floats(), v_cache.Floats()};
   };
   constexpr int32_t kSlots = 8;
@@ -508,6 +544,7 @@ TEST_P(KernelsTest, DeltaStepHasTheSameBitsByAnyChunking) {
     std::vector<std::vector<float>> expected;
     for (const int64_t chunk : {23, 1, 2, 3, 5, 11}) {
       for (const Executor& executor : {Executor(), Executor{ForThree}}) {
+        const auto threaded = MakeCpuKernels(GetParam().set, executor);
         std::vector<float> v = v_before, beta = beta_before, tail = tail_before;
         std::vector<std::vector<float>> found(2);
         for (int64_t begin = 0; begin < kLength; begin += chunk) {
@@ -541,7 +578,7 @@ TEST_P(KernelsTest, DeltaStepHasTheSameBitsByAnyChunking) {
           args.c = c.data();
           args.v = v.data() + begin * dv;
           args.beta = beta.data() + begin;
-          kernels().delta_step(executor, part.batch, args);
+          threaded->DeltaStep(part.batch, args);
           const std::vector<float> x_values = x.Floats(), c_values = c.Floats();
           found[0].insert(found[0].end(), x_values.begin(), x_values.end());
           found[1].insert(found[1].end(), c_values.begin(), c_values.end());
@@ -568,7 +605,7 @@ TEST_P(KernelsTest, SwiGlu) {
     args.m = m;
     args.ab = in.data();
     args.y = out.data();
-    kernels().swiglu(executor_, 3, args);
+    kernels().SwiGlu(Tokens(3), args);
     std::vector<double> want;
     for (int64_t t = 0; t < 3; ++t) {
       for (int64_t i = 0; i < m; ++i) {
@@ -580,65 +617,69 @@ TEST_P(KernelsTest, SwiGlu) {
   }
 }
 
-// The type under test is the result's; weights and x are bfloat16.
-TEST_P(KernelsTest, Product) {
+// The type under test is the result's.
+TEST_P(KernelsTest, MatMul) {
   struct Shape {
     int64_t n, k;
   };
   // Of the last so few rows fit into a core's cache that it takes several turns.
-  constexpr Shape kShapes[] = {{1, 1},  {1, 2},   {31, 3},  {32, 32},  {33, 31},
+  constexpr Shape kShapes[] = {{1, 1},  {1, 2},   {31, 3},  {32, 32},  {33, 31},   {40, 33},
                                {64, 2}, {65, 66}, {100, 7}, {96, 257}, {33, 12345}};
-  // Around the rows that a tile may have, and twice as many.
-  constexpr int64_t kRows[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 40};
-  constexpr int64_t kMost = 40;
-  for (const Shape& shape : kShapes) {
-    const auto [n, k] = shape;
-    // Sums of any length stay about as large, and so does the rounding of their terms.
-    const float scale = std::min(0.5f, 5.0f / std::sqrt(static_cast<float>(k)));
-    const std::vector<float> w = random_.Values(n * k, scale, Type::kBFloat16);
-    const std::vector<float> x = random_.Values(kMost * k, 1.0f, Type::kBFloat16);
-    Buffer weight(Type::kBFloat16, w), packed(Type::kBFloat16, PackedWeightSize(n, k));
-    PackWeight(weight.data(), n, k, packed.data());
-    std::vector<double> want(kMost * n, 0.0);
-    for (int64_t t = 0; t < kMost; ++t) {
-      for (int64_t i = 0; i < n; ++i) {
-        for (int64_t j = 0; j < k; ++j) want[t * n + i] += double(x[t * k + j]) * w[i * k + j];
+  // Around the rows that a tile may have, and several of them.
+  constexpr int64_t kRows[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33, 49, 66};
+  constexpr int64_t kMost = 66;
+  for (const WeightType weight_type : {WeightType::kFloat32, WeightType::kBFloat16}) {
+    const Type x_type = weight_type == WeightType::kFloat32 ? Type::kFloat32 : Type::kBFloat16;
+    for (const Shape& shape : kShapes) {
+      // A row of float32 has twice the words.
+      const int64_t n = shape.n;
+      const int64_t k = x_type == Type::kFloat32 ? (shape.k + 1) / 2 : shape.k;
+      // Sums of any length stay about as large, and so does the rounding of their terms.
+      const float scale = std::min(0.5f, 5.0f / std::sqrt(static_cast<float>(k)));
+      const std::vector<float> w = random_.Values(n * k, scale, x_type);
+      const std::vector<float> x = random_.Values(kMost * k, 1.0f, x_type);
+      Buffer weight(x_type, w);
+      const Packed packed(kernels(), weight_type, weight, n, k, n / 3);
+      std::vector<double> want(kMost * n, 0.0);
+      for (int64_t t = 0; t < kMost; ++t) {
+        for (int64_t i = 0; i < n; ++i) {
+          for (int64_t j = 0; j < k; ++j) want[t * n + i] += double(x[t * k + j]) * w[i * k + j];
+        }
       }
-    }
-    std::vector<float> whole;
-    for (auto rows = std::rbegin(kRows); rows != std::rend(kRows); ++rows) {
-      const std::string what =
-          std::to_string(n) + " x " + std::to_string(k) + ", " + std::to_string(*rows) + " rows";
-      // The last rows: nothing is read past the end, or written before the beginning.
-      const int64_t first = kMost - *rows;
-      Buffer in(Type::kBFloat16, std::vector<float>(x.begin() + first * k, x.end()));
-      Buffer out(type(), *rows * n);
-      ProductArgs args;
-      args.n = n;
-      args.k = k;
-      args.weight = packed.data();
-      args.x = in.data();
-      args.y_type = type();
-      args.y = out.data();
-      kernels().product(executor_, *rows, args);
-      const std::vector<float> found = out.Floats();
-      ExpectClose(found, std::vector<double>(want.begin() + first * n, want.end()), type(), what);
-      if (whole.empty()) whole = found;
-      EXPECT_TRUE(std::equal(found.begin(), found.end(), whole.begin() + first * n))
-          << what << ": a row depends on the others";
+      std::vector<float> whole;
+      for (auto rows = std::rbegin(kRows); rows != std::rend(kRows); ++rows) {
+        const std::string what = std::string(x_type == Type::kFloat32 ? "float32 " : "bfloat16 ") +
+                                 std::to_string(n) + " x " + std::to_string(k) + ", " +
+                                 std::to_string(*rows) + " rows";
+        // The last rows: nothing is read past the end, or written before the beginning.
+        const int64_t first = kMost - *rows;
+        Buffer in(x_type, std::vector<float>(x.begin() + first * k, x.end()));
+        Buffer out(type(), *rows * n);
+        MatMulArgs args;
+        args.weight = packed.weight();
+        args.x = in.data();
+        args.y_type = type();
+        args.y = out.data();
+        kernels().MatMul(*rows, args);
+        const std::vector<float> found = out.Floats();
+        ExpectClose(found, std::vector<double>(want.begin() + first * n, want.end()), type(), what);
+        if (whole.empty()) whole = found;
+        EXPECT_TRUE(std::equal(found.begin(), found.end(), whole.begin() + first * n))
+            << what << ": a row depends on the others";
+      }
     }
   }
 }
 
 // Likewise. What quantization costs is not looked at here: the loops take the same integers.
-TEST_P(KernelsTest, QuantizedProduct) {
+TEST_P(KernelsTest, QuantizedMatMul) {
   struct Shape {
     int64_t n, k;
   };
-  constexpr Shape kShapes[] = {{1, 1},   {1, 4},   {31, 3},   {32, 32},
-                               {33, 31}, {65, 66}, {96, 257}, {33, 30001}};
-  constexpr int64_t kRows[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 25, 30};
-  constexpr int64_t kMost = 30;
+  constexpr Shape kShapes[] = {{1, 1},   {1, 4},   {31, 3},   {32, 32},   {33, 31},
+                               {65, 66}, {70, 65}, {96, 257}, {33, 30001}};
+  constexpr int64_t kRows[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 25, 32, 33, 40};
+  constexpr int64_t kMost = 40;
   for (const Shape& shape : kShapes) {
     const auto [n, k] = shape;
     std::vector<float> w = random_.Values(n * k, 0.5f, Type::kBFloat16);
@@ -646,10 +687,7 @@ TEST_P(KernelsTest, QuantizedProduct) {
     if (n > 1) std::fill_n(w.begin() + k, k, 0.0f);  // a row of zeros has no scale
     std::fill_n(x.begin() + 3 * k, k, 0.0f);
     Buffer weight(Type::kBFloat16, w);
-    std::vector<int8_t> packed(QuantizedWeightSize(n, k));
-    std::vector<float> scales(ToWholePanels(n));
-    std::vector<int32_t> sums(ToWholePanels(n));
-    QuantizeWeight(weight.data(), n, k, packed.data(), scales.data(), sums.data());
+    const Packed packed(kernels(), WeightType::kInt8, weight, n, k, n / 2);
 
     const auto quantize = [k = k](const float* row) {
       double largest = 0.0;
@@ -670,7 +708,8 @@ TEST_P(KernelsTest, QuantizedProduct) {
         double largest = 0.0, sum = 0.0;
         for (int64_t j = 0; j < k; ++j) largest = std::max<double>(largest, std::abs(w[i * k + j]));
         for (int64_t j = 0; j < k && largest > 0; ++j) {
-          sum += std::round(w[i * k + j] / static_cast<float>(largest) * 127.0f) * qx[j];
+          const float inverse = 127.0f / static_cast<float>(largest);
+          sum += std::nearbyint(w[i * k + j] * inverse) * qx[j];
         }
         want.push_back(sum * largest / 127 * qx[k]);
       }
@@ -679,14 +718,12 @@ TEST_P(KernelsTest, QuantizedProduct) {
       const int64_t first = kMost - rows;
       Buffer in(Type::kBFloat16, std::vector<float>(x.begin() + first * k, x.end()));
       Buffer out(type(), rows * n);
-      QuantizedProductArgs args;
-      args.n = n;
-      args.k = k;
-      args.weight = {packed.data(), scales.data(), sums.data()};
+      MatMulArgs args;
+      args.weight = packed.weight();
       args.x = in.data();
       args.y_type = type();
       args.y = out.data();
-      kernels().quantized_product(executor_, rows, args);
+      kernels().MatMul(rows, args);
       ExpectClose(
           out.Floats(), std::vector<double>(want.begin() + first * n, want.end()), type(),
           std::to_string(n) + " x " + std::to_string(k) + ", " + std::to_string(rows) + " rows");
@@ -695,7 +732,7 @@ TEST_P(KernelsTest, QuantizedProduct) {
 }
 
 // No integer stands for a NaN or an infinity: the whole row says so, and no other.
-TEST_P(KernelsTest, QuantizedProductOfWhatIsNotFinite) {
+TEST_P(KernelsTest, QuantizedMatMulOfWhatIsNotFinite) {
   constexpr int64_t kN = 40, kRows = 3;
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   for (const int64_t k : {5, 64, 70}) {
@@ -704,19 +741,14 @@ TEST_P(KernelsTest, QuantizedProductOfWhatIsNotFinite) {
         std::vector<float> x = random_.Values(kRows * k, 1.0f, Type::kBFloat16);
         x[k + at] = special;
         Buffer weight(Type::kBFloat16, random_.Values(kN * k, 0.5f, Type::kBFloat16));
-        std::vector<int8_t> packed(QuantizedWeightSize(kN, k));
-        std::vector<float> scales(2 * kProductPanel);
-        std::vector<int32_t> sums(2 * kProductPanel);
-        QuantizeWeight(weight.data(), kN, k, packed.data(), scales.data(), sums.data());
+        const Packed packed(kernels(), WeightType::kInt8, weight, kN, k, kN);
         Buffer in(Type::kBFloat16, x), out(type(), kRows * kN);
-        QuantizedProductArgs args;
-        args.n = kN;
-        args.k = k;
-        args.weight = {packed.data(), scales.data(), sums.data()};
+        MatMulArgs args;
+        args.weight = packed.weight();
         args.x = in.data();
         args.y_type = type();
         args.y = out.data();
-        kernels().quantized_product(executor_, kRows, args);
+        kernels().MatMul(kRows, args);
         const std::vector<float> found = out.Floats();
         for (int64_t i = 0; i < kRows * kN; ++i) {
           EXPECT_EQ(std::isfinite(found[i]), i / kN != 1) << k << " " << special << " " << i;
@@ -735,12 +767,12 @@ TEST_P(KernelsTest, FindLargest) {
       std::vector<float> values = random_.Values(n, 10.0f);
       for (float& value : values) value = -std::abs(value) - 1.0f;
       values[at] = -0.5f;
-      Largest largest = kernels().find_largest(values.data(), n);
+      Largest largest = kernels().FindLargest(values.data(), n);
       EXPECT_EQ(largest.value, -0.5f) << where;
       EXPECT_TRUE(largest.all_finite) << where;
       for (const float special : {-kInfinity, kInfinity, kNaN, -kNaN}) {
         values[at] = special;
-        largest = kernels().find_largest(values.data(), n);
+        largest = kernels().FindLargest(values.data(), n);
         EXPECT_FALSE(largest.all_finite) << where << ", " << special;
         if (std::isnan(special)) continue;
         EXPECT_EQ(largest.value, *std::max_element(values.begin(), values.end()))
@@ -755,7 +787,7 @@ TEST_P(KernelsTest, SoftmaxWeights) {
     const std::vector<float> logits = random_.Values(n, 10.0f);
     const float max = *std::max_element(logits.begin(), logits.end());
     std::vector<float> weights(n);
-    const float sum = kernels().softmax_weights(logits.data(), n, max, 0.7f, weights.data());
+    const float sum = kernels().SoftmaxWeights(logits.data(), n, max, 0.7f, weights.data());
     double want_sum = 0.0;
     for (int64_t i = 0; i < n; ++i) {
       const double argument = (double(logits[i]) - max) * 0.7f;
@@ -770,7 +802,7 @@ TEST_P(KernelsTest, SoftmaxWeights) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, KernelsTest, testing::ValuesIn(Everything()), [](const auto& info) {
-  return std::string(info.param.kernels->instruction_set) +
+  return std::string(Name(info.param.set)) +
          (info.param.type == Type::kFloat32 ? "_float32" : "_bfloat16");
 });
 

@@ -9,6 +9,7 @@
 
 #include "gtest/gtest.h"
 #include "model/device/cuda/sample_row.h"
+#include "model/kernels/cpu/cpu_kernels.h"
 #include "model/kernels/cuda/cuda_kernels.h"
 #include "model/sampler.h"
 #include "tests/model/kernels/cuda/engine.h"
@@ -77,6 +78,7 @@ class CudaSamplingTest : public testing::TestWithParam<Engine> {
   }
 
   void ExpectEqualToCpu(const std::vector<Draw>& draws) const {
+    const auto cpu = MakeCpuKernels(BestInstructionSet(), {});
     const Drawn drawn = OnDevice(draws);
     for (size_t n = 0; n < draws.size(); ++n) {
       SampleRequest request;
@@ -86,7 +88,7 @@ class CudaSamplingTest : public testing::TestWithParam<Engine> {
       request.banned = draws[n].banned;
       request.prompt = draws[n].prompt;
       request.generated = draws[n].generated;
-      const SampledToken want = Sample(draws[n].logits, request);
+      const SampledToken want = Sample(*cpu, draws[n].logits, request);
       ASSERT_EQ(drawn.id[n], want.id) << draws[n].name << ", vocabulary " << draws[n].logits.size()
                                       << ", index " << draws[n].index;
       ASSERT_NEAR(drawn.logprob[n], want.logprob, 2e-5 * (1.0 + std::abs(want.logprob)))
