@@ -32,7 +32,7 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
-#if defined(__AVX512BF16__)
+#if defined(__x86_64__)
 // The calling thread's tiles, from the constructor to the destructor: one at a time in a thread.
 // The instructions are written out, as GCC's intrinsics take the numbers of tiles as text only.
 class HardwareTiles {
