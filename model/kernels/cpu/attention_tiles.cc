@@ -160,23 +160,15 @@ class TiledAttention {
       if (count <= 0) {
         // All zeros.
       } else if (block_size % kLanes == 0) {
-        // Positions past the last one are in the cache too, and of no meaning.
-        BFloat16 copies[2][kLanes];
+        // Positions past the last one are in the cache too, and of no meaning: their scores are
+        // not read.
         const BFloat16* const keys = KeyAt(rows, first);
         const int64_t later = first + kGroupsAhead * kLanes;
         const BFloat16* const ahead = later < length ? KeyAt(rows, later) : keys;
         for (; n < hd; n += 2) {
-          const BFloat16* lower = keys + n * block_size;
-          const BFloat16* upper = n + 1 < hd ? lower + block_size : zeros;
+          const BFloat16* const lower = keys + n * block_size;
           __builtin_prefetch(ahead + n * block_size, 0, 2);
-          if (count < kLanes) {
-            memset(copies, 0, sizeof(copies));
-            memcpy(copies[0], lower, count * sizeof(BFloat16));
-            memcpy(copies[1], upper, count * sizeof(BFloat16));
-            lower = copies[0];
-            upper = copies[1];
-          }
-          Interleave(lower, upper, words_at(n));
+          Interleave(lower, n + 1 < hd ? lower + block_size : zeros, words_at(n));
         }
       } else {
         for (; n < hd; n += 2) {

@@ -394,10 +394,11 @@ class Attention {
                           .key_stride = work.gathers ? kLanes : args_.cache.block_size,
                           .values = work.reads + groups,
                           .zeros = work.zeros};
-    for (int64_t r = 0; r < kRows; ++r) {
-      const T* q = static_cast<const T*>(args_.q) + (row + r) * args_.q_stride + head * hd;
-      for (int64_t n = 0; n < hd; n += P::kStep) {
-        work.query[n / P::kStep * kRows + r] = P::Query(q + n, hd - n);
+    const T* q = static_cast<const T*>(args_.q) + row * args_.q_stride + head * hd;
+    typename P::Operand* query = work.query;
+    for (int64_t n = 0; n < hd; n += P::kStep, q += P::kStep, query += kRows) {
+      DDL_UNROLL for (int r = 0; r < kRows; ++r) {
+        query[r] = P::Query(q + r * args_.q_stride, hd - n);
       }
     }
     ScoreAllGroups<T, kRows>(work.query, past, groups, hd, scale_, work.scores, work.score_stride);
