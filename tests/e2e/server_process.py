@@ -21,8 +21,10 @@ STOP_SECONDS = 60
 
 
 def environment(**variables):
-    """What the server's process gets: nothing but settings of sanitizers, and `variables`."""
-    kept = {name: value for name, value in os.environ.items() if name.endswith("SAN_OPTIONS")}
+    """What the server's process gets: settings of sanitizers, the instruction set that all tests
+    are to be run by, if any, and `variables`."""
+    kept = {name: value for name, value in os.environ.items()
+            if name.endswith("SAN_OPTIONS") or name == "DDL_INSTRUCTION_SET"}
     return kept | variables
 
 
