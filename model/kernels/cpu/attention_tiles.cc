@@ -224,8 +224,8 @@ class TiledAttention {
                 const Word* panel, int64_t rows, float factor, float* to, int64_t to_stride) const {
     alignas(64) Word sums[kBlockRows * kPanelWidth];
     rows > kMaxTileRows
-        ? MultiplyPanel<BFloat16Dot, 2, false>(tiles, x, stride, words, panel, Ahead(), sums)
-        : MultiplyPanel<BFloat16Dot, 1, false>(tiles, x, stride, words, panel, Ahead(), sums);
+        ? MultiplyPanel<BFloat16Dot, 2, false>(tiles, x, stride, words, panel, Prefetch(), sums)
+        : MultiplyPanel<BFloat16Dot, 1, false>(tiles, x, stride, words, panel, Prefetch(), sums);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t j = 0; j < kVectorsOfPanel; ++j) {
         Floats values;

@@ -61,8 +61,7 @@ struct BFloat16Words {  // two of each; the first is the lower half
 #else
       const PartFloats first = PartFloats{} + FloatOfBits(x << 16);
       const PartFloats second = PartFloats{} + FloatOfBits(x & 0xffff0000u);
-      result.part[i] =
-          MulAdd(reinterpret_cast<PartFloats>(w.part[i] << 16), first, sums.part[i]);
+      result.part[i] = MulAdd(reinterpret_cast<PartFloats>(w.part[i] << 16), first, sums.part[i]);
       result.part[i] =
           MulAdd(reinterpret_cast<PartFloats>(w.part[i] & 0xffff0000u), second, result.part[i]);
 #endif
@@ -134,9 +133,9 @@ class Column {
 
 // kRows rows of x from `first` by one panel; result(row, j, sums) takes the sums of sixteen
 // columns.
-template <typename W, int kRows, bool kAsks, typename Result>
+template <typename W, int kRows, bool kPrefetches, typename Result>
 __attribute__((noinline)) void Tile(const Rows& x, int64_t first, const Word* panel,
-                                    Ahead ahead, const Result& result) {
+                                    Prefetch prefetch, const Result& result) {
   typename W::Sums sums[kRows][kVectors];
   DDL_UNROLL for (int r = 0; r < kRows; ++r) {
     DDL_UNROLL for (int j = 0; j < kVectors; ++j) sums[r][j] = W::Zero();
@@ -145,10 +144,10 @@ __attribute__((noinline)) void Tile(const Rows& x, int64_t first, const Word* pa
     VectorOfWords w[kVectors];
     DDL_UNROLL for (int j = 0; j < kVectors; ++j) { w[j] = LoadWords(weights + j * kLanes); }
     // Into the second-level cache, which can wait for more lines at a time than the first.
-    if constexpr (kAsks) {
-      __builtin_prefetch(ahead.line, 0, 2);
-      __builtin_prefetch(ahead.line + ahead.step / 2, 0, 2);
-      ahead.line += ahead.step;
+    if constexpr (kPrefetches) {
+      __builtin_prefetch(prefetch.line, 0, 2);
+      __builtin_prefetch(prefetch.line + prefetch.step / 2, 0, 2);
+      prefetch.line += prefetch.step;
     }
     DDL_UNROLL for (int r = 0; r < kRows; ++r) {
       const Word f = factors(r);
@@ -170,11 +169,12 @@ __attribute__((noinline)) void Tile(const Rows& x, int64_t first, const Word* pa
   }
 }
 
-template <typename W, int kRows, bool kAsks, typename Result>
-void TileOf(int64_t rows, const Rows& x, int64_t first, const Word* panel, Ahead ahead,
+template <typename W, int kRows, bool kPrefetches, typename Result>
+void TileOf(int64_t rows, const Rows& x, int64_t first, const Word* panel, Prefetch prefetch,
             const Result& result) {
-  if (rows == kRows) return Tile<W, kRows, kAsks>(x, first, panel, ahead, result);
-  if constexpr (kRows > 1) TileOf<W, kRows - 1, kAsks>(rows, x, first, panel, ahead, result);
+  if (rows == kRows) return Tile<W, kRows, kPrefetches>(x, first, panel, prefetch, result);
+  if constexpr (kRows > 1)
+    TileOf<W, kRows - 1, kPrefetches>(rows, x, first, panel, prefetch, result);
 }
 
 // All rows by all panels; result(row, column, sums) takes the sums of sixteen columns from there.
@@ -184,28 +184,30 @@ void Multiply(const Executor& executor, int64_t rows, const Rows& x, const Packe
   const int64_t words = x.words + (x.half ? 1 : 0);
   const int64_t panel_words = words * kPanelWidth;
   const int64_t rows_at_once = CachedRows(words, kMaxRows);
-  ParallelFor(executor, NumPanels(weight.n), RowGrain(rows * words * 4), [&](int64_t begin, int64_t end) {
-    for (int64_t first = 0; first < rows; first += rows_at_once) {
-      const int64_t last = rows - first < rows_at_once ? rows : first + rows_at_once;
-      for (int64_t p = begin; p < end; ++p) {
-        const Word* panel = static_cast<const Word*>(weight.data) + p * panel_words;
-        const auto to_columns = [&](int64_t row, int j, const typename W::Sums& sums)
-            __attribute__((always_inline)) {
-          result(row, p * kPanelWidth + j * kLanes, sums);
-        };
-        // Tiles of about the same size: a small last one would cost nearly as much as a large one.
-        const int64_t tiles = (last - first + kMaxRows - 1) / kMaxRows;
-        for (int64_t row = first, tile = 0; tile < tiles; ++tile) {
-          const int64_t left = tiles - tile, size = (last - row + left - 1) / left;
-          const Ahead ahead = AheadOf(tile, tiles, panel, panel_words);
-          tiles <= kMostTilesThatAsk
-              ? TileOf<W, kMaxRows, true>(size, x, row, panel, ahead, to_columns)
-              : TileOf<W, kMaxRows, false>(size, x, row, panel, ahead, to_columns);
-          row += size;
-        }
-      }
-    }
-  });
+  ParallelFor(executor, NumPanels(weight.n), RowGrain(rows * words * 4),
+              [&](int64_t begin, int64_t end) {
+                for (int64_t first = 0; first < rows; first += rows_at_once) {
+                  const int64_t last = rows - first < rows_at_once ? rows : first + rows_at_once;
+                  for (int64_t p = begin; p < end; ++p) {
+                    const Word* panel = static_cast<const Word*>(weight.data) + p * panel_words;
+                    const auto to_columns = [&](int64_t row, int j, const typename W::Sums& sums)
+                        __attribute__((always_inline)) {
+                      result(row, p * kPanelWidth + j * kLanes, sums);
+                    };
+                    // Tiles of about the same size: a small last one would cost nearly as much as a
+                    // large one.
+                    const int64_t tiles = (last - first + kMaxRows - 1) / kMaxRows;
+                    for (int64_t row = first, tile = 0; tile < tiles; ++tile) {
+                      const int64_t left = tiles - tile, size = (last - row + left - 1) / left;
+                      const Prefetch prefetch = PrefetchOf(tile, tiles, panel, panel_words);
+                      tiles <= kMaxPrefetchingTiles
+                          ? TileOf<W, kMaxRows, true>(size, x, row, panel, prefetch, to_columns)
+                          : TileOf<W, kMaxRows, false>(size, x, row, panel, prefetch, to_columns);
+                      row += size;
+                    }
+                  }
+                }
+              });
 }
 
 // ---- One type

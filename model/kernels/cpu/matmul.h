@@ -88,23 +88,23 @@ struct StoreScaledSums {
 
 // ---- Prefetching
 
-// What a tile asks for while it sums: so many bytes further for each of its words.
-struct Ahead {
+// What a tile prefetches while it sums: `step` bytes further for each of its words.
+struct Prefetch {
   const char* line = nullptr;
   int64_t step = 0;
 };
 constexpr int64_t kLineBytes = 64;
 
-// What the `tile`th of `tiles` asks for that take a panel in turn. One that is alone needs weights
-// as fast as they come: those that follow, further ahead than the processor would ask by itself, as
-// it stops at every page. Several have the time for the next panel, each for its part.
-// With more, the panel is soon in the cache, and most tiles would ask in vain.
-constexpr int64_t kMostTilesThatAsk = 8;
-inline Ahead AheadOf(int64_t tile, int64_t tiles, const Word* panel, int64_t panel_words) {
-  constexpr int64_t kAlone = 2048;  // bytes
+// For the `tile`th of `tiles` that take a panel in turn. One that is alone needs weights as fast as
+// they come: those that follow, `distance` bytes ahead, further than the processor would prefetch
+// by itself, as it stops at every page. Several have the time for the next panel, each for its
+// part. With more, the panel is soon in the cache, and most tiles would prefetch in vain.
+constexpr int64_t kMaxPrefetchingTiles = 8;
+inline Prefetch PrefetchOf(int64_t tile, int64_t tiles, const Word* panel, int64_t panel_words,
+                           int64_t distance = 2048) {
   const char* weights = reinterpret_cast<const char*>(panel);
   const int64_t bytes = panel_words * kWordBytes;
-  if (tiles == 1) return {weights + kAlone, kPanelWidth * kWordBytes};
+  if (tiles == 1) return {weights + distance, kPanelWidth * kWordBytes};
   return {weights + bytes + bytes / tiles * tile, kPanelWidth * kWordBytes / tiles};
 }
 

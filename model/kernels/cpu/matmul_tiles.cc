@@ -25,39 +25,43 @@ void Multiply(const Executor& executor, int64_t rows, const TiledRows& x,
   const int64_t panel_words = x.words * kPanelWidth;
   const int64_t rows_at_once = CachedRows(x.words, kBlockRows);
   const TileConfig config = PanelConfig(rows);
+  constexpr int64_t kPrefetchDistance = 8192;  // bytes: four times what an instruction takes
   ParallelFor(executor, NumPanels(weight.n), RowGrain(rows * x.words * kWordBytes),
               [&](int64_t begin, int64_t end) {
-    Tiles tiles(config);
-    alignas(64) Word sums[kBlockRows * kPanelWidth];
-    for (int64_t first = 0; first < rows; first += rows_at_once) {
-      const int64_t last = rows - first < rows_at_once ? rows : first + rows_at_once;
-      const int64_t blocks = (last - first + kBlockRows - 1) / kBlockRows;
-      for (int64_t p = begin; p < end; ++p) {
-        const Word* panel = static_cast<const Word*>(weight.data) + p * panel_words;
-        for (int64_t block = 0; block < blocks; ++block) {
-          const int64_t row = first + block * kBlockRows;
-          const int64_t count = last - row < kBlockRows ? last - row : kBlockRows;
-          const Ahead ahead = AheadOf(block, blocks, panel, panel_words);
-          const unsigned char* const block_x = x.data + row * x.stride;
-          if (count > kMaxTileRows) {
-            blocks <= kMostTilesThatAsk
-                ? MultiplyPanel<Dot, 2, true>(tiles, block_x, x.stride, x.words, panel, ahead, sums)
-                : MultiplyPanel<Dot, 2, false>(tiles, block_x, x.stride, x.words, panel, ahead,
-                                               sums);
-          } else {
-            MultiplyPanel<Dot, 1, true>(tiles, block_x, x.stride, x.words, panel, ahead, sums);
-          }
-          for (int64_t r = 0; r < count; ++r) {
-            for (int64_t j = 0; j < kVectorsOfPanel; ++j) {
-              typename Dot::Sums values;
-              memcpy(&values, sums + r * kPanelWidth + j * kLanes, sizeof(values));
-              result(row + r, p * kPanelWidth + j * kLanes, values);
-            }
-          }
-        }
-      }
-    }
-  });
+                Tiles tiles(config);
+                alignas(64) Word sums[kBlockRows * kPanelWidth];
+                for (int64_t first = 0; first < rows; first += rows_at_once) {
+                  const int64_t last = rows - first < rows_at_once ? rows : first + rows_at_once;
+                  const int64_t blocks = (last - first + kBlockRows - 1) / kBlockRows;
+                  for (int64_t p = begin; p < end; ++p) {
+                    const Word* panel = static_cast<const Word*>(weight.data) + p * panel_words;
+                    for (int64_t block = 0; block < blocks; ++block) {
+                      const int64_t row = first + block * kBlockRows;
+                      const int64_t count = last - row < kBlockRows ? last - row : kBlockRows;
+                      const Prefetch prefetch =
+                          PrefetchOf(block, blocks, panel, panel_words, kPrefetchDistance);
+                      const unsigned char* const block_x = x.data + row * x.stride;
+                      if (count > kMaxTileRows) {
+                        blocks <= kMaxPrefetchingTiles
+                            ? MultiplyPanel<Dot, 2, true>(tiles, block_x, x.stride, x.words, panel,
+                                                          prefetch, sums)
+                            : MultiplyPanel<Dot, 2, false>(tiles, block_x, x.stride, x.words, panel,
+                                                           prefetch, sums);
+                      } else {
+                        MultiplyPanel<Dot, 1, true>(tiles, block_x, x.stride, x.words, panel,
+                                                    prefetch, sums);
+                      }
+                      for (int64_t r = 0; r < count; ++r) {
+                        for (int64_t j = 0; j < kVectorsOfPanel; ++j) {
+                          typename Dot::Sums values;
+                          memcpy(&values, sums + r * kPanelWidth + j * kLanes, sizeof(values));
+                          result(row + r, p * kPanelWidth + j * kLanes, values);
+                        }
+                      }
+                    }
+                  }
+                }
+              });
 }
 
 template <typename Tiles, typename Y>

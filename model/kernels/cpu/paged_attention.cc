@@ -54,8 +54,8 @@ struct Products {
 };
 
 #if defined(__AVX512BF16__)
-// Two terms at a time, with products and sums in float32. Softmax's weights are rounded to the type,
-// as in every flash attention.
+// Two terms at a time, with products and sums in float32. Softmax's weights are rounded to the
+// type, as in every flash attention.
 template <>
 struct Products<BFloat16> {
   static constexpr int64_t kStep = 2;
@@ -227,7 +227,8 @@ void AddAllValues(const typename Products<T>::Operand* weights, int64_t weight_s
     };
     for (int r = 0; r < kRows; ++r) {
       float& sum = y[r * y_stride + n];
-      for (int64_t p = 0; p < positions; ++p) sum += P::Weight(weights + r * weight_stride, p) * value(p);
+      for (int64_t p = 0; p < positions; ++p)
+        sum += P::Weight(weights + r * weight_stride, p) * value(p);
     }
   }
 }

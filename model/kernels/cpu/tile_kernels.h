@@ -53,9 +53,9 @@ inline TileConfig PanelConfig(int64_t rows) {
 
 // kBlocks tiles of rows of x by `words` of a panel, both multiples of a tile's; the sums to `sums`,
 // [16 kBlocks, kPanelWidth] aligned to 64 bytes.
-template <typename Dot, int kBlocks, bool kAsks, typename Tiles>
+template <typename Dot, int kBlocks, bool kPrefetches, typename Tiles>
 DDL_INLINE void MultiplyPanel(Tiles& tiles, const unsigned char* x, int64_t stride, int64_t words,
-                              const Word* panel, Ahead ahead, Word* sums) {
+                              const Word* panel, Prefetch prefetch, Word* sums) {
   constexpr int64_t kPanelBytes = kPanelWidth * kWordBytes;
   tiles.template Zero<0>();
   tiles.template Zero<1>();
@@ -64,9 +64,10 @@ DDL_INLINE void MultiplyPanel(Tiles& tiles, const unsigned char* x, int64_t stri
     tiles.template Zero<3>();
   }
   for (int64_t w = 0; w < words; w += kTileWords) {
-    if constexpr (kAsks) {
-      const char* const end = ahead.line + kTileWords * ahead.step;
-      for (; ahead.line < end; ahead.line += kLineBytes) __builtin_prefetch(ahead.line, 0, 2);
+    if constexpr (kPrefetches) {
+      const char* const end = prefetch.line + kTileWords * prefetch.step;
+      for (; prefetch.line < end; prefetch.line += kLineBytes)
+        __builtin_prefetch(prefetch.line, 0, 2);
     }
     tiles.template Load<6>(panel + w * kPanelWidth, kPanelBytes);
     tiles.template Load<7>(panel + w * kPanelWidth + kTileWords, kPanelBytes);
