@@ -170,7 +170,7 @@ TEST_P(KernelsTest, DeltaStep) {
     args.x = x.data();
     args.rewrite = row.rewrite;
     args.h = h_buffer.data();
-    args.k_eps = 0.5f;  // large, so that leaving it out shows
+    args.k_eps = 0.5f;                 // large, so that leaving it out shows
     args.residual_multiplier = 0.75f;  // likewise
     args.compress = row.compress;
     args.compress_weight = compress.data();
@@ -243,8 +243,8 @@ TEST_P(KernelsTest, DeltaStep) {
 
 TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
   // Positions 0...length-1 are filled by a first call, the rest by a second.
-  const std::vector<std::pair<int, int>> first = {{0, 1}, {0, 17}, {0, 4}};
-  const std::vector<std::pair<int, int>> second = {{1, 3}, {17, 1}, {4, 29}};
+  const std::vector<std::pair<int, int>> first = {{0, 1}, {0, 17}, {0, 4}, {0, 70}};
+  const std::vector<std::pair<int, int>> second = {{1, 3}, {17, 1}, {4, 29}, {70, 41}};
   for (const AttentionCase& row : AttentionCases()) {
     const int64_t heads = row.heads, hd = row.head_dim, d = 12;
     const auto block_size = static_cast<int>(row.block_size);
@@ -253,7 +253,7 @@ TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
     const std::vector<float> k_alpha = random_.Values(heads * d, 0.5f);
     const std::vector<float> v_alpha = random_.Values(heads * d, 0.5f);
     std::vector<float> rope_cos, rope_sin;
-    for (int p = 0; p < 64; ++p) {
+    for (int p = 0; p < 111; ++p) {
       for (int64_t n = 0; n < row.rotary_dims / 2; ++n) {
         rope_cos.push_back(std::cos(0.3f * p / (1 + n)));
         rope_sin.push_back(std::sin(0.3f * p / (1 + n)));
@@ -312,6 +312,42 @@ TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
 
       const NaiveAttention::Result want = naive.Next(ragged, input, attention, qkv, c, gate);
       ExpectCloseAttention(y.Floats(), want.y, type(), row.name);
+    }
+  }
+}
+
+// Scores whose exponentials are no float32: a row's largest is taken off first. The key of position
+// `best` is the nearest to every query, so far that its value is the output.
+TEST_P(KernelsTest, PagedAttentionOfLargeScores) {
+  constexpr int64_t kHeadDim = 32, kLength = 45, kBlockSize = 16, kBlocks = 3;
+  for (const int64_t best : {int64_t{0}, int64_t{15}, int64_t{16}, int64_t{31}, int64_t{37}}) {
+    std::vector<float> k(kBlocks * kBlockSize * kHeadDim, 0.0f);
+    std::vector<float> v = random_.Values(k.size(), 1.0f, type());
+    for (int64_t p = 0; p < kLength; ++p) {
+      for (int64_t n = 0; n < kHeadDim; ++n) {
+        k[(p / kBlockSize * kHeadDim + n) * kBlockSize + p % kBlockSize] = p == best ? 8.0f : 4.0f;
+      }
+    }
+    const RaggedBatch last({{38, 7}}, kBlockSize);
+    const int64_t tokens = last.batch.tokens;
+    Buffer q(type(), std::vector<float>(tokens * kHeadDim, 40.0f));
+    Buffer k_cache(type(), k), v_cache(type(), v), y(type(), tokens * kHeadDim);
+    PagedAttentionArgs args;
+    args.type = type();
+    args.heads = 1;
+    args.head_dim = kHeadDim;
+    args.q = q.data();
+    args.q_stride = kHeadDim;
+    args.cache = {k_cache.data(), v_cache.data(), kBlockSize};
+    args.y = y.data();
+    Batch batch = last.batch;
+    const std::vector<int32_t> table = {0, 1, 2};
+    batch.block_table = table.data();
+    batch.block_table_stride = kBlocks;
+    kernels().PagedAttention(batch, args);
+    const std::vector<float> found = y.Floats();
+    for (int64_t i = 0; i < tokens * kHeadDim; ++i) {
+      EXPECT_EQ(found[i], v[best * kHeadDim + i % kHeadDim]) << best << " " << i;
     }
   }
 }

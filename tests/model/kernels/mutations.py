@@ -24,7 +24,7 @@ Mutation = collections.namedtuple("Mutation", "file old new program test compile
 MATMUL = ("kernels_test", "KernelsTest.MatMul")
 INT8 = ("kernels_test", "KernelsTest.QuantizedMatMul")
 ATTENTION = ("kernels_test", "KernelsTest.AttentionInputAndPagedAttention")
-CHUNKS = ("kernels_test", "KernelsTest.PagedAttentionHasTheSameBitsByAnyChunking")
+LARGE = ("kernels_test", "KernelsTest.PagedAttentionOfLargeScores")
 TILES = ("tiles_test", "EmulatedTilesTest.MultipliesBFloat16AsTheHardwareWasSeenTo")
 TILES_INT8 = ("tiles_test", "EmulatedTilesTest.MultipliesInt8")
 REFUSES = ("tiles_test", "EmulatedTilesTest.RefusesWhatTheHardwareWould")
@@ -69,14 +69,15 @@ MUTATIONS = [
     Mutation("emulated_tiles.cc", "return Flushed(result);", "return result;", *TILES),
     Mutation("emulated_tiles.cc", "const unsigned char* x = tile_[a][row] + 4 * pair;",
              "const unsigned char* x = tile_[a][row] + 4 * pair + (pair == 15 ? 4 : 0);", *SIXTEEN),
-    Mutation("emulated_tiles.cc", "w = reinterpret_cast<const signed char*>", "w = reinterpret_cast<const unsigned char*>",
+    Mutation("emulated_tiles.cc", "sums[column] += x[i] * w[4 * column + i]", "sums[column] += x[i] * (w[4 * column + i] & 255)",
              *TILES_INT8),
     Mutation("emulated_tiles.cc", "if (config_.bytes[a] != config_.rows[b] * 4)", "if (false)", *REFUSES),
     # Attention by tiles.
     Mutation("attention_tiles.cc", "p + 1 < length ? ValueAt(rows, p + 1)", "p + 1 < length ? ValueAt(rows, p)", *ATTENTION),
     Mutation("attention_tiles.cc", "n + 1 < hd ? lower + block_size : zeros", "n + 1 < hd ? lower : zeros", *ATTENTION),
     Mutation("attention_tiles.cc", "Softmax(batch_.position[row + r] + 1,", "Softmax(batch_.position[row + r] + 2,", *ATTENTION),
-    Mutation("attention_tiles.cc", "work.keys + p * work.key_words", "work.keys", *CHUNKS),
+    Mutation("attention_tiles.cc", "work.keys + p * work.key_words", "work.keys", *ATTENTION),
+    Mutation("attention_tiles.cc", "work.values + n * work.position_words", "work.values", *ATTENTION),
     Mutation("attention_tiles.cc", "positions / 2,\n               work.values", "positions / 2 - kTileWords,\n               work.values",
              *ATTENTION),
     Mutation("attention_tiles.cc", "rows.head == head && !IsStart(row)", "rows.head == head", *ATTENTION),
@@ -86,7 +87,7 @@ MUTATIONS = [
     Mutation("paged_attention.cc", "p + 1 < end ? v + head_dim : past.zeros", "p + 1 < end ? v : past.zeros", *ATTENTION),
     Mutation("paged_attention.cc", "whole ? first + past.key_stride : past.zeros", "whole ? first : past.zeros", *ATTENTION),
     Mutation("attention.h", "y[n] * inverse + 0.0f", "y[n] + 0.0f", *ATTENTION, "paged_attention.cc"),
-    Mutation("attention.h", "weights.part[i] - max", "weights.part[i]", *ATTENTION, "paged_attention.cc"),
+    Mutation("attention.h", "weights.part[i] - max", "weights.part[i]", *LARGE, "paged_attention.cc"),
 ]
 
 

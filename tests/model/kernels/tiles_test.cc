@@ -1,5 +1,5 @@
-// The twin of AMX's tile instructions, against plain loops of what Intel's instructions were seen to
-// compute, and against the processor where it has them; and the kernels that are made of them.
+// The twin of AMX's tile instructions, against plain loops of what Intel's instructions were seen
+// to compute, and against the processor where it has them; and the kernels that are made of them.
 
 #include "model/kernels/cpu/tiles.h"
 
@@ -72,7 +72,8 @@ struct Product {
     float even = 0.0f, odd = 0.0f;
     for (int w = 0; w < words; ++w) {
       const auto at = [&](int i) {
-        return std::pair(Flushed(Widened(a[row][2 * w + i])), Flushed(Widened(b[w][2 * column + i])));
+        return std::pair(Flushed(Widened(a[row][2 * w + i])),
+                         Flushed(Widened(b[w][2 * column + i])));
       };
       even = Flushed(std::fma(at(0).first, at(0).second, even));
       odd = Flushed(std::fma(at(1).first, at(1).second, odd));
@@ -109,7 +110,8 @@ Product RandomProduct(std::mt19937_64& random, Numbers numbers) {
   for (auto& row : product.c) {
     for (float& sum : row) {
       sum = normal(random);
-      if (numbers == Numbers::kTiny) sum = FloatOfBits(static_cast<uint32_t>(random()) & 0x80ffffffu);
+      if (numbers == Numbers::kTiny)
+        sum = FloatOfBits(static_cast<uint32_t>(random()) & 0x80ffffffu);
       if (numbers == Numbers::kAnything) sum = FloatOfBits(static_cast<uint32_t>(random()));
     }
   }
@@ -156,7 +158,8 @@ TEST(EmulatedTilesTest, HasTheBitsOfTheHardware) {
 TEST(EmulatedTilesTest, MultipliesInt8) {
   std::mt19937 random(3);
   for (int trial = 0; trial < 200; ++trial) {
-    const int rows = 1 + static_cast<int>(random() % 16), words = 1 + static_cast<int>(random() % 16);
+    const int rows = 1 + static_cast<int>(random() % 16),
+              words = 1 + static_cast<int>(random() % 16);
     uint8_t a[kMaxTileRows][4 * kTileWords];
     int8_t b[kTileWords][4 * kTileWords];
     int32_t c[kMaxTileRows][kTileWords], found[kMaxTileRows][kTileWords];
@@ -227,7 +230,7 @@ TEST(TileKernelsTest, MatMulSumsSixteenWordsAtATime) {
   struct Row {
     int64_t rows, n, k;
   };
-  constexpr Row kRows[] = {{1, 1, 1},    {1, 40, 64},  {3, 31, 33},  {16, 32, 32}, {17, 33, 31},
+  constexpr Row kRows[] = {{1, 1, 1},    {1, 40, 64},  {3, 31, 33},   {16, 32, 32},  {17, 33, 31},
                            {32, 64, 96}, {33, 65, 70}, {50, 96, 257}, {70, 40, 3000}};
   Random random;
   for (const InstructionSet set : {InstructionSet::kAmxEmulated, InstructionSet::kAmx}) {
@@ -263,8 +266,8 @@ TEST(TileKernelsTest, MatMulSumsSixteenWordsAtATime) {
           }
           sum = Flushed(sum + Flushed(part_sums[0] + part_sums[1]));
         }
-        ASSERT_EQ(BitsOf(found[i]), BitsOf(sum)) << Name(set) << " " << rows << " x " << n << " x "
-                                                 << k << ", element " << i;
+        ASSERT_EQ(BitsOf(found[i]), BitsOf(sum))
+            << Name(set) << " " << rows << " x " << n << " x " << k << ", element " << i;
       }
     }
   }
