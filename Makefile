@@ -8,24 +8,17 @@ IMAGE ?= ddl-server
 INSTALL_DEPS := scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long serve build cuda-check image kubernetes-rules format format-check clean install-deps
+.PHONY: help demo serve build test test-long cuda-check bench lint format format-check image kubernetes-rules install-deps clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##@ Use it
 
 demo: ## Build, start the server on the bundled model, generate and embed over gRPC, stop it
 	@$(INSTALL_DEPS) build client
 	@scripts/build.sh $(PRESET) ddl_server
 	@scripts/demo.sh
-
-test: ## Build everything and run the test suite
-	@$(INSTALL_DEPS) build client test
-	@scripts/build.sh release
-	@scripts/run_tests.sh release
-
-test-long: ## Run the long tests too, and the suite under AddressSanitizer
-	@$(INSTALL_DEPS) build client test
-	@scripts/test_long.sh
 
 serve: ## Serve the bundled model on 127.0.0.1:8500 until Ctrl-C (MODEL=folder serves another one)
 	@$(INSTALL_DEPS) build
@@ -36,14 +29,30 @@ build: ## Build build/release/bin/ddl_server (CUDA=1: build/cuda/bin/ddl_server,
 	@$(INSTALL_DEPS) $(BUILD_DEPS)
 	@scripts/build.sh $(PRESET) ddl_server
 
+##@ Test and measure
+
+test: ## Build everything and run the test suite
+	@$(INSTALL_DEPS) build client test
+	@scripts/build.sh release
+	@scripts/run_tests.sh release
+
+test-long: ## Run the long tests too, and the suite under AddressSanitizer
+	@$(INSTALL_DEPS) build client test
+	@scripts/test_long.sh
+
 cuda-check: ## Run the GPU's tests and compute-sanitizer; needs a GPU
 	@scripts/cuda_check.sh
 
-image: ## Build the container image with Docker (IMAGE=name, ddl-server otherwise; CUDA=1: for GPUs as well)
-	docker build $(if $(CUDA),--target cuda) --build-arg REVISION=$$(git rev-parse --short=12 HEAD) --tag $(IMAGE) .
+bench: ## Compare speeds; takes a while (PEERS=folder adds peers, BENCH_FLAGS=more; docs/performance.md)
+	@$(INSTALL_DEPS) build client bench
+	@scripts/build.sh release ddl_server ddl_bench engine_benchmark kernels_benchmark
+	@.venv/bin/python bench/compare.py $(if $(PEERS),--peers $(PEERS)) $(BENCH_FLAGS)
 
-kubernetes-rules: ## Copy the alert rules of deploy/prometheus into the manifests of deploy/kubernetes
-	@scripts/kubernetes_rules.sh
+##@ Change it
+
+lint: ## Check formatting, scripts, Python, the contract, prose, and changed C++ files with clang-tidy (LINT_BASE=commit)
+	@$(INSTALL_DEPS) build client format lint
+	@scripts/lint.sh
 
 format: ## Format all C++ files in place
 	@$(INSTALL_DEPS) format
@@ -53,11 +62,15 @@ format-check: ## Fail if a C++ file is not formatted
 	@$(INSTALL_DEPS) format
 	@scripts/format.sh --check
 
-.PHONY: bench
-bench: ## Compare speeds; takes a while (PEERS=folder adds peers, BENCH_FLAGS=more; docs/performance.md)
-	@$(INSTALL_DEPS) build client bench
-	@scripts/build.sh release ddl_server ddl_bench engine_benchmark kernels_benchmark
-	@.venv/bin/python bench/compare.py $(if $(PEERS),--peers $(PEERS)) $(BENCH_FLAGS)
+##@ Deploy
+
+image: ## Build the container image with Docker (IMAGE=name, ddl-server otherwise; CUDA=1: for GPUs as well)
+	docker build $(if $(CUDA),--target cuda) --build-arg REVISION=$$(git rev-parse --short=12 HEAD) --tag $(IMAGE) .
+
+kubernetes-rules: ## Copy the alert rules of deploy/prometheus into the manifests of deploy/kubernetes
+	@scripts/kubernetes_rules.sh
+
+##@ Housekeeping
 
 install-deps: ## Only install what is needed
 	@$(INSTALL_DEPS) build client test

@@ -82,7 +82,7 @@ def machine():
     flags = set(re.search(r"^flags\s*: (.*)$", cpuinfo, re.MULTILINE).group(1).split())
     git = lambda *command: output_of("git", "-C", ROOT, *command).strip()
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""),
         "processor": model.group(1) if model else "unknown",
         "processors": len(os.sched_getaffinity(0)),

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU' ||
+nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU' ||
   { echo "cuda-check: needs a GPU, and nvidia-smi finds none on this machine" >&2; exit 1; }
 sanitizer=$(command -v compute-sanitizer || true)
 [ -n "$sanitizer" ] || { echo "cuda-check: needs compute-sanitizer of the CUDA toolkit in PATH" >&2; exit 1; }

@@ -5,7 +5,8 @@
 
 Greedy continuations, as token ids and text, computed in float32 from the weights as they are stored. The prompts are
 the first words of held-out paragraphs; those are kept whose closest decision is clearest (the difference of the two
-largest logits, `least_gap`), so that rounding cannot excuse another token, and no two that go on alike. And the final hidden vectors of a short text, for embeddings.
+largest logits, `least_gap`), so that rounding cannot excuse another token, and no two that go on alike. And the final
+hidden vectors of a short text, for embeddings.
 """
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ import pathlib
 
 import gguf
 import numpy
-
 from geometry import PAPER_SIZES, baseline
 
 TYPES = {

@@ -8,8 +8,7 @@ import pytest
 
 BENCH = pathlib.Path(__file__).resolve().parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
-import compare  # noqa: E402
-import make_checkpoints  # noqa: E402
+import compare
 
 
 def of_round(decode, prefill):

@@ -17,6 +17,7 @@ buildah info >/dev/null 2>&1 || export STORAGE_DRIVER=vfs
 
 # The first archive that apt uses.
 debian_archive() {
+  # shellcheck disable=SC2016  # $(SITE) is apt-get's
   apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1
 }
 

@@ -5,10 +5,10 @@ abuser runs on the same machine here, which it would not elsewhere, so at the lo
 """
 
 import collections
+import datetime
 import hashlib
 import json
 import os
-import datetime
 import subprocess
 import sys
 import time
@@ -40,7 +40,7 @@ class Abuser:
     def __enter__(self):
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            preexec_fn=lambda: os.nice(19))
+            preexec_fn=lambda: os.nice(19))  # noqa: PLW1509 (one system call, and this process has no threads that lock)
         assert self._process.stdout.readline() == "begun\n"
         return self
 

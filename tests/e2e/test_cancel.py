@@ -4,9 +4,9 @@ import threading
 
 import grpc
 import pytest
+from ddl.v1 import inference_pb2_grpc
 
 import checkpoints
-from ddl.v1 import inference_pb2_grpc
 from ddl_client import RpcError, generate_request
 from server_process import Server
 

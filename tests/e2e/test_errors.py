@@ -2,10 +2,10 @@
 
 import grpc
 import pytest
+from ddl.v1 import inference_pb2, inference_pb2_grpc
 from google.protobuf import duration_pb2
 
 import checkpoints
-from ddl.v1 import inference_pb2, inference_pb2_grpc
 from ddl_client import RpcError, generate_request
 from server_process import ROOT, Server
 

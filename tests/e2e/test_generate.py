@@ -4,10 +4,9 @@ import math
 import uuid
 
 import pytest
+from ddl.v1 import inference_pb2
 
 import checkpoints
-from ddl.v1 import inference_pb2
-from ddl_client import generate_request
 from server_process import Server
 
 TEXT = "The quick brown fox jumps"

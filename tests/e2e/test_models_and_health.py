@@ -5,10 +5,10 @@ import time
 
 import grpc
 import pytest
+from ddl.v1 import inference_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import checkpoints
-from ddl.v1 import inference_pb2
 from ddl_client import Client, RpcError
 from server_process import ROOT, Server
 

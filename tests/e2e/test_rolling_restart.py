@@ -125,7 +125,7 @@ class Servers:
         """Of both kinds, answered since this server was started."""
         for method in ("GenerateStream", "Embed"):
             self._running[which].wait_for_metrics(
-                lambda scrape: scrape.value("ddl_requests_total", method=method, code="OK") > 0)
+                lambda scrape, method=method: scrape.value("ddl_requests_total", method=method, code="OK") > 0)
 
 
 @contextlib.contextmanager

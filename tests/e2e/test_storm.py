@@ -10,10 +10,10 @@ import os
 import random
 
 import grpc
+from ddl.v1 import inference_pb2, inference_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from ddl.v1 import inference_pb2, inference_pb2_grpc
 from ddl_client import generate_request
 from server_process import BUILD, ROOT, Server
 

@@ -9,10 +9,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch (tools/requirements.txt)")
 
+from tokenizers import Tokenizer
+
 import train
 from conftest import ROOT
 from ddl_torch import Model
-from tokenizers import Tokenizer
 
 SMALL = ["--hidden-size", "32", "--layers", "2", "--heads", "2", "--head-dim", "16", "--vocab-size", "300", "--contexts",
          "16:0.5,32:0.5", "--batch-tokens", "128", "--micro-tokens", "32", "--steps", "20", "--eval-every", "10", "--warmup", "2"]
