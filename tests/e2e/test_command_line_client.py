@@ -96,7 +96,10 @@ def test_demo(ask, server):
     assert (code, err) == (0, ""), out
     assert out.count("|") >= 2
     assert f"({len(demo.SENTENCES)})" in out
-    assert "ddl_generated_tokens_total" in out
+    shown = [line for line in out.splitlines() if line.startswith("ddl_")]
+    assert 6 <= len(shown) <= 10, out
+    assert any(line.startswith("ddl_generated_tokens_total") for line in shown), out
+    assert len(out.splitlines()) <= 29, out  # scripts/demo.sh prints 11 around it: 40 in all
 
 
 @pytest.mark.parametrize("arguments,expected", [
