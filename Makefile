@@ -51,7 +51,7 @@ bench: ## Compare speeds; takes a while (PEERS=folder adds peers, BENCH_FLAGS=mo
 ##@ Change it
 
 lint: ## Check formatting, scripts, Python, the contract, prose, and changed C++ files with clang-tidy (LINT_BASE=commit)
-	@$(INSTALL_DEPS) build client format lint
+	@$(INSTALL_DEPS) build lint
 	@scripts/lint.sh
 
 format: ## Format all C++ files in place

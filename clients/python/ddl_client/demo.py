@@ -66,7 +66,7 @@ def show_completion(client, prompt, show):
     for delta in stream:
         first = first or time.monotonic()
         tokens += len(delta.tokens)
-        show(f"|{delta.text}", end="")
+        show("|" + delta.text.replace("\n", "\\n"), end="")
     ended = time.monotonic()
     if not tokens or tokens != stream.end.usage.completion_tokens:
         raise DemoError(f"{tokens} tokens came, but the server says it sent "
