@@ -11,6 +11,7 @@ rounds of the ratios within a round, with the smallest and the largest.
 The folder of --peers holds what was installed there, each as the script's head says; what is missing is left out, with a line
 that says so:
     P/openvino-venv               bench/peers/openvino_genai_peer.py
+    P/vllm-venv                   bench/peers/vllm_cpu_peer.py
     P/llama-cpp                   bench/peers/llama_cpp_build.sh, llama_cpp_peer.py
     P/deep-delta-learning         the official code, and P/reference-venv: bench/peers/reference_peer.py
 """
@@ -177,12 +178,13 @@ def find_peers(folder, size, quantization="none"):
         say("no peers: --peers was not given")
         return []
     folder = folder.resolve()
-    openvino, llama = folder / "openvino-venv/bin/python", folder / "llama-cpp"
+    openvino, vllm, llama = folder / "openvino-venv/bin/python", folder / "vllm-venv/bin/python", folder / "llama-cpp"
     official, reference = folder / "deep-delta-learning", folder / "reference-venv/bin/python"
     peers = []
     scripts = BENCH / "peers"
     for name, needed, command in [
         ("OpenVINO GenAI", [openvino], [openvino, scripts / "openvino_genai_peer.py", "--work", folder, "--size", size]),
+        ("vLLM", [vllm], [vllm, scripts / "vllm_cpu_peer.py", "--work", folder, "--size", size]),
         ("llama.cpp", [llama / "llama.cpp/build/bin/llama-batched-bench"],
          [sys.executable, scripts / "llama_cpp_peer.py", "--work", llama, "--size", size,
           "--dtype", "bf16" if quantization == "none" else "q8_0"]),

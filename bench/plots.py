@@ -10,7 +10,7 @@ import json
 import pathlib
 import sys
 
-OURS, PEERS = ("#1f5fa8", "#5b9bd5"), ("#c55a11", "#7f7f7f", "#a5a5a5")
+OURS, PEERS = ("#1f5fa8", "#5b9bd5"), ("#c55a11", "#6a8d3a", "#7f7f7f", "#a5a5a5")
 
 
 def caption(machine):

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """How long a server takes from its start to the first token, and what memory it keeps.
 
-    bench/start_and_memory.py [--rounds 7] [--flags=--quantization=int8]
+    bench/start_and_memory.py [--rounds 7] [--checkpoints DIR | --model DIR] [--flags=--quantization=int8]
 
 Starts the server --rounds times, each time with one request for one token as soon as it is ready: from exec to the token's
 arrival. Then compares anonymous resident memory (mapped files are not in it) with that of a server on the tiny checkpoint: what is
 left is the model's, to be held against its weights' bytes and the K/V cache in use. Then, on the tiny checkpoint, memory as it is
-while --tokens tokens are generated, at 20 points of them.
+while --tokens tokens are generated, at 20 points of them (0: not).
 """
 
 import argparse
@@ -54,27 +54,31 @@ def main():
     parser.add_argument("--checkpoints", type=pathlib.Path, default=ROOT / "build/bench/checkpoints",
                         help="made if missing (default build/bench/checkpoints)")
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release")
+    parser.add_argument("--model", type=pathlib.Path, help="a checkpoint's folder, instead of small-ccec of random weights")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--flags", action="append", default=[], help="of the server, in every start")
     arguments = parser.parse_args()
     arguments.checkpoints.mkdir(parents=True, exist_ok=True)
-    small, tiny = (make_checkpoints.make(arguments.checkpoints, size, "ccec") for size in ("small", "tiny"))
+    tiny = make_checkpoints.make(arguments.checkpoints, "tiny", "ccec")
+    model = arguments.model or make_checkpoints.make(arguments.checkpoints, "small", "ccec")
 
     seconds, own = [], []
     for number in range(arguments.rounds):
         print(f"start {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
-        with Server(arguments.build, small, arguments.flags) as server:
+        with Server(arguments.build, model, arguments.flags) as server:
             seconds.append(server.first_token())
             parameters = server.client.model_info().parameter_count
             loaded = server.anonymous_bytes()
         with Server(arguments.build, tiny, arguments.flags) as server:
             server.first_token()
             own.append(loaded - server.anonymous_bytes())
-    print(f"from exec to the first token: {statistics.median(seconds):.2f} s ({min(seconds):.2f}..{max(seconds):.2f})")
+    print(f"{model.name}, from exec to the first token: {statistics.median(seconds):.2f} s ({min(seconds):.2f}..{max(seconds):.2f})")
     mebibytes = statistics.median(own) / 2**20
     print(f"anonymous memory of the model: {mebibytes:.0f} MiB for {parameters:,} parameters, "
           f"{statistics.median(own) / parameters:.3f} bytes each")
+    if arguments.tokens == 0:
+        return
 
     with Server(arguments.build, tiny, arguments.flags) as server:
         info = server.client.model_info()

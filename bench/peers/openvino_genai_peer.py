@@ -17,9 +17,9 @@ import subprocess
 import sys
 import time
 
-from geometry import PAPER_SIZES, baseline
-
-END_TOKEN = 256  # the tokenizer is that of bytes, and this
+import qwen3
+from geometry import PAPER_SIZES
+from qwen3 import END_TOKEN
 
 
 def parse_arguments():
@@ -35,19 +35,10 @@ def parse_arguments():
 
 
 def make_model(size, plain, exported):
-    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import PreTrainedTokenizerFast
 
-    cfg = baseline(size)
-    config = Qwen3Config(
-        vocab_size=cfg.vocab_size, hidden_size=cfg.hidden_size, intermediate_size=cfg.mlp_width,
-        num_hidden_layers=cfg.num_hidden_layers, num_attention_heads=cfg.num_attention_heads,
-        num_key_value_heads=cfg.num_attention_heads, head_dim=cfg.head_dim, max_position_embeddings=cfg.block_size,
-        rms_norm_eps=cfg.rms_norm_eps, rope_theta=cfg.rope_base, tie_word_embeddings=True,
-        bos_token_id=END_TOKEN, eos_token_id=END_TOKEN)
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(plain)
-
+    qwen3.save(size, plain)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)} | {"<|end|>": END_TOKEN}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
