@@ -39,11 +39,19 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def set_environment():
-    """What vLLM reads when it is imported: this process alone computes, on all processors that it may use, and asks nobody."""
+def restart_in_its_environment():
+    """What vLLM and the dynamic linker read at a process's start: this one alone computes, on all processors that it may use.
+
+    vLLM binds OpenMP's threads to processors, and says that Intel's OpenMP, which comes with its wheel, serves best for that.
+    """
+    if "VLLM_CPU_OMP_THREADS_BIND" in os.environ:
+        return
+    openmp = pathlib.Path(sys.prefix) / "lib/libiomp5.so"
     processors = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-    os.environ.update(VLLM_CPU_OMP_THREADS_BIND=processors, VLLM_CPU_KVCACHE_SPACE="2", VLLM_ENABLE_V1_MULTIPROCESSING="0",
-                      VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", HF_HUB_OFFLINE="1")
+    os.environ.update(VLLM_CPU_OMP_THREADS_BIND=processors, LD_PRELOAD=str(openmp), VLLM_CPU_KVCACHE_SPACE="2",
+                      VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1",
+                      HF_HUB_OFFLINE="1")
+    os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 class Engine:
@@ -81,7 +89,7 @@ def main():
     if max(batches) > MOST_SEQUENCES or max(batches) * arguments.prompt > MOST_STEP_TOKENS:
         sys.exit(f"--batches {max(batches)} of --prompt {arguments.prompt}: at most {MOST_SEQUENCES} sequences, and {MOST_STEP_TOKENS} "
                  "tokens of their prompts, are taken in one step")
-    set_environment()
+    restart_in_its_environment()
     folder = arguments.work / f"vllm-{arguments.size}"
     if not folder.exists():
         print("making the model", file=sys.stderr)
