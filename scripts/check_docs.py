@@ -4,7 +4,8 @@
     scripts/check_docs.py [--root FOLDER]
 
 - No line is longer than 160 characters: of Markdown, and of the files whose comments are prose (scripts, CMake, YAML, proto,
-  Dockerfile, Makefile). A row of a Markdown table, which cannot be broken, may be longer, but none of its cells.
+  Dockerfile, Makefile). Code blocks of Markdown show what programs print. A row of a table, which cannot be broken, may be
+  longer, but none of its cells.
 - A relative link of Markdown leads to a file of the project, and its #anchor to a heading there.
 - A path in backticks that begins with a folder of the project, such as `server/engine/scheduler.cc`, is there: a file, a
   folder, a pattern with *, or a stem of a .h or .cc.
@@ -57,8 +58,9 @@ def anchors(text):
 
 
 def overlong(name, text):
-    for number, line in enumerate(text.splitlines(), 1):
-        is_row = name.endswith(".md") and line.startswith("|")
+    is_markdown = name.endswith(".md")
+    for number, line in prose_lines(text) if is_markdown else enumerate(text.splitlines(), 1):
+        is_row = is_markdown and line.startswith("|")
         length = max(len(part.strip()) for part in line.split("|")) if is_row else len(line)
         if length > LONGEST:
             yield f"{name}:{number}: {'a cell' if is_row else 'a line'} of {length} characters, at most {LONGEST} are allowed"
