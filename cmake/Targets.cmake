@@ -7,6 +7,8 @@
 #
 # DEPENDS names our own targets and imported ones (gRPC::grpc++, absl::status, PkgConfig::PCRE2, ddl::libtorch ...). They are
 # linked PUBLIC, so that a dependency's own dependencies need not be repeated. Includes are written from the project's root.
+# A header belongs to the library that names it or the .cc beside it; who includes it must link that, and a library of the server
+# must include something of what it links: scripts/include_graph.py reads all this from targets.tsv, and a test calls it.
 #
 # A test is one entry of ctest per program, and runs in the project's root. The label `long` keeps it out of `make test`;
 # SERIAL keeps others from running beside it (it measures time, or wants the machine). TIMEOUT is 300 seconds otherwise.
@@ -38,8 +40,27 @@ macro(ddl_parse_arguments function name options one_value multi_value)
   endif()
 endmacro()
 
+# For scripts/include_graph.py: a target's sources, from the project's root, and what it links.
+function(ddl_record_target name sources depends)
+  foreach(source ${sources})
+    file(REAL_PATH ${source} source BASE_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR})
+    file(RELATIVE_PATH source ${PROJECT_SOURCE_DIR} ${source})
+    set_property(GLOBAL APPEND_STRING PROPERTY DDL_TARGETS "${name}\tsource\t${source}\n")
+  endforeach()
+  foreach(depend ${depends})
+    set_property(GLOBAL APPEND_STRING PROPERTY DDL_TARGETS "${name}\tlink\t${depend}\n")
+  endforeach()
+endfunction()
+
+# Once everything is declared.
+function(ddl_write_targets)
+  get_property(targets GLOBAL PROPERTY DDL_TARGETS)
+  file(WRITE ${PROJECT_BINARY_DIR}/targets.tsv "${targets}")
+endfunction()
+
 function(ddl_library name)
   ddl_parse_arguments(ddl_library ${name} "" "" "SOURCES;DEPENDS" ${ARGN})
+  ddl_record_target(${name} "${arg_SOURCES}" "${arg_DEPENDS}")
   set(compiled ${arg_SOURCES})
   list(FILTER compiled INCLUDE REGEX "\\.(cc|cu)$")
   if(compiled)
@@ -53,6 +74,7 @@ endfunction()
 
 function(ddl_executable name)
   ddl_parse_arguments(ddl_executable ${name} "" "" "SOURCES;DEPENDS" ${ARGN})
+  ddl_record_target(${name} "${arg_SOURCES}" "${arg_DEPENDS}")
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE ddl_settings ${arg_DEPENDS})
   # Runs from any directory with an empty environment: LibTorch's folders are in the program (from the build tree), or ../lib

@@ -15,10 +15,11 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/delta_residual.h"
 #include "model/device/device.h"
+#include "model/hidden_readout.h"
 #include "model/kernels/kernels.h"
 #include "model/kv_cache.h"
 #include "model/linear.h"
-#include "model/model_runner.h"
+#include "model/runner_options.h"
 
 namespace ddl {
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "model/kernels/cpu/cpu_kernels.h"
-#include "model/model_runner.h"
+#include "model/runner_options.h"
 
 namespace ddl {
 

@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/process_limits.h"
+#include "model/checkpoint/checkpoint.h"
 #include "model/ddl_model.h"
 #include "model/device/device.h"
 #include "model/weights.h"

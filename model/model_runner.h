@@ -10,8 +10,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "model/checkpoint/checkpoint.h"
-#include "model/kernels/instruction_set.h"
+#include "model/checkpoint/model_config.h"
+#include "model/hidden_readout.h"
+#include "model/runner_options.h"
 #include "model/sampler.h"
 #include "model/token.h"
 
@@ -21,21 +22,10 @@
 
 namespace ddl {
 
+class Checkpoint;
+
 // Which positions of a chunk a vector is wanted for.
 enum class Rows { kNone, kLast, kAll };
-
-// Which vector of a position is meant, of its state X [d, dv] after a layer's block.
-struct HiddenReadout {
-  enum class Kind {
-    kFinalNorm,   // [d] the model's readout of X, then ln_f: what the LM head reads
-    kCompressed,  // [d] the layer's own compress of X, not normalised
-    kChannel,     // [d] one value channel, X[:, channel]
-    kStateFlat,   // [d * dv] all of X, value channels fastest
-  };
-  Kind kind = Kind::kFinalNorm;
-  std::optional<int32_t> layer;  // in [0, num_layers); none: the last
-  int32_t channel = 0;           // in [0, dv), of kChannel
-};
 
 // Log-probabilities of tokens that are given rather than drawn.
 struct ScoreRequest {
@@ -128,34 +118,6 @@ struct ModelDescription {
   // Steps that may have been begun and not be finished: more than one where steps are computed
   // beside the caller.
   int32_t max_steps_under_way = 1;
-};
-
-enum class RunnerDType { kFloat32, kBFloat16 };
-
-// Of the matrix products' weights. kInt8: a scale for each output, activations to 8 bits a row as
-// they come; on the CPU and in bfloat16 only.
-enum class Quantization { kNone, kInt8 };
-enum class RunnerDevice { kCpu, kCuda };
-
-struct RunnerOptions {
-  RunnerDevice device = RunnerDevice::kCpu;
-  RunnerDType dtype = RunnerDType::kFloat32;
-  Quantization quantization = Quantization::kNone;
-  // Of the CPU's kernels; none: the best that is supported.
-  std::optional<kernels::InstructionSet> instruction_set;
-  int32_t kv_block_size = 16;  // tokens
-  // > 0; on a GPU 0 means as many as its memory holds beside the weights and the largest step, up
-  // to gpu_memory_fraction of all of it.
-  int32_t kv_num_blocks = 0;
-  double gpu_memory_fraction = 0.9;
-  int32_t max_sequences = 64;  // slots for tails
-  int32_t max_step_tokens = 2048;
-  int32_t max_context_length = 0;  // longest sequence, tokens; 0: config.json's block_size
-  // 0: one for every 16 M parameters, at most as many as ProcessLimits::Processors.
-  int num_threads = 0;
-  // Obey ddl_state_dv_shortconv_causal, as the official accelerated model does. The eager
-  // official model ignores the key, and so does the server unless told otherwise.
-  bool obey_dv_shortconv_causal = false;
 };
 
 // Bytes of cache that one token takes in the given type, all layers: its K and V, and its share of

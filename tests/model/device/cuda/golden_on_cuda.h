@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "model/checkpoint/checkpoint.h"
 #include "model/model_runner.h"
 
 namespace ddl {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "model/checkpoint/checkpoint.h"
 #include "model/model_runner.h"
 #include "tests/model/device/cuda/runtime_on_host.h"
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "model/checkpoint/checkpoint.h"
 #include "model/model_runner.h"
 #include "model/sampler.h"
 
