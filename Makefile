@@ -8,7 +8,7 @@ IMAGE ?= ddl-server
 INSTALL_DEPS := scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve build test test-long cuda-check bench lint format format-check image kubernetes-rules install-deps clean
+.PHONY: help demo serve build test test-long cuda-check bench lint format format-check flags-reference image kubernetes-rules install-deps clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,11 @@ bench: ## Compare speeds; takes a while (PEERS=folder adds peers, BENCH_FLAGS=mo
 lint: ## Check formatting, scripts, Python, the contract, prose, and changed C++ files with clang-tidy (LINT_BASE=commit)
 	@$(INSTALL_DEPS) build lint
 	@scripts/lint.sh
+
+flags-reference: ## Write docs/flags.md from the flags' own texts
+	@$(INSTALL_DEPS) build
+	@scripts/build.sh release flags_reference
+	@build/release/tests/flags_reference >docs/flags.md
 
 format: ## Format all C++ files in place
 	@$(INSTALL_DEPS) format

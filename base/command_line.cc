@@ -176,6 +176,16 @@ class Parser {
   CommandLineAction action_ = CommandLineAction::kRun;
 };
 
+const absl::CommandLineFlag& FlagNamed(std::string_view name) {
+  return *absl::FindCommandLineFlag(absl::string_view(name.data(), name.size()));
+}
+
+// "--name=default" of a defined flag.
+std::string WithDefault(const absl::CommandLineFlag& flag) {
+  const std::string value = flag.DefaultValue();
+  return absl::StrCat("--", flag.Name(), value.empty() ? "" : "=", value);
+}
+
 // Breaks `text` into lines of at most `width`, each after `indent` spaces.
 std::string Wrap(const std::string& text, size_t indent, size_t width) {
   std::string out;
@@ -214,11 +224,20 @@ std::string HelpText(absl::Span<const FlagGroup> groups, std::string_view usage)
   for (const FlagGroup& group : groups) {
     absl::StrAppend(&text, "\n", std::string(group.title), ":\n");
     for (const std::string_view name : group.flags) {
-      const absl::CommandLineFlag* flag =
-          absl::FindCommandLineFlag(absl::string_view(name.data(), name.size()));
-      const std::string value = flag->DefaultValue();
-      absl::StrAppend(&text, "  --", std::string(name), value.empty() ? "" : "=", value, "\n",
-                      Wrap(flag->Help(), 6, 96), "\n");
+      const absl::CommandLineFlag& flag = FlagNamed(name);
+      absl::StrAppend(&text, "  ", WithDefault(flag), "\n", Wrap(flag.Help(), 6, 96), "\n");
+    }
+  }
+  return text;
+}
+
+std::string FlagsReference(absl::Span<const FlagGroup> groups) {
+  std::string text;
+  for (const FlagGroup& group : groups) {
+    absl::StrAppend(&text, "\n## ", std::string(group.title), "\n\n");
+    for (const std::string_view name : group.flags) {
+      const absl::CommandLineFlag& flag = FlagNamed(name);
+      absl::StrAppend(&text, "- `", WithDefault(flag), "`<br>\n", Wrap(flag.Help(), 2, 120), "\n");
     }
   }
   return text;

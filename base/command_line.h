@@ -43,6 +43,9 @@ absl::StatusOr<CommandLineAction> ParseCommandLine(absl::Span<const FlagGroup> g
 // What --help prints.
 std::string HelpText(absl::Span<const FlagGroup> groups, std::string_view usage);
 
+// The same of the flags alone, in Markdown: a section for each group.
+std::string FlagsReference(absl::Span<const FlagGroup> groups);
+
 }  // namespace ddl
 
 #endif  // DDL_BASE_COMMAND_LINE_H_

@@ -26,6 +26,7 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/model_runner.h"
 #include "server/engine/engine.h"
+#include "server/engine/scheduler.h"
 
 ABSL_FLAG(std::string, model, "", "Required. Folder of the checkpoint.");
 ABSL_FLAG(int32_t, streams, 64, "Requests under way at a time; the end of one starts the next.");
@@ -79,12 +80,12 @@ class StepTimes final : public EngineObserver {
   void OnStreamStall() override {}
   void OnGateSample(const GateSample& /*sample*/) override {}
   void OnGeneratedTokens(int64_t /*tokens*/) override {}
-  void OnWastedTokens(std::string_view /*reason*/, int64_t /*tokens*/) override {}
+  void OnWastedTokens(WasteReason /*reason*/, int64_t /*tokens*/) override {}
   void OnTimeToFirstToken(absl::Duration /*duration*/) override {}
   void OnInterTokenLatency(absl::Duration /*duration*/) override {}
   void OnPreemption() override {}
   void OnNonfiniteLogits() override {}
-  void OnRejected(std::string_view /*reason*/) override {}
+  void OnRejected(RejectReason /*reason*/) override {}
   void OnFinished(const FinishedRequest& /*request*/) override {}
 
   // Read once the engine is idle.

@@ -154,13 +154,13 @@ class DdlModelRunner final : public ModelRunner {
     description_.kv_block_size = options.kv_block_size;
     description_.kv_num_blocks = options_.kv_num_blocks;
     description_.max_sequences = options.max_sequences;
-    description_.max_steps_under_way = device_->runs_beside() ? 2 : 1;
+    description_.max_in_flight_steps = device_->runs_beside() ? 2 : 1;
   }
 
   const ModelDescription& description() const override { return description_; }
 
   void Begin(absl::Span<const SequenceChunk> chunks) override {
-    DDL_CHECK(static_cast<int32_t>(steps_.size()) < description_.max_steps_under_way,
+    DDL_CHECK(static_cast<int32_t>(steps_.size()) < description_.max_in_flight_steps,
               "no more steps are under way than may be");
     const StepUnderWay* const before = steps_.empty() ? nullptr : &steps_.back();
     StepUnderWay& step = steps_.emplace_back();

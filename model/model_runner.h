@@ -117,7 +117,7 @@ struct ModelDescription {
 
   // Steps that may have been begun and not be finished: more than one where steps are computed
   // beside the caller.
-  int32_t max_steps_under_way = 1;
+  int32_t max_in_flight_steps = 1;
 };
 
 // Bytes of cache that one token takes in the given type, all layers: its K and V, and its share of
@@ -146,7 +146,7 @@ class ModelRunner {
   // max_sequences chunks, each at least one position long, no two with the same slot. `chunks`
   // itself may go at once, what they refer to not before Finish.
   //
-  // With max_steps_under_way > 1 also before the step before is finished, if none of that one's
+  // With max_in_flight_steps > 1 also before the step before is finished, if none of that one's
   // chunks NeedsHost. Steps are computed in the order in which they are begun, so that a block or a
   // slot that one of them uses may be another sequence's in the next.
   virtual void Begin(absl::Span<const SequenceChunk> chunks) = 0;

@@ -12,6 +12,7 @@
 #include "model/model_runner.h"
 #include "server/build_info.h"
 #include "server/config.h"
+#include "server/flags.h"
 #include "server/models/model_loader.h"
 #include "server/server.h"
 #include "server/telemetry/logging.h"

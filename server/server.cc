@@ -3,28 +3,25 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <spdlog/spdlog.h>
-#include <sys/resource.h>
 
 #include <algorithm>
-#include <limits>
-#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "ddl/v1/inference.grpc.pb.h"
 #include "server/build_info.h"
+#include "server/models/model_start.h"
+#include "server/net/connection_options.h"
 #include "server/net/tls.h"
-#include "server/telemetry/process_stats.h"
 
 namespace ddl {
 namespace {
 
 // How long answers that are ready may take to reach clients once the drain is over.
 constexpr absl::Duration kFlushTimeout = absl::Seconds(1);
-// Letters of the weights' hash in a model's version.
-constexpr size_t kVersionLength = 12;
 // How often the watchdog looks at the steps.
 constexpr absl::Duration kWatchInterval = absl::Milliseconds(200);
 
@@ -45,72 +42,6 @@ absl::Status CannotListen(absl::string_view flag, const std::string& address) {
                    ": it is in use, not allowed or not an address of this machine"));
 }
 
-std::string Fingerprint(const std::string& version, const ModelDescription& description) {
-  return absl::StrCat(version, "-", std::string(GetBuildInfo().version), "-", description.dtype);
-}
-
-// For people and for scripts: words as key=value.
-std::string Summary(const ReadyModel& model) {
-  const ModelDescription& description = model.engine->model();
-  const int64_t cached_tokens =
-      static_cast<int64_t>(description.kv_num_blocks) * description.kv_block_size;
-  return absl::StrCat(
-      "model=", model.identity.name, " variant=", model.variant, " dtype=", description.dtype,
-      " device=", description.device, " parameters=", description.parameter_count,
-      " context=", model.limits.max_context_length, " kv_cache_tokens=", cached_tokens,
-      " tokenizer=", model.tokenizer == nullptr ? "none" : "yes",
-      " weights_sha256=", model.weights_sha256);
-}
-
-// gRPC's arguments are int; INT_MAX milliseconds are never.
-int Milliseconds(absl::Duration duration) {
-  return static_cast<int>(
-      std::min<int64_t>(absl::ToInt64Milliseconds(duration), std::numeric_limits<int>::max()));
-}
-
-void LimitConnections(const ServerConfig& config, grpc::ServerBuilder* builder) {
-  // gRPC reads a message to its end, however long its sender says it is, before it finds it too
-  // long, and then tells nobody here. So it has no bound, and ParseRequest has.
-  builder->SetMaxReceiveMessageSize(-1);
-  // A few bytes can be unpacked to any number, for which there would be no bound.
-  builder->SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
-  builder->SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
-  // Of what it has read and no call has taken. Past this it drops the streams that hold most.
-  grpc::ResourceQuota quota("connections");
-  quota.Resize(static_cast<size_t>(config.max_connection_memory));
-  builder->SetResourceQuota(quota);
-  const std::pair<const char*, int> arguments[] = {
-      {GRPC_ARG_MAX_CONCURRENT_STREAMS, config.max_concurrent_streams},
-      {GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(config.max_connection_idle)},
-      {GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(config.max_connection_age)},
-      {GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, Milliseconds(config.handshake_timeout)},
-      {GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-       Milliseconds(config.min_ping_interval)},
-      {GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(config.keepalive_interval)},
-      {GRPC_ARG_KEEPALIVE_TIMEOUT_MS, Milliseconds(config.keepalive_timeout)},
-      // Both ways also while no call runs: otherwise the least interval would be two hours then.
-      {GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1},
-  };
-  for (const auto& [name, value] : arguments) builder->AddChannelArgument(name, value);
-}
-
-// Each connection takes a file descriptor, and the server itself some.
-void RaiseFileLimit(int max_connections) {
-  constexpr rlim_t kOwnFiles = 256;
-  const rlim_t wanted = static_cast<rlim_t>(max_connections) + kOwnFiles;
-  rlimit limit = {};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
-  limit.rlim_cur = std::min(wanted, limit.rlim_max);
-  if (setrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur == wanted) return;
-  spdlog::warn("--max_connections={} is more than the {} files that may be open allow",
-               max_connections, limit.rlim_cur);
-}
-
-int64_t ResidentBytes() {
-  const std::optional<ProcessStats> stats = ReadProcessStats();
-  return stats.has_value() ? stats->resident_bytes : 0;
-}
-
 }  // namespace
 
 Server::Server(const ServerConfig& config, ModelLoader loader, std::function<absl::Time()> now,
@@ -122,15 +53,15 @@ Server::Server(const ServerConfig& config, ModelLoader loader, std::function<abs
       metrics_(GetBuildInfo(), Names(config.models)),
       models_(Names(config.models)),
       request_log_(config.log_format),
-      surroundings_{models_,
-                    metrics_,
-                    active_calls_,
-                    replies_,
-                    api_keys_,
-                    request_log_,
-                    config_.max_message_bytes},
-      inference_service_(surroundings_),
-      model_service_(surroundings_, state_),
+      rpc_{models_,
+           metrics_,
+           active_calls_,
+           replies_,
+           api_keys_,
+           request_log_,
+           config_.max_message_bytes},
+      inference_service_(rpc_),
+      model_service_(rpc_, state_),
       watchdog_(config.step_timeout, config.models.size()) {
   if (config_.models.size() > 1) compute_thread_.emplace();
 }
@@ -169,12 +100,12 @@ absl::StatusOr<std::vector<std::string>> Server::Check() {
 absl::Status Server::Listen() {
   if (absl::Status status = ReadFiles(); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<ConnectionAcceptor>> acceptor = ConnectionAcceptor::Listen(
-      config_.grpc_address,
-      {.max_connections = config_.max_connections, .per_second = config_.max_connection_rate});
+      config_.grpc_address, {.max_connections = config_.connections.max_connections,
+                             .per_second = config_.connections.max_connection_rate});
   if (!acceptor.ok()) return CannotListen("grpc_address", config_.grpc_address);
   acceptor_ = *std::move(acceptor);
   grpc_port_ = acceptor_->port();
-  RaiseFileLimit(config_.max_connections);
+  RaiseFileLimit(config_.connections.max_connections);
   absl::StatusOr<std::unique_ptr<HttpServer>> http_server =
       HttpServer::Start(config_.metrics_address, Pages());
   if (!http_server.ok()) {
@@ -186,7 +117,7 @@ absl::Status Server::Listen() {
   grpc::EnableDefaultHealthCheckService(true);
   if (config_.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
-  LimitConnections(config_, &builder);
+  ApplyConnectionOptions(config_.connections, &builder);
   using Connections = grpc::ServerBuilder::experimental_type::ExternalConnectionType;
   connections_ =
       builder.experimental().AddExternalConnectionAcceptor(Connections::FROM_FD, credentials_);
@@ -293,7 +224,7 @@ absl::Status Server::Serve() {
   acceptor_->Stop();
   grpc_server_->Shutdown(std::chrono::system_clock::now());
   grpc_server_->Wait();
-  stop_deadline_.reset();
+  shutdown_deadline_.reset();
   return failure;
 }
 
@@ -308,7 +239,7 @@ void Server::LoadModels() {
   absl::Status status;
   for (size_t i = 0; i < config_.models.size() && status.ok(); ++i) {
     ServedModel* model = models_.all()[i].get();
-    status = LoadAndWarmUp(config_.models[i], model);
+    status = LoadModel(config_.models[i], model);
     if (!status.ok()) model->SetFailed(std::string(status.message()));
   }
   const MutexLock lock(mu_);
@@ -317,41 +248,15 @@ void Server::LoadModels() {
   changed_.NotifyAll();
 }
 
-absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model) {
+absl::Status Server::LoadModel(const ModelSource& source, ServedModel* model) {
   const absl::Time start = absl::Now();
   spdlog::info("loading model={} folder={}", source.name, source.folder.string());
   absl::StatusOr<LoadedModel> loaded = loader_(source, config_, abandon_loading_);
   if (!loaded.ok()) return loaded.status();
-  metrics_.SetLoadDuration(source.name, "read", loaded->read);
-  metrics_.SetLoadDuration(source.name, "pack", loaded->pack);
 
   model->SetWarmingUp();
-  auto ready = std::make_unique<ReadyModel>();
-  const ModelDescription description = loaded->runner->description();
-  const bool has_delta_rule = loaded->variant != "gpt";
-  // The hash is a label of the metrics, which the engine needs.
-  ready->weights_sha256 = loaded->weights_sha256.get();
-  const absl::Time warming = absl::Now();
-  const int64_t resident_before = ResidentBytes();
-  EngineObserver* observer = metrics_.AddModel(
-      source.name, {.variant = loaded->variant,
-                    .dtype = description.dtype,
-                    .device = description.device,
-                    .weights_sha256 = ready->weights_sha256,
-                    .max_context_length = loaded->max_context_length,
-                    .num_gated_sublayers = has_delta_rule ? 2 * description.num_layers : 0});
-  EngineOptions options;
-  options.max_running_sequences = config_.max_running_sequences;
-  options.max_waiting_requests = config_.max_waiting_requests;
-  options.max_waiting_tokens = config_.max_waiting_tokens;
-  options.max_step_tokens = config_.max_step_tokens;
-  options.max_context_length = loaded->max_context_length;
-  options.max_decode_slowdown = config_.max_decode_slowdown;
-  options.priority_aging = config_.priority_aging;
-  options.slow_reader_timeout = config_.slow_reader_timeout;
-  options.prefix_cache = config_.prefix_cache;
-  options.gate_sample_interval = config_.gate_sample_interval;
-  options.on_told = [this] { replies_.Wake(); };
+  EngineOptions options = config_.engine;
+  options.on_delivered = [this] { replies_.Wake(); };
   options.on_device_lost = [this](const absl::Status& status) {
     const MutexLock lock(mu_);
     device_.Update(status);
@@ -360,41 +265,10 @@ absl::Status Server::LoadAndWarmUp(const ModelSource& source, ServedModel* model
   if (compute_thread_.has_value()) {
     loaded->runner = RunOn(&*compute_thread_, std::move(loaded->runner));
   }
-  absl::StatusOr<std::unique_ptr<Engine>> engine =
-      Engine::Create(options, std::move(loaded->runner), loaded->tokenizer, observer, now_);
-  if (!engine.ok()) return engine.status();
-  if (absl::Status status = (*engine)->WarmUp(); !status.ok()) return status;
-  const absl::Duration warm_up = absl::Now() - warming;
-  metrics_.SetLoadDuration(source.name, "warmup", warm_up);
-  if (warm_up > config_.step_timeout) {
-    spdlog::warn("the warm-up of model={} took {:.0f}s: --step_timeout={} is short for it",
-                 source.name, absl::ToDoubleSeconds(warm_up),
-                 absl::FormatDuration(config_.step_timeout));
-  }
-  metrics_.SetDeviceMemory(source.name, "weights", loaded->weight_bytes);
-  metrics_.SetDeviceMemory(source.name, "kv", loaded->kv_bytes);
-  metrics_.SetDeviceMemory(source.name, "activations",
-                           std::max<int64_t>(ResidentBytes() - resident_before, 0));
-  observer->OnLoad((*engine)->load());  // the cache's size, before anyone has been served
-  (*engine)->Start();
-
-  ready->variant = loaded->variant;
-  ready->identity.name = source.name;
-  ready->identity.version = ready->weights_sha256.substr(0, kVersionLength);
-  ready->identity.system_fingerprint = Fingerprint(ready->identity.version, description);
-  ready->tokenizer = loaded->tokenizer;
-  ready->limits = {.model = source.name,
-                   .vocab_size = description.vocab_size,
-                   .hidden_size = description.hidden_size,
-                   .value_channels = description.value_channels,
-                   .num_layers = description.num_layers,
-                   .has_delta_rule = has_delta_rule,
-                   .max_context_length = loaded->max_context_length,
-                   .max_client_batch_size = config_.max_client_batch_size,
-                   .default_max_tokens = config_.default_max_tokens,
-                   .tokenizer = loaded->tokenizer.get()};
-  ready->engine = *std::move(engine);
-  model->SetReady(std::move(ready));
+  absl::StatusOr<std::unique_ptr<ReadyModel>> ready =
+      WarmUpAndStart(source.name, *std::move(loaded), config_, std::move(options), &metrics_, now_);
+  if (!ready.ok()) return ready.status();
+  model->SetReady(*std::move(ready));
   spdlog::info("ready model={} version={} in {:.1f}s", source.name,
                model->ready()->identity.version, absl::ToDoubleSeconds(absl::Now() - start));
   return absl::OkStatus();
@@ -491,8 +365,8 @@ void Server::EndCalls() {
 }
 
 void Server::ExpectEnd() {
-  if (stop_deadline_.has_value()) return;
-  stop_deadline_.emplace(last_resort_.grace, [this] { last_resort_.end(WhatIsStuck()); });
+  if (shutdown_deadline_.has_value()) return;
+  shutdown_deadline_.emplace(last_resort_.grace, [this] { last_resort_.end(WhatIsStuck()); });
 }
 
 std::string Server::WhatIsStuck() const {

@@ -26,10 +26,11 @@
 #include "server/models/served_models.h"
 #include "server/net/connection_acceptor.h"
 #include "server/net/http_server.h"
+#include "server/rpc/active_calls.h"
 #include "server/rpc/inference_service.h"
 #include "server/rpc/model_service.h"
 #include "server/rpc/reply_thread.h"
-#include "server/rpc/rpc.h"
+#include "server/rpc/rpc_context.h"
 #include "server/shutdown_deadline.h"
 #include "server/step_watchdog.h"
 #include "server/telemetry/metrics.h"
@@ -39,7 +40,7 @@ namespace ddl {
 
 // For a stop that cannot be finished, because a step does not come back or a call does not end.
 struct LastResort {
-  // From when everything was told to end.
+  // From when everything was asked to end.
   absl::Duration grace = absl::Seconds(5);
   // Told what is stuck, in one line, on a thread of its own. Meant to end the process: what Serve
   // waits for does not come.
@@ -98,7 +99,7 @@ class Server {
   absl::Status ReadFiles();
   // On the loading thread, or that of Check.
   void LoadModels();
-  absl::Status LoadAndWarmUp(const ModelSource& source, ServedModel* model);
+  absl::Status LoadModel(const ModelSource& source, ServedModel* model);
 
   // Waits until `deadline`, the given number of RequestStop calls or the device's loss. False: the
   // deadline came.
@@ -135,7 +136,7 @@ class Server {
   ApiKeys api_keys_;
   RequestLog request_log_;
   ReplyThread replies_;  // may still answer, which logs, when it ends
-  const RpcSurroundings surroundings_;
+  const RpcContext rpc_;
   InferenceService inference_service_;
   ModelService model_service_;
   StepWatchdog watchdog_;  // looked with by the thread that serves
@@ -150,7 +151,7 @@ class Server {
   std::unique_ptr<HttpServer> http_server_;  // shows metrics_, acceptor_, state_
   std::unique_ptr<FileWatcher> api_keys_watcher_;
 
-  std::optional<StopDeadline> stop_deadline_;  // of the thread that serves
+  std::optional<ShutdownDeadline> shutdown_deadline_;  // of the thread that serves
   std::thread load_thread_;
   std::atomic<bool> loading_ = false;
   std::atomic<bool> abandon_loading_ = false;

@@ -6,12 +6,12 @@
 
 namespace ddl {
 
-StopDeadline::StopDeadline(absl::Duration grace, std::function<void()> expired)
+ShutdownDeadline::ShutdownDeadline(absl::Duration grace, std::function<void()> expired)
     : thread_([this, deadline = absl::Now() + grace, expired = std::move(expired)] {
         Wait(deadline, expired);
       }) {}
 
-StopDeadline::~StopDeadline() {
+ShutdownDeadline::~ShutdownDeadline() {
   {
     const MutexLock lock(mu_);
     ended_ = true;
@@ -20,7 +20,7 @@ StopDeadline::~StopDeadline() {
   thread_.join();
 }
 
-void StopDeadline::Wait(absl::Time deadline, const std::function<void()>& expired) {
+void ShutdownDeadline::Wait(absl::Time deadline, const std::function<void()>& expired) {
   {
     const MutexLock lock(mu_);
     while (!ended_ && absl::Now() < deadline) changed_.WaitUntil(mu_, absl::ToChronoTime(deadline));

@@ -12,13 +12,13 @@ namespace ddl {
 
 // While it lives, something has to come to its end within `grace`; otherwise `expired` is called,
 // once, on a thread of its own. That thread is waited for.
-class StopDeadline {
+class ShutdownDeadline {
  public:
-  StopDeadline(absl::Duration grace, std::function<void()> expired);
-  ~StopDeadline();
+  ShutdownDeadline(absl::Duration grace, std::function<void()> expired);
+  ~ShutdownDeadline();
 
-  StopDeadline(const StopDeadline&) = delete;
-  StopDeadline& operator=(const StopDeadline&) = delete;
+  ShutdownDeadline(const ShutdownDeadline&) = delete;
+  ShutdownDeadline& operator=(const ShutdownDeadline&) = delete;
 
  private:
   void Wait(absl::Time deadline, const std::function<void()>& expired);

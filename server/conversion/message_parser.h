@@ -14,7 +14,7 @@ namespace ddl {
 // a word, to a string that is not UTF-8; this says INVALID_ARGUMENT with the field's path.
 // CANCELLED when there are none: the client went away after it had opened the call.
 // RESOURCE_EXHAUSTED when there are more than `max_bytes`: gRPC's own bound would end the call
-// without a word to whoever keeps the books on it.
+// without a word to the accounting.
 absl::Status ParseRequest(const grpc::ByteBuffer& bytes, int64_t max_bytes,
                           google::protobuf::Message* message);
 

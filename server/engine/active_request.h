@@ -5,11 +5,14 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "model/model_runner.h"
+#include "model/tokenizer/tokenizer.h"
 #include "server/engine/completion.h"
+#include "server/engine/engine_options.h"
 #include "server/engine/observer.h"
 #include "server/engine/pooling.h"
 #include "server/engine/request.h"
@@ -29,8 +32,13 @@ struct RequestPart {
   std::vector<SampledToken> scored;
   std::vector<SublayerStats> ddl_stats;  // [2 * num_layers] when asked for
 
-  std::optional<absl::Time> last_token;  // drawn
+  std::optional<absl::Time> last_token;  // sampled
   std::optional<CompletionEnd> end;
+
+  // Forgets what a sequence that is computed again, from its beginning, brings again.
+  void Restart();
+  // The gates of one chunk's positions.
+  void AppendStats(const ChunkOutput& output, int64_t num_sublayers);
 };
 
 // A request between Submit and OnEnd: its sequences, where their output goes, and what happened
@@ -41,6 +49,7 @@ struct ActiveRequest {
   Task task = Task::kGenerate;
   Priority priority = Priority::kNormal;
   int64_t prompt_tokens = 0;         // of all inputs; a prompt counts once, whatever n is
+  int64_t longest_sequence = 0;      // positions that its longest sequence may come to
   bool wants_prompt_scores = false;  // with OnStart
   HiddenReadout readout;             // of an Embed
   bool ddl_stats = false;
@@ -57,7 +66,7 @@ struct ActiveRequest {
   int32_t preemptions = 0;
   absl::Time ages_at;                     // when what still waits rises one class
   std::optional<absl::Time> started;      // the first step that computes any of it
-  std::optional<absl::Time> first_token;  // drawn
+  std::optional<absl::Time> first_token;  // sampled
   std::optional<absl::Time> paused;       // since its sink was full
 
   // Set when it has ended: everything it held is free, and OnEnd is due.
@@ -65,14 +74,36 @@ struct ActiveRequest {
   FinishedRequest finished;
 
   bool has_ended() const { return end.has_value(); }
-  int64_t num_generated() const {
-    int64_t tokens = 0;
-    for (const RequestPart& part : parts) {
-      if (part.completion.has_value()) tokens += part.completion->num_tokens();
-    }
-    return tokens;
-  }
+  int64_t num_generated() const;
+
+  // What ends it by the clock, unless something else does: when, or never.
+  struct Timeouts {
+    absl::Time deadline = absl::InfiniteFuture();
+    absl::Time queue = absl::InfiniteFuture();        // while it has not started
+    absl::Time slow_reader = absl::InfiniteFuture();  // while it is paused
+
+    absl::Time first() const { return std::min({deadline, queue, slow_reader}); }
+  };
+  Timeouts timeouts(absl::Duration slow_reader_timeout) const;
+
+  // Sets `end` and `finished`. `noticed`: when the cancel or the deadline came.
+  void Finish(absl::Status status, EndReason reason, absl::Time now, absl::Time noticed);
 };
+
+// A request as the engine works on it. It has been checked: at least one input, each within the
+// context. `tokenizer` may be null, and outlives it.
+std::unique_ptr<ActiveRequest> MakeActiveRequest(Request request, uint64_t id,
+                                                 std::shared_ptr<RequestSink> sink,
+                                                 const EngineOptions& options,
+                                                 const ModelDescription& model,
+                                                 const Tokenizer* tokenizer, absl::Time now);
+
+// Token ids that may be sampled: the tokenizer's, where the embedding has rows beyond them.
+TokenId VocabSize(const ModelDescription& model, const Tokenizer* tokenizer);
+
+EndReason ToEndReason(FinishReason reason);
+// Of a request that did not end OK.
+WasteReason ToWasteReason(EndReason reason);
 
 // Of several completions the first counts the prompt, as usage does.
 inline bool CountsPrompt(const ActiveRequest& request, const Sequence& sequence) {

@@ -18,15 +18,15 @@ namespace ddl {
 
 class BlockTable;
 
-// Lends out the blocks [0, num_blocks) of `block_size` tokens each. A block is
+// Allocates the blocks [0, num_blocks) of `block_size` tokens each. A block is
 //
 //   free    it holds nothing;
 //   used    by one table, or by several that share it. A full block that has been computed may
-//           be known to the prefix cache: found again by the tokens it holds and the block before;
-//   cached  known, and used by no table. Lent out again when nothing is free, the one whose use
-//           lies longest back first.
+//           be in the prefix cache: found again by the tokens it holds and the block before;
+//   cached  in the prefix cache, and used by no table. Evicted when nothing is free, the least
+//           recently used (LRU) first.
 //
-// The prefix cache never confuses two contents: a block is known under the identity of the block
+// The prefix cache never confuses two contents: a block is there under the identity of the block
 // before it and its own tokens, which are compared one by one; hashes only find the candidates.
 //
 // One thread at a time.
@@ -41,7 +41,7 @@ class BlockManager {
   int32_t num_free() const { return static_cast<int32_t>(free_.size()); }
   int32_t num_cached() const { return static_cast<int32_t>(cached_.size()); }
   int32_t num_used() const { return num_blocks() - num_available(); }
-  int32_t num_available() const { return num_free() + num_cached(); }  // to be lent out
+  int32_t num_available() const { return num_free() + num_cached(); }  // to be allocated
 
   // Blocks that hold `tokens` positions.
   int32_t BlocksFor(int64_t tokens) const {
@@ -62,51 +62,51 @@ class BlockManager {
   };
   struct Block {
     int32_t users = 0;                      // tables
-    std::optional<Content> content;         // when the prefix cache knows it
+    std::optional<Content> content;         // when it is in the prefix cache
     std::list<int32_t>::iterator position;  // in cached_, while cached
   };
 
-  int32_t Take();  // num_available() > 0
+  int32_t Allocate();  // num_available() > 0
   void Share(int32_t block);
-  void GiveBack(int32_t block);
-  // The block known to hold `tokens` after `before`.
+  void Free(int32_t block);
+  // The block of the prefix cache that holds `tokens` after `before`.
   std::optional<int32_t> Find(ContentId before, absl::Span<const TokenId> tokens) const;
-  void MakeKnown(int32_t block, ContentId before, absl::Span<const TokenId> tokens);
-  void Forget(int32_t block);
-  ContentId ContentOf(int32_t block) const { return blocks_[block].content->id; }  // known
+  void Cache(int32_t block, ContentId before, absl::Span<const TokenId> tokens);
+  void Evict(int32_t block);  // a cached one, which is free afterwards
+  ContentId ContentOf(int32_t block) const { return blocks_[block].content->id; }
 
   const int32_t block_size_;
-  std::vector<Block> blocks_;                       // [num_blocks]
-  std::vector<int32_t> free_;                       // the next to lend out is last
-  std::list<int32_t> cached_;                       // the next to lend out is first
-  std::unordered_multimap<size_t, int32_t> known_;  // blocks by the hash of their content
+  std::vector<Block> blocks_;                            // [num_blocks]
+  std::vector<int32_t> free_;                            // the next to be allocated is last
+  std::list<int32_t> cached_;                            // the least recently used is first
+  std::unordered_multimap<size_t, int32_t> by_content_;  // blocks by its hash
   ContentId next_content_ = kBeginning + 1;
 };
 
-// The blocks of one sequence, in the order of its positions. Owns a share in them, which it gives
-// back when it is cleared or goes away. The manager must outlive it.
+// The blocks of one sequence, in the order of its positions. Owns a share in them, which it frees
+// at the latest when it goes away. The manager must outlive it.
 class BlockTable {
  public:
   BlockTable() = default;  // holds nothing, and no manager
-  ~BlockTable() { Clear(); }
+  ~BlockTable() { Free(); }
   BlockTable(BlockTable&& other) noexcept;
   BlockTable& operator=(BlockTable&& other) noexcept;
 
   // Grows the table to hold `tokens` positions; it never shrinks. False, with nothing changed,
   // when too few blocks are available. Always the same manager.
   [[nodiscard]] bool Grow(BlockManager& manager, int64_t tokens);
-  // Makes an empty table begin with the blocks known to hold the beginning of `tokens`, whole
-  // ones only. Returns the positions that they hold.
-  int32_t TakeKnown(BlockManager& manager, absl::Span<const TokenId> tokens);
+  // Makes an empty table begin with the blocks of the prefix cache that hold the beginning of
+  // `tokens`, whole ones only. Returns the positions that they hold.
+  int32_t MatchPrefix(BlockManager& manager, absl::Span<const TokenId> tokens);
   // Makes an empty table begin with the first `count` blocks of another, which go on being
   // shared. Nobody may write to them.
   void ShareBeginning(const BlockTable& other, int32_t count);
-  // Makes every full block of `computed`, the tokens whose positions have been computed, known.
-  // Where another block is known for the same content, the table shares that from now on and
-  // gives its own back, so that a content is there once, and whoever uses a block also uses the
-  // one that it is known to follow.
-  void MakeKnown(absl::Span<const TokenId> computed);
-  void Clear();
+  // Enters every full block of `computed`, the tokens whose positions have been computed, into the
+  // prefix cache. Where another block has the same content there, the table shares that from now
+  // on and frees its own, so that a content is there once, and whoever uses a block also uses the
+  // one that it follows there.
+  void CacheFullBlocks(absl::Span<const TokenId> computed);
+  void Free();
 
   absl::Span<const int32_t> blocks() const { return blocks_; }
   int32_t size() const { return static_cast<int32_t>(blocks_.size()); }
@@ -114,7 +114,7 @@ class BlockTable {
  private:
   BlockManager* manager_ = nullptr;
   std::vector<int32_t> blocks_;
-  int32_t num_known_ = 0;  // the first so many are known
+  int32_t num_cached_blocks_ = 0;  // the first so many are in the prefix cache
 };
 
 }  // namespace ddl

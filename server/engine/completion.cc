@@ -21,9 +21,9 @@ Completion::Completion(const GenerateParams& params, int32_t index, const Limits
                         .stop = params.stopping.stop,
                         .include_stop_str_in_output = params.stopping.include_stop_str_in_output}) {
   sampling_.seed += static_cast<uint64_t>(index);
-  const int32_t room = limits.max_context_length - static_cast<int32_t>(params.prompt.size());
-  max_tokens_ = std::min(params.stopping.max_tokens, room);
-  full_ = params.stopping.max_tokens <= room ? FinishReason::kLength : FinishReason::kContext;
+  max_tokens_ = params.MaxNewTokens(limits.max_context_length);
+  full_ =
+      params.stopping.max_tokens == max_tokens_ ? FinishReason::kLength : FinishReason::kContext;
   if (tokenizer != nullptr && !params.stopping.ignore_eos) {
     eos_ = tokenizer->eos_token_id();
     if (eos_.has_value()) end_tokens_.push_back(*eos_);
@@ -54,10 +54,10 @@ std::optional<CompletionEnd> Completion::Accept(SampledToken token) {
   std::optional<CompletionEnd> end = EndAt(id);
   const bool ends_by_token = end.has_value() && (end->finish_reason == FinishReason::kEos ||
                                                  end->matched_token_id.has_value());
-  untold_.push_back({.id = id,
-                     .in_text = !ends_by_token,
-                     .may_stop = num_tokens_ >= stopping_.min_tokens,
-                     .last = end.has_value()});
+  pending_.push_back({.id = id,
+                      .in_text = !ends_by_token,
+                      .may_stop = num_tokens_ >= stopping_.min_tokens,
+                      .last = end.has_value()});
   if (!stopping_.stop.empty()) {
     if (std::optional<std::string> matched = MakeText()) {
       end = CompletionEnd{.finish_reason = FinishReason::kStop,
@@ -74,7 +74,7 @@ std::optional<CompletionEnd> Completion::Accept(SampledToken token) {
 
 std::optional<std::string> Completion::MakeText() {
   std::optional<std::string> matched;
-  for (const OutputText::Token& token : untold_) {
+  for (const OutputText::Token& token : pending_) {
     OutputText::Piece piece = text_.Append(token);
     delta_.text += piece.text;
     const auto released = held_.begin() + static_cast<ptrdiff_t>(piece.num_tokens);
@@ -83,7 +83,7 @@ std::optional<std::string> Completion::MakeText() {
     held_.erase(held_.begin(), released);
     matched = std::move(piece.matched_stop);
   }
-  untold_.clear();
+  pending_.clear();
   return matched;
 }
 

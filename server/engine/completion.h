@@ -15,13 +15,13 @@
 
 namespace ddl {
 
-// One completion of a Generate: says how the next token is to be drawn, takes it, tells whether
-// that was the end, and what to deliver.
+// One completion of a Generate: says how the next token is to be sampled, takes it, and knows
+// whether that was the end and what to deliver.
 class Completion {
  public:
   struct Limits {
     int32_t max_context_length = 0;  // tokens, prompt and completion together
-    TokenId vocab_size = 0;          // ids at or past it are never drawn
+    TokenId vocab_size = 0;          // ids at or past it are never sampled
   };
   // `tokenizer` may be null: no text, and no end token. It must outlive the completion. The text
   // of an end or stop token is not part of the completion's, the token itself is. `index`: of the
@@ -29,18 +29,18 @@ class Completion {
   Completion(const GenerateParams& params, int32_t index, const Limits& limits,
              const Tokenizer* tokenizer);
 
-  // How to draw what follows the prompt and the tokens generated. Refers to them and to this
+  // How to sample what follows the prompt and the tokens generated. Refers to them and to this
   // completion, as long as it is not moved.
   SampleRequest NextSample(absl::Span<const TokenId> prompt,
                            absl::Span<const TokenId> generated) const;
-  // Takes the token drawn for NextSample. The end, if this was it; then not to be called again.
+  // Takes the token sampled for NextSample. The end, if this was it; then not to be called again.
   std::optional<CompletionEnd> Accept(SampledToken token);
   // What came since the last call. May be empty: everything is held back. Where no stop string
   // decides anything, the text is made only here.
   CompletionDelta TakeDelta();
 
   // Whether NextSample depends on which tokens were generated, rather than how many.
-  bool seen_by_draws() const { return has_penalties_; }
+  bool depends_on_tokens() const { return has_penalties_; }
   int32_t num_tokens() const { return num_tokens_; }
   // Whether a completion of so many tokens has room for no more.
   bool IsFullAt(int32_t num_tokens) const { return num_tokens == max_tokens_; }
@@ -64,9 +64,9 @@ class Completion {
   OutputText text_;
   int32_t num_tokens_ = 0;
   double cumulative_logprob_ = 0.0;
-  std::vector<OutputText::Token> untold_;  // accepted, not in text_ yet
-  std::vector<SampledToken> held_;         // not in delta_ yet
-  CompletionDelta delta_;                  // to be taken
+  std::vector<OutputText::Token> pending_;  // accepted, not in text_ yet
+  std::vector<SampledToken> held_;          // not in delta_ yet
+  CompletionDelta delta_;                   // to be taken
 };
 
 }  // namespace ddl

@@ -10,7 +10,7 @@ size_t NumPositions(const SequenceChunk& chunk) { return chunk.tokens.size() - c
 
 }  // namespace
 
-std::vector<size_t> GateSampler::Ask(absl::Time now, absl::Span<SequenceChunk> chunks) {
+std::vector<size_t> GateStatistics::Ask(absl::Time now, absl::Span<SequenceChunk> chunks) {
   std::vector<size_t> asked;
   if (interval_ == absl::InfiniteDuration() || now < next_) return asked;
   size_t left = kMaxPositions;
@@ -24,8 +24,8 @@ std::vector<size_t> GateSampler::Ask(absl::Time now, absl::Span<SequenceChunk> c
   return asked;
 }
 
-void GateSampler::Report(absl::Span<const size_t> asked, absl::Span<const ChunkOutput> outputs,
-                         EngineObserver* observer) const {
+void GateStatistics::Report(absl::Span<const size_t> asked, absl::Span<const ChunkOutput> outputs,
+                            EngineObserver* observer) const {
   if (asked.empty()) return;
   for (size_t sublayer = 0; sublayer < num_sublayers_; ++sublayer) {
     std::vector<float> beta;

@@ -14,10 +14,10 @@ namespace ddl {
 
 // Has a few positions of a step report their gates, once per interval, and passes them on. The
 // step thread alone.
-class GateSampler {
+class GateStatistics {
  public:
   // An infinite interval: never. `num_sublayers`: two for each layer of the model.
-  GateSampler(absl::Duration interval, int64_t num_sublayers)
+  GateStatistics(absl::Duration interval, int64_t num_sublayers)
       : interval_(interval), num_sublayers_(static_cast<size_t>(num_sublayers)) {}
 
   // Asks some of the chunks for ddl_stats, when it is time. Which ones.

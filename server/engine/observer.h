@@ -16,10 +16,31 @@ inline constexpr int kNumTasks = 3;
 
 enum class PromptSource { kComputed, kCached };
 
+// Why a request ended. A finished embed or score: kStop; a Generate of several completions: as the
+// first. kDeadline: its queue_timeout too. kError: a stopping server too.
+enum class EndReason { kStop, kEos, kLength, kContext, kCancel, kDeadline, kError, kSlowReader };
+// Generated tokens that no OK answer accounts for (kError: a slow reader's too), or positions
+// computed again.
+enum class WasteReason { kCancel, kDeadline, kError, kPreemptRecompute };
+// Why a request was refused: by the engine, or (the last two) before it came to one.
+enum class RejectReason {
+  kQueueFull,
+  kTokensFull,
+  kTooLarge,
+  kDraining,
+  kDeadlineInfeasible,
+  kLoading,
+  kRateLimited,
+};
+// Their names, as labels of metrics have them: "stop", "preempt_recompute", "queue_full".
+std::string_view ToString(EndReason reason);
+std::string_view ToString(WasteReason reason);
+std::string_view ToString(RejectReason reason);
+
 // Everything that happened in one step.
 struct StepStats {
   int32_t prefill_tokens = 0;  // prompt and embed positions, and those computed again
-  int32_t decode_tokens = 0;   // positions of the token drawn last
+  int32_t decode_tokens = 0;   // positions of the token sampled last
   int32_t sequences = 0;
   // From its beginning, or from the end of the step before where it was begun by then, to its end.
   absl::Duration duration;
@@ -64,10 +85,7 @@ struct GateSample {
 
 struct FinishedRequest {
   Task task = Task::kGenerate;
-  // "stop", "eos", "length", "context", "cancel", "deadline" (queue_timeout too), "error" (a
-  // stopping server too), "slow_reader". A finished embed or score reports "stop", a Generate of
-  // several completions the reason of the first.
-  std::string_view finish_reason;
+  EndReason reason = EndReason::kStop;
   int64_t prompt_tokens = 0;
   int64_t generated_tokens = 0;
   absl::Duration queue;
@@ -93,19 +111,15 @@ class EngineObserver {
   // A request was paused because its client does not read.
   virtual void OnStreamStall() = 0;
   virtual void OnGateSample(const GateSample& sample) = 0;
-  // Tokens drawn. Their sum is that of the completion_tokens of requests that ended OK, and of
-  // the tokens wasted by "cancel", "deadline" and "error".
+  // Tokens sampled. Their sum is that of the completion_tokens of requests that ended OK, and of
+  // the tokens wasted by kCancel, kDeadline and kError.
   virtual void OnGeneratedTokens(int64_t tokens) = 0;
-  // Generated tokens that no OK answer accounts for, or positions computed again.
-  // reason: "cancel", "deadline", "error" (a slow reader too), "preempt_recompute".
-  virtual void OnWastedTokens(std::string_view reason, int64_t tokens) = 0;
+  virtual void OnWastedTokens(WasteReason reason, int64_t tokens) = 0;
   virtual void OnTimeToFirstToken(absl::Duration duration) = 0;   // once per completion
   virtual void OnInterTokenLatency(absl::Duration duration) = 0;  // once per further token
   virtual void OnPreemption() = 0;
   virtual void OnNonfiniteLogits() = 0;
-  // reason: "queue_full", "tokens_full", "too_large", "draining", "deadline_infeasible"; the
-  // service also knows "loading".
-  virtual void OnRejected(std::string_view reason) = 0;
+  virtual void OnRejected(RejectReason reason) = 0;
   virtual void OnFinished(const FinishedRequest& request) = 0;
 };
 

@@ -1,6 +1,7 @@
 #ifndef DDL_SERVER_ENGINE_REQUEST_H_
 #define DDL_SERVER_ENGINE_REQUEST_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -9,7 +10,8 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "model/model_runner.h"
+#include "absl/types/span.h"
+#include "model/hidden_readout.h"
 #include "model/sampler.h"
 #include "model/token.h"
 
@@ -23,7 +25,7 @@ enum class Priority { kHigh, kNormal, kLow };
 struct StoppingParams {
   // Longest completion, tokens. At least 1. The context may end it sooner.
   int32_t max_tokens = 0;
-  // End and stop tokens are not drawn, and stop strings not looked for, before this many.
+  // End and stop tokens are not sampled, and stop strings not looked for, before this many.
   int32_t min_tokens = 0;
   std::vector<std::string> stop;  // none empty; only for models with a tokenizer
   std::vector<TokenId> stop_token_ids;
@@ -34,7 +36,7 @@ struct StoppingParams {
 struct GenerateParams {
   std::vector<TokenId> prompt;  // at least 1 token, at most context - 1
   int32_t n = 1;                // completions of the prompt, which is computed once
-  // The seed is already drawn. Completion i draws with seed + i, so that it can be had alone.
+  // The seed is already chosen. Completion i samples with seed + i, so that it can be had alone.
   SamplingParams sampling;
   StoppingParams stopping;
   int32_t logprobs = -1;         // as in SampleRequest
@@ -42,6 +44,11 @@ struct GenerateParams {
   bool skip_special_tokens = true;
   bool use_prefix_cache = true;  // look blocks up there; what is computed goes in either way
   bool ddl_stats = false;        // of every position: never reads the prefix cache
+
+  // The most tokens that a completion comes to in a context of so many.
+  int32_t MaxNewTokens(int32_t max_context_length) const {
+    return std::min(stopping.max_tokens, max_context_length - static_cast<int32_t>(prompt.size()));
+  }
 };
 
 // kWeightedMean: position i of n weighs i + 1.
@@ -69,6 +76,12 @@ struct Request {
   // client's own deadline has passed.)
   absl::Duration queue_timeout = absl::InfiniteDuration();
   std::variant<GenerateParams, EmbedParams, ScoreParams> params;
+
+  // The prompt, or what is to be embedded or scored.
+  absl::Span<const std::vector<TokenId>> inputs() const;
+  int64_t NumInputTokens() const;
+  // The most tokens that it comes to in a context of so many: its inputs and longest completions.
+  int64_t MaxTokens(int32_t max_context_length) const;
 };
 
 // Why a completion ended. An end token (kEos) or a stop token (kStop) that ends it is its last
@@ -130,7 +143,7 @@ struct RequestTimings {
 
 struct RequestUsage {
   int64_t prompt_tokens = 0;
-  int64_t completion_tokens = 0;  // drawn; all of them delivered when the request ended OK
+  int64_t completion_tokens = 0;  // sampled; all of them delivered when the request ended OK
   int64_t cached_tokens = 0;
 };
 
@@ -148,7 +161,7 @@ struct RequestEnd {
 };
 
 // Whether a sink takes more at the moment. A full one has its request paused: its sequences leave
-// the batch, and what they hold may be taken for others. Steps that are under way by then still
+// the batch, and what they hold may be taken for others. Steps in flight by then still
 // bring what they bring: a delta each for every completion, which the full sink is to take.
 // Engine::Resume lets the request go on; one paused for longer than slow_reader_timeout ends with
 // RESOURCE_EXHAUSTED, SLOW_READER.

@@ -12,7 +12,7 @@ void AddChunk(Sequence* sequence, int32_t length, StepPlan* plan) {
   plan->chunks.push_back({sequence, start, start + length});
 }
 
-// All of it is under way, and nothing is to follow.
+// All of it is in flight, and nothing is to follow.
 bool IsAtItsEnd(const Sequence* sequence) { return sequence->num_remaining() == 0; }
 
 }  // namespace
@@ -86,7 +86,7 @@ void Scheduler::Remove(Sequence* sequence) {
       holding_.erase(sequence);
       break;
   }
-  if (sequence->holds_slot()) Release(sequence);
+  if (sequence->holds_slot()) Free(sequence);
   sequence->set_state(SequenceState::kNew);
 }
 
@@ -112,7 +112,7 @@ void Scheduler::Resume(Sequence* sequence) {
   }
 }
 
-void Scheduler::Raise(Sequence* sequence) {
+void Scheduler::Promote(Sequence* sequence) {
   const Priority priority = sequence->rank().priority;
   if (priority == Priority::kHigh) return;
   EndToWait(sequence);
@@ -135,12 +135,12 @@ StepPlan Scheduler::Schedule(int32_t prefill_budget) {
   FillWithPrefills(budget, &plan);
   DDL_CHECK(!plan.chunks.empty() || num_running() + num_waiting() == 0 ||
                 std::any_of(running_.begin(), running_.end(), IsAtItsEnd),
-            "nobody gets on");
+            "empty plan with runnable sequences");
   return plan;
 }
 
 void Scheduler::MarkComputed(const ScheduledChunk& chunk) {
-  if (options_.prefix_cache) chunk.sequence->MakeBlocksKnown(chunk.end);
+  if (options_.prefix_cache) chunk.sequence->CacheFullBlocks(chunk.end);
 }
 
 int32_t Scheduler::num_decodes() const {
@@ -159,7 +159,7 @@ void Scheduler::ReserveForDecodes(StepPlan* plan) {
       Sequence* const victim = *running_.rbegin();
       DDL_CHECK(running_.size() > 1, "a sequence outgrew the whole cache");
       EndToRun(victim);
-      Release(victim);
+      Free(victim);
       victim->set_was_preempted(true);
       BeginToWait(victim);
       plan->preempted.push_back(victim);
@@ -237,12 +237,12 @@ Scheduler::Start Scheduler::TryStart(Sequence* sequence, StepPlan* plan) {
   // After a preemption the cache may know more of it than the prompt.
   if (options_.prefix_cache && sequence->options().reads_prefix_cache &&
       (other == nullptr || !start.first)) {
-    sequence->TakeKnownBlocks(*blocks_);
+    sequence->MatchPrefix(*blocks_);
     start.looked_up = true;
     start.found = sequence->num_computed();
   }
   if (other != nullptr && sequence->num_computed() < shared * blocks_->block_size()) {
-    sequence->Release();
+    sequence->Free();
     sequence->ShareBlocks(*other, shared, *blocks_);
     start.looked_up = false;
     start.found = 0;
@@ -256,7 +256,7 @@ Scheduler::Start Scheduler::TryStart(Sequence* sequence, StepPlan* plan) {
   while (has_slot && wanted() > blocks_->num_available() && TakeFromPaused(nullptr, plan)) {
   }
   if (!has_slot || wanted() > blocks_->num_available()) {
-    sequence->Release();
+    sequence->Free();
     return has_slot ? Start::kNoBlocks : Start::kNoSlot;
   }
   DDL_CHECK(sequence->ReserveBlocks(*blocks_), "the blocks were counted");
@@ -285,7 +285,7 @@ bool Scheduler::TakeFromPaused(const Side* side, StepPlan* plan) {
   if (it == holding_.rend()) return false;
   Sequence* const paused = *it;
   holding_.erase(std::next(it).base());
-  Release(paused);
+  Free(paused);
   paused->set_was_preempted(true);
   plan->preempted.push_back(paused);
   return true;
@@ -313,13 +313,13 @@ void Scheduler::EndToRun(Sequence* sequence) {
   if (sequence->generates()) --num_growing_;
 }
 
-void Scheduler::Release(Sequence* sequence) {
+void Scheduler::Free(Sequence* sequence) {
   free_slots_.push_back(sequence->slot());
   --SideOf(*sequence).num_slots;
   if (PromptGroup* const group = sequence->options().group) {
     std::erase(group->running, sequence);
   }
-  sequence->Release();
+  sequence->Free();
 }
 
 }  // namespace ddl

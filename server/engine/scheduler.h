@@ -55,7 +55,7 @@ struct StepPlan {
 // Decides what the next step computes. Pure policy: no threads, no tensors, no clock; what the
 // caller has measured comes in as numbers.
 //
-// - Every running sequence that has drawn a token gets its one position. The rest of the step
+// - Every running sequence that has a sampled token gets its one position. The rest of the step
 //   goes to prompts and inputs in chunks. There are two sides, completions and inputs; who has
 //   been served less goes first, and within a side the order is that of SequenceRank.
 // - A waiting sequence starts when nobody of its side waits before it, a slot is free, and so are
@@ -69,9 +69,9 @@ struct StepPlan {
 //   computed again when it starts again. The first by rank is never preempted for another, so
 //   there is always progress.
 //
-// The caller says what is being computed (MarkBegun), and appends what is being drawn, before it
+// The caller says what is being computed (MarkBegun), and appends what is being sampled, before it
 // asks again. Steps are computed in the order of the plans: what a plan gives to somebody is not
-// touched before the plans of those who had it have been computed, even if they are under way.
+// touched before the plans of those who had it have been computed, even if they are in flight.
 class Scheduler {
  public:
   // `blocks` must outlive the scheduler.
@@ -88,7 +88,7 @@ class Scheduler {
   void Pause(Sequence* sequence);  // that waits or runs
   void Resume(Sequence* sequence);
   // A waiting sequence rises one class, if there is one above. It keeps it when it runs.
-  void Raise(Sequence* sequence);
+  void Promote(Sequence* sequence);
 
   // Empty only when every sequence is paused, or all that run are at their end and the others wait
   // for what they hold. `prefill_budget`: positions of prompts and inputs
@@ -139,7 +139,7 @@ class Scheduler {
   void EndToWait(Sequence* sequence);
   void BeginToRun(Sequence* sequence);
   void EndToRun(Sequence* sequence);
-  void Release(Sequence* sequence);
+  void Free(Sequence* sequence);
 
   const SchedulerOptions options_;
   BlockManager* const blocks_;

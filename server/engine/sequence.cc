@@ -57,9 +57,9 @@ void Sequence::SetUnknown(TokenId token) {
   tokens_[num_known_++] = token;
 }
 
-void Sequence::MakeBlocksKnown(int32_t end) {
+void Sequence::CacheFullBlocks(int32_t end) {
   DDL_CHECK(end <= num_computed_ && end <= num_known_, "what has been computed is known");
-  blocks_.MakeKnown(tokens().first(end));
+  blocks_.CacheFullBlocks(tokens().first(end));
 }
 
 bool Sequence::ReserveBlocks(BlockManager& manager) { return blocks_.Grow(manager, num_tokens()); }
@@ -68,8 +68,8 @@ int32_t Sequence::NumSharedBlocks(const BlockManager& manager) const {
   return (num_prompt_tokens_ - 1) / manager.block_size();
 }
 
-void Sequence::TakeKnownBlocks(BlockManager& manager) {
-  BeginAt(blocks_.TakeKnown(manager, tokens().first(num_tokens() - 1)));
+void Sequence::MatchPrefix(BlockManager& manager) {
+  BeginAt(blocks_.MatchPrefix(manager, tokens().first(num_tokens() - 1)));
 }
 
 void Sequence::ShareBlocks(const Sequence& other, int32_t count, const BlockManager& manager) {
@@ -93,9 +93,9 @@ int32_t Sequence::Start(int32_t slot) {
   return found;
 }
 
-void Sequence::Release() {
+void Sequence::Free() {
   slot_.reset();
-  blocks_.Clear();
+  blocks_.Free();
   num_computed_ = 0;
   tails_from_block_.reset();
 }

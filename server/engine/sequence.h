@@ -41,9 +41,9 @@ struct PromptGroup {
 struct SequenceOptions {
   bool generates = false;  // tokens will be appended
   // The most tokens that it will have. Up to so many are appended without moving those before,
-  // which a step under way may refer to.
+  // which a step in flight may refer to.
   int32_t max_tokens = 0;
-  // May begin with blocks that the prefix cache knows. Not when something is wanted of every
+  // May begin with blocks of the prefix cache. Not when something is wanted of every
   // position.
   bool reads_prefix_cache = false;
   // Of several completions of one prompt: where they find each other, to share its blocks. Null:
@@ -75,7 +75,7 @@ class Sequence {
   const SequenceOptions& options() const { return options_; }
   bool generates() const { return options_.generates; }
 
-  // A token that is being drawn (AppendUnknown) is one of them, kUnknown until it is known. Valid
+  // A token that is being sampled (AppendUnknown) is one of them, kUnknown until it is known. Valid
   // until more are appended than options().max_tokens, while the sequence has a slot once.
   absl::Span<const TokenId> tokens() const { return tokens_; }
   absl::Span<const TokenId> prompt() const { return tokens().first(num_prompt_tokens_); }
@@ -84,10 +84,10 @@ class Sequence {
   int32_t num_prompt_tokens() const { return num_prompt_tokens_; }
   int32_t num_generated() const { return num_tokens() - num_prompt_tokens_; }
   int32_t num_unknown() const { return num_tokens() - num_known_; }
-  // Positions [0, num_computed) are in the caches, or will be by the steps under way.
+  // Positions [0, num_computed) are in the caches, or will be by the steps in flight.
   int32_t num_computed() const { return num_computed_; }
   int32_t num_remaining() const { return num_tokens() - num_computed_; }
-  // Only the token drawn last, or being drawn, is to be computed.
+  // Only the token sampled last, or being sampled, is to be computed.
   bool IsDecode() const { return num_generated() > 0 && num_remaining() == 1; }
   bool was_preempted() const { return was_preempted_; }  // since it last began to run
 
@@ -97,7 +97,7 @@ class Sequence {
   // It is being computed: a step that begins later finds it in the caches.
   ComputedPositions MarkBegun(int32_t end);
   void Append(TokenId token);
-  // A token that a step under way draws; then what it was, the oldest first.
+  // A token that a step in flight samples; then what it was, the oldest first.
   void AppendUnknown();
   void SetUnknown(TokenId token);
 
@@ -118,17 +118,18 @@ class Sequence {
   // Blocks of the prompt that completions of it can share: full ones, without the last token,
   // which each computes for itself.
   int32_t NumSharedBlocks(const BlockManager& manager) const;
-  // Begins with blocks that are known, before the last token; it holds none.
-  void TakeKnownBlocks(BlockManager& manager);
+  // Begins with blocks of the prefix cache, before the last token; it holds none.
+  void MatchPrefix(BlockManager& manager);
   // Begins with the first `count` blocks of another of its group, which has computed them.
   void ShareBlocks(const Sequence& other, int32_t count, const BlockManager& manager);
-  // Of the positions [0, end), which have been computed.
-  void MakeBlocksKnown(int32_t end);
+  // Enters the full blocks of the positions [0, end), which have been computed, into the prefix
+  // cache.
+  void CacheFullBlocks(int32_t end);
   // Begins to run with the blocks that it has taken. Returns how many of the prompt's positions
   // they bring that it has never had before.
   int32_t Start(int32_t slot);
-  // Gives back slot and blocks, and with them every computed position.
-  void Release();
+  // Frees slot and blocks, and with them every computed position.
+  void Free();
   void set_was_preempted(bool preempted) { was_preempted_ = preempted; }
 
  private:

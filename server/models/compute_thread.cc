@@ -11,11 +11,11 @@
 namespace ddl {
 namespace {
 
-class ElsewhereRunner final : public ModelRunner {
+class SharedThreadRunner final : public ModelRunner {
  public:
-  ElsewhereRunner(ComputeThread* thread, std::unique_ptr<ModelRunner> runner)
+  SharedThreadRunner(ComputeThread* thread, std::unique_ptr<ModelRunner> runner)
       : thread_(*thread), runner_(std::move(runner)), description_(runner_->description()) {
-    description_.max_steps_under_way = 1;
+    description_.max_in_flight_steps = 1;
   }
 
   const ModelDescription& description() const override { return description_; }
@@ -84,7 +84,7 @@ void ComputeThread::Loop() {
 }
 
 std::unique_ptr<ModelRunner> RunOn(ComputeThread* thread, std::unique_ptr<ModelRunner> runner) {
-  return std::make_unique<ElsewhereRunner>(thread, std::move(runner));
+  return std::make_unique<SharedThreadRunner>(thread, std::move(runner));
 }
 
 }  // namespace ddl

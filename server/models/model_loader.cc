@@ -12,6 +12,7 @@
 #include "base/process_limits.h"
 #include "model/checkpoint/checkpoint.h"
 #include "server/engine/scheduler.h"
+#include "server/models/kv_cache_size.h"
 
 namespace ddl {
 namespace {
@@ -51,11 +52,12 @@ absl::StatusOr<int32_t> ChooseKvBlocks(int64_t bytes_per_token, int64_t context,
                                        const ServerConfig& config) {
   const int64_t block_tokens = config.kv_block_size;
   const int64_t context_blocks = (context + block_tokens - 1) / block_tokens;
-  const int64_t bytes = config.kv_cache_bytes.has_value()
-                            ? *config.kv_cache_bytes
-                            : AutomaticKvCacheBytes(bytes_per_token, config.max_running_sequences,
-                                                    context_blocks * block_tokens, available_bytes,
-                                                    static_cast<int64_t>(config.models.size()));
+  const int64_t bytes =
+      config.kv_cache_bytes.has_value()
+          ? *config.kv_cache_bytes
+          : AutomaticKvCacheBytes(bytes_per_token, config.engine.max_running_sequences,
+                                  context_blocks * block_tokens, available_bytes,
+                                  static_cast<int64_t>(config.models.size()));
   const int64_t blocks = std::min<int64_t>(bytes / (bytes_per_token * block_tokens),
                                            std::numeric_limits<int32_t>::max());
   if (blocks < 1) {
@@ -115,8 +117,8 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
         "config.json asks for ddl_state_dv_shortconv_causal, which the official eager code "
         "ignores and so does this server; --obey_dv_shortconv_causal obeys it");
   }
-  loaded.max_context_length = config.max_context_length > 0
-                                  ? config.max_context_length
+  loaded.max_context_length = config.engine.max_context_length > 0
+                                  ? config.engine.max_context_length
                                   : static_cast<int32_t>(model.block_size);
   if (loaded.max_context_length > model.block_size) {
     spdlog::warn("--max_context_length={} is more than the {} tokens the model was trained for",
@@ -127,8 +129,8 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   options.dtype = ChooseDType(*checkpoint, config);
   options.quantization = config.quantization;
   options.kv_block_size = config.kv_block_size;
-  options.max_sequences = SlotsFor(config.max_running_sequences);
-  options.max_step_tokens = config.max_step_tokens;
+  options.max_sequences = SlotsFor(config.engine.max_running_sequences);
+  options.max_step_tokens = config.engine.max_step_tokens;
   options.max_context_length = loaded.max_context_length;
   options.num_threads = config.num_threads;
   options.obey_dv_shortconv_causal = config.obey_dv_shortconv_causal;

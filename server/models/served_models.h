@@ -11,7 +11,7 @@
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
 #include "model/tokenizer/tokenizer.h"
-#include "server/conversion/proto_conversion.h"
+#include "server/conversion/api_calls.h"
 #include "server/engine/engine.h"
 
 namespace ddl {

@@ -4,7 +4,7 @@
 #include <string_view>
 
 #include "base/random_ids.h"
-#include "server/conversion/proto_conversion.h"
+#include "server/conversion/api_calls.h"
 
 namespace ddl {
 namespace {
@@ -28,7 +28,7 @@ bool FitsMetadata(std::string_view text) {
 
 }  // namespace
 
-CallOrigin ReadOrigin(const grpc::CallbackServerContext& context, const ApiKeys& keys) {
+CallMetadata ReadCallMetadata(const grpc::CallbackServerContext& context, const ApiKeys& keys) {
   const std::string_view id = Find(context, kRequestId);
   return {.request_id = FitsMetadata(id) ? std::string(id) : NewRequestId(),
           .trace = ParseTraceparent(Find(context, kTraceparent)),
@@ -36,7 +36,7 @@ CallOrigin ReadOrigin(const grpc::CallbackServerContext& context, const ApiKeys&
           .caller = keys.Authenticate(Find(context, kAuthorization))};
 }
 
-void SendIds(const CallOrigin& origin, AnswerPart part, grpc::CallbackServerContext* context) {
+void SendIds(const CallMetadata& metadata, AnswerPart part, grpc::CallbackServerContext* context) {
   const auto add = [part, context](const char* name, const std::string& value) {
     if (part == AnswerPart::kInitial) {
       context->AddInitialMetadata(name, value);
@@ -44,8 +44,8 @@ void SendIds(const CallOrigin& origin, AnswerPart part, grpc::CallbackServerCont
       context->AddTrailingMetadata(name, value);
     }
   };
-  if (FitsMetadata(origin.request_id)) add(kRequestId, origin.request_id);
-  if (origin.trace.has_value()) add(kTraceparent, FormatTraceparent(*origin.trace));
+  if (FitsMetadata(metadata.request_id)) add(kRequestId, metadata.request_id);
+  if (metadata.trace.has_value()) add(kTraceparent, FormatTraceparent(*metadata.trace));
 }
 
 }  // namespace ddl

@@ -13,7 +13,7 @@
 namespace ddl {
 
 // Who makes a call, and what its metadata call it.
-struct CallOrigin {
+struct CallMetadata {
   std::string request_id;  // never empty
   std::optional<TraceContext> trace;
   std::string peer;  // "ipv4:127.0.0.1:4711"
@@ -23,7 +23,7 @@ struct CallOrigin {
 
 // Reads authorization, x-request-id and traceparent. An id that is not fit to be sent back (more
 // than kMaxRequestIdBytes, or other than visible ASCII) counts as none, and one is drawn.
-CallOrigin ReadOrigin(const grpc::CallbackServerContext& context, const ApiKeys& keys);
+CallMetadata ReadCallMetadata(const grpc::CallbackServerContext& context, const ApiKeys& keys);
 
 // Which metadata of an answer. With an initial part gRPC's clients take the call for answered, and
 // do not try it again.
@@ -31,7 +31,7 @@ enum class AnswerPart { kInitial, kTrailing };
 
 // Has the answer say x-request-id and, for a call in a trace, traceparent. Before the part is given
 // to gRPC. An id that metadata cannot carry is left out.
-void SendIds(const CallOrigin& origin, AnswerPart part, grpc::CallbackServerContext* context);
+void SendIds(const CallMetadata& metadata, AnswerPart part, grpc::CallbackServerContext* context);
 
 }  // namespace ddl
 

@@ -22,7 +22,7 @@ namespace ddl {
 // with it.
 class EngineCall : public RequestSink, public std::enable_shared_from_this<EngineCall> {
  protected:
-  // `replies` outlives the call. The engine's on_told wakes it.
+  // `replies` outlives the call. The engine's on_delivered wakes it.
   explicit EngineCall(ReplyThread& replies) : replies_(replies) {}
 
   // Until Release. Before anything else.

@@ -16,7 +16,14 @@
 #include "absl/time/clock.h"
 #include "base/mutex.h"
 #include "base/status_details.h"
+#include "ddl/v1/inference.pb.h"
+#include "server/conversion/proto_time.h"
+#include "server/conversion/request_checks.h"
+#include "server/conversion/responses.h"
+#include "server/rpc/call_record.h"
 #include "server/rpc/engine_call.h"
+#include "server/rpc/immediate_call.h"
+#include "server/rpc/received_call.h"
 #include "server/rpc/stream_call.h"
 
 namespace ddl {
@@ -27,13 +34,13 @@ namespace {
 constexpr absl::Duration kLeastEndGrace = absl::Seconds(1);
 
 // The model for a call; refusals are counted.
-absl::StatusOr<const ReadyModel*> FindModel(const RpcSurroundings& surroundings,
-                                            const std::string& name) {
-  const absl::StatusOr<const ReadyModel*> model = surroundings.models.FindReady(name);
+absl::StatusOr<const ReadyModel*> FindModel(const RpcContext& rpc, const std::string& name) {
+  const absl::StatusOr<const ReadyModel*> model = rpc.models.FindReady(name);
   if (absl::IsUnavailable(model.status())) {
-    const ServedModel& served = **surroundings.models.Find(name);
-    surroundings.metrics.OnRejected(
-        served.name(), DetailsOf(model.status()).reason == "DRAINING" ? "draining" : "loading");
+    const ServedModel& served = **rpc.models.Find(name);
+    rpc.metrics.OnRejected(served.name(), DetailsOf(model.status()).reason == "DRAINING"
+                                              ? RejectReason::kDraining
+                                              : RejectReason::kLoading);
   }
   return model;
 }
@@ -45,38 +52,22 @@ struct Prepared {
   Call call;
 };
 
-// The most tokens that a request may come to: those of its inputs, and the longest completions.
-int64_t MostTokens(const Request& request, int64_t max_context_length) {
-  int64_t tokens = 0;
-  if (const auto* generate = std::get_if<GenerateParams>(&request.params)) {
-    const auto prompt = static_cast<int64_t>(generate->prompt.size());
-    return prompt + generate->n * std::min<int64_t>(generate->stopping.max_tokens,
-                                                    max_context_length - prompt);
-  }
-  const auto* embed = std::get_if<EmbedParams>(&request.params);
-  for (const auto& input :
-       embed != nullptr ? embed->inputs : std::get<ScoreParams>(request.params).inputs) {
-    tokens += static_cast<int64_t>(input.size());
-  }
-  return tokens;
-}
-
 // Of a call whose key may have it computed.
 template <typename Call, typename ProtoRequest>
 absl::StatusOr<Prepared<Call>> Prepare(
-    const RpcSurroundings& surroundings, const grpc::CallbackServerContext& context,
+    const RpcContext& rpc, const grpc::CallbackServerContext& context,
     const ReceivedCall<ProtoRequest>& received,
-    absl::StatusOr<Call> (*parse)(const ProtoRequest&, const RequestLimits&), RpcRecord* record) {
+    absl::StatusOr<Call> (*parse)(const ProtoRequest&, const RequestLimits&), CallRecord* record) {
   if (absl::Status status = record->Admit(); !status.ok()) return status;
   if (!received.status.ok()) return received.status;
-  const absl::StatusOr<const ReadyModel*> model = FindModel(surroundings, received.request.model());
+  const absl::StatusOr<const ReadyModel*> model = FindModel(rpc, received.request.model());
   if (!model.ok()) return model.status();
   const RequestLimits& limits = (*model)->limits;
   absl::StatusOr<Call> call = parse(received.request, limits);
   if (!call.ok()) return call.status();
   Request& request = call->request;
   if (absl::Status status = record->CheckRight(request.priority); !status.ok()) return status;
-  const int64_t tokens = MostTokens(request, limits.max_context_length);
+  const int64_t tokens = request.MaxTokens(limits.max_context_length);
   if (absl::Status status = record->TakeTokens(tokens); !status.ok()) return status;
   request.deadline = ToDeadline(context.deadline());
   return Prepared<Call>{*model, *std::move(call)};
@@ -87,9 +78,8 @@ absl::StatusOr<Prepared<Call>> Prepare(
 template <typename Derived, typename ProtoRequest, typename Call>
 class UnaryCall : public OneMessageReactor, public EngineCall {
  public:
-  static OneMessageReactor* Start(const RpcSurroundings& surroundings,
-                                  grpc::CallbackServerContext* context) {
-    auto call = std::make_shared<Derived>(surroundings, context);
+  static OneMessageReactor* Start(const RpcContext& rpc, grpc::CallbackServerContext* context) {
+    auto call = std::make_shared<Derived>(rpc, context);
     call->Hold();
     call->Begin();
     return call.get();
@@ -116,24 +106,20 @@ class UnaryCall : public OneMessageReactor, public EngineCall {
   }
 
  protected:
-  UnaryCall(const RpcSurroundings& surroundings, Method method,
-            grpc::CallbackServerContext* context)
-      : OneMessageReactor(surroundings, context),
-        EngineCall(surroundings.replies),
-        surroundings_(surroundings),
-        method_(method) {}
+  UnaryCall(const RpcContext& rpc, Method method, grpc::CallbackServerContext* context)
+      : OneMessageReactor(rpc, context), EngineCall(rpc.replies), rpc_(rpc), method_(method) {}
 
-  const RpcSurroundings& surroundings_;
+  const RpcContext& rpc_;
   // Constant once the request is submitted.
   const ReadyModel* model_ = nullptr;
   Call call_;
 
  private:
-  void OnRequest(CallOrigin origin, grpc::CallbackServerContext* context,
+  void OnRequest(CallMetadata metadata, grpc::CallbackServerContext* context,
                  const grpc::ByteBuffer& request_bytes) override {
-    auto received = Receive<ProtoRequest>(surroundings_, std::move(origin), request_bytes);
-    record_.emplace(surroundings_, method_, std::move(received.origin), received.model, context);
-    auto prepared = Prepare(surroundings_, *context, received, Derived::kParse, &*record_);
+    auto received = Receive<ProtoRequest>(rpc_, std::move(metadata), request_bytes);
+    record_.emplace(rpc_, method_, std::move(received.metadata), received.model, context);
+    auto prepared = Prepare(rpc_, *context, received, Derived::kParse, &*record_);
     absl::Status status = prepared.status();
     if (status.ok()) {
       model_ = prepared->model;
@@ -145,45 +131,45 @@ class UnaryCall : public OneMessageReactor, public EngineCall {
   }
 
   const Method method_;
-  std::optional<RpcRecord> record_;  // from the request until gRPC is done with the call
+  std::optional<CallRecord> record_;  // from the request until gRPC is done with the call
 };
 
 class UnaryGenerate final : public UnaryCall<UnaryGenerate, v1::GenerateRequest, GenerateCall> {
  public:
   static constexpr auto kParse = ParseGenerate;
 
-  UnaryGenerate(const RpcSurroundings& surroundings, grpc::CallbackServerContext* context)
-      : UnaryCall(surroundings, Method::kGenerate, context) {}
+  UnaryGenerate(const RpcContext& rpc, grpc::CallbackServerContext* context)
+      : UnaryCall(rpc, Method::kGenerate, context) {}
 
-  void BeforeSubmit() { wholes_.resize(call_.params().n); }
+  void BeforeSubmit() { results_.resize(call_.params().n); }
 
   void OnStart(RequestStart start) override { start_ = std::move(start); }
   SinkState OnDelta(CompletionDelta delta) override {
-    WholeCompletion& whole = wholes_[delta.index];
-    whole.text += delta.text;
-    std::move(delta.tokens.begin(), delta.tokens.end(), std::back_inserter(whole.tokens));
+    CompletionResult& result = results_[delta.index];
+    result.text += delta.text;
+    std::move(delta.tokens.begin(), delta.tokens.end(), std::back_inserter(result.tokens));
     return SinkState::kReady;
   }
 
   v1::GenerateResponse Respond(const RequestEnd& end) const {
-    return ToGenerateResponse(call_, model_->identity, model_->tokenizer.get(), start_, wholes_,
+    return ToGenerateResponse(call_, model_->identity, model_->tokenizer.get(), start_, results_,
                               end);
   }
 
  private:
   RequestStart start_;
-  std::vector<WholeCompletion> wholes_;  // [n]
+  std::vector<CompletionResult> results_;  // [n]
 };
 
 class UnaryEmbed final : public UnaryCall<UnaryEmbed, v1::EmbedRequest, EmbedCall> {
  public:
   static constexpr auto kParse = ParseEmbed;
 
-  UnaryEmbed(const RpcSurroundings& surroundings, grpc::CallbackServerContext* context)
-      : UnaryCall(surroundings, Method::kEmbed, context) {}
+  UnaryEmbed(const RpcContext& rpc, grpc::CallbackServerContext* context)
+      : UnaryCall(rpc, Method::kEmbed, context) {}
 
   void BeforeSubmit() {
-    surroundings_.metrics.OnEmbedInputs(model_->identity.name, call_.params().inputs.size());
+    rpc_.metrics.OnEmbedInputs(model_->identity.name, call_.params().inputs.size());
   }
 
   void OnEmbedding(InputEmbedding embedding) override {
@@ -202,8 +188,8 @@ class UnaryScore final : public UnaryCall<UnaryScore, v1::ScoreRequest, ScoreCal
  public:
   static constexpr auto kParse = ParseScore;
 
-  UnaryScore(const RpcSurroundings& surroundings, grpc::CallbackServerContext* context)
-      : UnaryCall(surroundings, Method::kScore, context) {}
+  UnaryScore(const RpcContext& rpc, grpc::CallbackServerContext* context)
+      : UnaryCall(rpc, Method::kScore, context) {}
 
   void BeforeSubmit() {}
 
@@ -231,18 +217,17 @@ CallReference Reference(grpc_call* call) {
 // The stream over gRPC, whose buffers hold some events as well.
 class StreamedGenerate final : public OneMessageReactor, public StreamCall<grpc::ByteBuffer> {
  public:
-  static OneMessageReactor* Start(const RpcSurroundings& surroundings,
-                                  grpc::CallbackServerContext* context) {
-    auto call = std::make_shared<StreamedGenerate>(surroundings, context);
+  static OneMessageReactor* Start(const RpcContext& rpc, grpc::CallbackServerContext* context) {
+    auto call = std::make_shared<StreamedGenerate>(rpc, context);
     call->Hold();
     call->OneMessageReactor::Begin();
     return call.get();
   }
 
-  StreamedGenerate(const RpcSurroundings& surroundings, grpc::CallbackServerContext* context)
-      : OneMessageReactor(surroundings, context),
-        StreamCall(surroundings.replies),
-        surroundings_(surroundings),
+  StreamedGenerate(const RpcContext& rpc, grpc::CallbackServerContext* context)
+      : OneMessageReactor(rpc, context),
+        StreamCall(rpc.replies),
+        rpc_(rpc),
         grpc_call_(Reference(context->c_call())) {}
 
   // The step thread.
@@ -269,12 +254,12 @@ class StreamedGenerate final : public OneMessageReactor, public StreamCall<grpc:
   }
 
  private:
-  void OnRequest(CallOrigin origin, grpc::CallbackServerContext* context,
+  void OnRequest(CallMetadata metadata, grpc::CallbackServerContext* context,
                  const grpc::ByteBuffer& request_bytes) override {
-    auto received = Receive<v1::GenerateRequest>(surroundings_, std::move(origin), request_bytes);
-    record_.emplace(surroundings_, Method::kGenerateStream, std::move(received.origin),
-                    received.model, context);
-    auto prepared = Prepare(surroundings_, *context, received, ParseGenerate, &*record_);
+    auto received = Receive<v1::GenerateRequest>(rpc_, std::move(metadata), request_bytes);
+    record_.emplace(rpc_, Method::kGenerateStream, std::move(received.metadata), received.model,
+                    context);
+    auto prepared = Prepare(rpc_, *context, received, ParseGenerate, &*record_);
     absl::Status status = prepared.status();
     if (status.ok()) {
       model_ = prepared->model;
@@ -327,11 +312,11 @@ class StreamedGenerate final : public OneMessageReactor, public StreamCall<grpc:
     grpc_call_cancel(call.get(), nullptr);
   }
 
-  const RpcSurroundings& surroundings_;
+  const RpcContext& rpc_;
   // Constant once the request is submitted.
   const ReadyModel* model_ = nullptr;
   GenerateCall call_;
-  std::optional<RpcRecord> record_;  // from the request until gRPC is done with the call
+  std::optional<CallRecord> record_;  // from the request until gRPC is done with the call
 
   Mutex mu_;
   CallReference grpc_call_ ABSL_GUARDED_BY(mu_);  // null once gRPC is done with it
@@ -340,38 +325,37 @@ class StreamedGenerate final : public OneMessageReactor, public StreamCall<grpc:
 
 }  // namespace
 
-InferenceService::InferenceService(const RpcSurroundings& surroundings)
-    : surroundings_(surroundings) {
+InferenceService::InferenceService(const RpcContext& rpc) : rpc_(rpc) {
   Serve("/ddl.v1.InferenceService/Generate", [this](grpc::CallbackServerContext* context) {
-    return UnaryGenerate::Start(surroundings_, context);
+    return UnaryGenerate::Start(rpc_, context);
   });
   Serve("/ddl.v1.InferenceService/GenerateStream", [this](grpc::CallbackServerContext* context) {
-    return StreamedGenerate::Start(surroundings_, context);
+    return StreamedGenerate::Start(rpc_, context);
   });
-  Serve("/ddl.v1.InferenceService/Embed", [this](grpc::CallbackServerContext* context) {
-    return UnaryEmbed::Start(surroundings_, context);
-  });
-  Serve("/ddl.v1.InferenceService/Score", [this](grpc::CallbackServerContext* context) {
-    return UnaryScore::Start(surroundings_, context);
-  });
+  Serve("/ddl.v1.InferenceService/Embed",
+        [this](grpc::CallbackServerContext* context) { return UnaryEmbed::Start(rpc_, context); });
+  Serve("/ddl.v1.InferenceService/Score",
+        [this](grpc::CallbackServerContext* context) { return UnaryScore::Start(rpc_, context); });
   Serve("/ddl.v1.InferenceService/Tokenize", [this](grpc::CallbackServerContext* context) {
     return AnswerAtOnce<v1::TokenizeRequest>(
-        surroundings_, Method::kTokenize, context,
+        rpc_, Method::kTokenize, context,
         [this](const v1::TokenizeRequest& tokenize) -> absl::StatusOr<v1::TokenizeResponse> {
-          const absl::StatusOr<const ReadyModel*> model =
-              FindModel(surroundings_, tokenize.model());
+          const absl::StatusOr<const ReadyModel*> model = FindModel(rpc_, tokenize.model());
           if (!model.ok()) return model.status();
-          return Tokenize(tokenize, (*model)->limits);
+          auto lists = ParseTokenize(tokenize, (*model)->limits);
+          if (!lists.ok()) return lists.status();
+          return ToTokenizeResponse(*lists, *(*model)->tokenizer);
         });
   });
   Serve("/ddl.v1.InferenceService/Detokenize", [this](grpc::CallbackServerContext* context) {
     return AnswerAtOnce<v1::DetokenizeRequest>(
-        surroundings_, Method::kDetokenize, context,
+        rpc_, Method::kDetokenize, context,
         [this](const v1::DetokenizeRequest& detokenize) -> absl::StatusOr<v1::DetokenizeResponse> {
-          const absl::StatusOr<const ReadyModel*> model =
-              FindModel(surroundings_, detokenize.model());
+          const absl::StatusOr<const ReadyModel*> model = FindModel(rpc_, detokenize.model());
           if (!model.ok()) return model.status();
-          return Detokenize(detokenize, (*model)->limits);
+          const absl::StatusOr<DetokenizeCall> call = ParseDetokenize(detokenize, (*model)->limits);
+          if (!call.ok()) return call.status();
+          return ToDetokenizeResponse(*call, *(*model)->tokenizer);
         });
   });
 }

@@ -1,10 +1,8 @@
 #ifndef DDL_SERVER_RPC_INFERENCE_SERVICE_H_
 #define DDL_SERVER_RPC_INFERENCE_SERVICE_H_
 
-#include <grpcpp/grpcpp.h>
-
-#include "ddl/v1/inference.grpc.pb.h"
-#include "server/rpc/rpc.h"
+#include "server/rpc/raw_service.h"
+#include "server/rpc/rpc_context.h"
 
 namespace ddl {
 
@@ -12,10 +10,10 @@ namespace ddl {
 // brings their results to reactors, which answer from the reply thread.
 class InferenceService final : public OneMessageService {
  public:
-  explicit InferenceService(const RpcSurroundings& surroundings);
+  explicit InferenceService(const RpcContext& rpc);
 
  private:
-  const RpcSurroundings surroundings_;
+  const RpcContext rpc_;
 };
 
 }  // namespace ddl

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "server/build_info.h"
+#include "server/rpc/immediate_call.h"
 
 namespace ddl {
 namespace {
@@ -65,14 +66,14 @@ v1::ModelInfo ToProto(const ServedModel& model) {
 
 }  // namespace
 
-ModelService::ModelService(const RpcSurroundings& surroundings, const ServerState& state)
-    : surroundings_(surroundings), state_(state) {
+ModelService::ModelService(const RpcContext& rpc, const ServerState& state)
+    : rpc_(rpc), state_(state) {
   Serve("/ddl.v1.ModelService/ListModels", [this](grpc::CallbackServerContext* context) {
     return AnswerAtOnce<v1::ListModelsRequest>(
-        surroundings_, Method::kListModels, context,
+        rpc_, Method::kListModels, context,
         [this](const v1::ListModelsRequest&) -> absl::StatusOr<v1::ListModelsResponse> {
           v1::ListModelsResponse models;
-          for (const auto& model : surroundings_.models.all()) {
+          for (const auto& model : rpc_.models.all()) {
             *models.add_models() = ToProto(*model);
           }
           return models;
@@ -80,16 +81,16 @@ ModelService::ModelService(const RpcSurroundings& surroundings, const ServerStat
   });
   Serve("/ddl.v1.ModelService/GetModelInfo", [this](grpc::CallbackServerContext* context) {
     return AnswerAtOnce<v1::GetModelInfoRequest>(
-        surroundings_, Method::kGetModelInfo, context,
+        rpc_, Method::kGetModelInfo, context,
         [this](const v1::GetModelInfoRequest& asked) -> absl::StatusOr<v1::ModelInfo> {
-          const absl::StatusOr<ServedModel*> model = surroundings_.models.Find(asked.model());
+          const absl::StatusOr<ServedModel*> model = rpc_.models.Find(asked.model());
           if (!model.ok()) return model.status();
           return ToProto(**model);
         });
   });
   Serve("/ddl.v1.ModelService/GetServerInfo", [this](grpc::CallbackServerContext* context) {
     return AnswerAtOnce<v1::GetServerInfoRequest>(
-        surroundings_, Method::kGetServerInfo, context,
+        rpc_, Method::kGetServerInfo, context,
         [this](const v1::GetServerInfoRequest&) -> absl::StatusOr<v1::ServerInfo> {
           return Info();
         });
@@ -111,7 +112,7 @@ v1::ServerInfo ModelService::Info() const {
   EngineLoad total;
   int64_t capacity = 0;
   absl::Duration longest_queue;
-  for (const auto& served : surroundings_.models.all()) {
+  for (const auto& served : rpc_.models.all()) {
     const ReadyModel* model = served->ready();
     if (model == nullptr) continue;
     const EngineLoad load = model->engine->load();

@@ -7,8 +7,9 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "ddl/v1/inference.grpc.pb.h"
-#include "server/rpc/rpc.h"
+#include "ddl/v1/inference.pb.h"
+#include "server/rpc/raw_service.h"
+#include "server/rpc/rpc_context.h"
 
 namespace ddl {
 
@@ -24,12 +25,12 @@ struct ServerState {
 // models load.
 class ModelService final : public OneMessageService {
  public:
-  ModelService(const RpcSurroundings& surroundings, const ServerState& state);
+  ModelService(const RpcContext& rpc, const ServerState& state);
 
  private:
   v1::ServerInfo Info() const;
 
-  const RpcSurroundings surroundings_;
+  const RpcContext rpc_;
   const ServerState& state_;
 };
 

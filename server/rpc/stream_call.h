@@ -92,8 +92,8 @@ class StreamCall : public EngineCall {
     }
   }
 
-  // The transport tells, on threads of its own, after Submit has returned: what WriteEvent gave was
-  // taken, or, not `ok`, will not be, nor anything that follows.
+  // The transport reports, on threads of its own, after Submit has returned: what WriteEvent gave
+  // was taken, or, not `ok`, will not be, nor anything that follows.
   void OnTaken(bool ok) {
     if (outbox_->Taken(ok)) ResumeInEngine();
     Advance();

@@ -13,31 +13,9 @@
 #include "server/build_info.h"
 #include "server/engine/observer.h"
 #include "server/net/connection_acceptor.h"
+#include "server/telemetry/rpc_labels.h"
 
 namespace ddl {
-
-// Our RPCs, as the label `method` names them.
-enum class Method {
-  kGenerate,
-  kGenerateStream,
-  kEmbed,
-  kScore,
-  kTokenize,
-  kDetokenize,
-  kListModels,
-  kGetModelInfo,
-  kGetServerInfo,
-};
-inline constexpr int kNumMethods = 9;
-std::string_view MethodName(Method method);
-
-// Label `model` of calls that name a model that is not served: labels must not grow at a
-// client's will.
-inline constexpr std::string_view kUnknownModel = "unknown";
-
-// gRPC's status codes, as the label `code` names them: "OK", "CANCELLED" ...
-inline constexpr int kNumStatusCodes = 17;
-std::string_view StatusCodeName(int code);
 
 // What a model's metrics need to know of it.
 struct ModelMetricsInfo {
@@ -69,8 +47,8 @@ class Metrics {
   void OnRpcEnd(Method method, std::string_view model, int code, absl::Duration duration);
   // An Embed with this many inputs is about to be submitted.
   void OnEmbedInputs(std::string_view model, size_t inputs);
-  // A call was refused before it reached an engine. reason: "loading", "draining", "rate_limited".
-  void OnRejected(std::string_view model, std::string_view reason);
+  // A call was refused before it reached an engine: kLoading, kDraining, kRateLimited.
+  void OnRejected(std::string_view model, RejectReason reason);
 
   // phase: "read", "pack", "warmup".
   void SetLoadDuration(std::string_view model, std::string_view phase, absl::Duration duration);
@@ -93,8 +71,6 @@ class Metrics {
   EngineObserver* AddModel(const std::string& model, const ModelMetricsInfo& info);
 
  private:
-  class RpcMetrics;
-  class ModelMetrics;
   class ProcessCollector;
   struct Impl;
   std::unique_ptr<Impl> impl_;

@@ -200,7 +200,7 @@ class Driver {
       }
       runner_->Begin(chunks);
       for (TestSequence& sequence : sequences) sequence.tokens.push_back(-1);
-      if (++under_way == description().max_steps_under_way) finish();
+      if (++under_way == description().max_in_flight_steps) finish();
     }
     while (under_way > 0) finish();
     return generated;

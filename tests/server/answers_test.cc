@@ -208,10 +208,10 @@ TEST(AnswersTest, RefusesScore) {
   EXPECT_TRUE(Score(server, ScoreOf({Prompt(64), {1}}), &response).ok());
 }
 
-TEST(AnswersTest, AGptHasNoDeltaRuleToTellOf) {
+TEST(AnswersTest, RefusesDdlStatisticsOfAGpt) {
   TestServer::Options options;
   options.variant = "gpt";
-  options.config.gate_sample_interval = absl::InfiniteDuration();  // the fake has gates
+  options.config.engine.gate_sample_interval = absl::InfiniteDuration();  // the fake has gates
   TestServer server(options);
   v1::GenerateRequest generate = GreedyRequest({1}, 1);
   generate.mutable_ddl_stats();  // nothing is asked for
@@ -409,7 +409,7 @@ TEST(AnswersTest, PromptLogprobsAreTheScore) {
   EXPECT_EQ(plain.prompt_tokens_size(), 0);
 }
 
-TEST(AnswersTest, TellsWhatTheCacheHad) {
+TEST(AnswersTest, ReportsCachedTokens) {
   TestServer server;
   const std::vector<TokenId> prompt = Prompt(30, 4);
   v1::GenerateResponse first;

@@ -145,7 +145,7 @@ TEST(CallersTest, EveryMethodButHealthWantsAKey) {
   EXPECT_EQ(metrics.Sum("ddl_requests_in_flight"), 0);
 }
 
-TEST(CallersTest, ABadMessageWithoutAKeyIsNotLookedAt) {
+TEST(CallersTest, RefusesACallWithoutAKeyBeforeParsingIt) {
   const KeyFile file(Line("alice", kHashA));
   TestServer server(WithKeys(file));
   EXPECT_EQ(Call(server, kGenerate, "no message", {}).status.error_code(),
@@ -391,7 +391,7 @@ TEST(CallersTest, TakesNoCompressedMessages) {
 }
 
 // A client with a retry policy waits as long as the refusal says, not as its policy would.
-TEST(CallersTest, TellsRetriesWhenToComeBack) {
+TEST(CallersTest, SendsRetryPushback) {
   constexpr char kPushback[] = "grpc-retry-pushback-ms";
   const KeyFile file(Line("alice", kHashA, "requests_per_minute=60"));
   TestServer server(WithKeys(file));

@@ -48,7 +48,7 @@ TEST(ServerTest, Generates) {
   for (const v1::TokenInfo& token : completion.tokens()) EXPECT_FALSE(token.has_logprob());
 }
 
-TEST(ServerTest, DrawsAndReturnsASeed) {
+TEST(ServerTest, ReturnsTheRandomSeed) {
   TestServer server;
   v1::GenerateRequest request = GreedyRequest({1, 2, 3}, 20);
   request.mutable_sampling()->set_temperature(1);
@@ -413,8 +413,8 @@ TEST(ServerTest, DeadlinesEndCalls) {
 
 TEST(ServerTest, RefusesWhatDoesNotFitTheQueue) {
   TestServer::Options options;
-  options.config.max_running_sequences = 1;
-  options.config.max_waiting_requests = 1;
+  options.config.engine.max_running_sequences = 1;
+  options.config.engine.max_waiting_requests = 1;
   TestServer server(options);
   server.step_gate().Close();
   std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
@@ -443,8 +443,8 @@ TEST(ServerTest, RefusesWhatDoesNotFitTheQueue) {
 
 TEST(ServerTest, RefusesMoreTokensThanMayWait) {
   TestServer::Options options;
-  options.config.max_running_sequences = 1;
-  options.config.max_waiting_tokens = 20;
+  options.config.engine.max_running_sequences = 1;
+  options.config.engine.max_waiting_tokens = 20;
   TestServer server(options);
   server.step_gate().Close();
   std::vector<std::thread> clients;
@@ -499,7 +499,7 @@ TEST(ServerTest, RefusesWhatCanNeverFit) {
 
 TEST(ServerTest, EndsWhatWaitsLongerThanItWants) {
   TestServer::Options options;
-  options.config.max_running_sequences = 1;
+  options.config.engine.max_running_sequences = 1;
   options.on_forward = [](absl::Span<const SequenceChunk>) {
     absl::SleepFor(absl::Milliseconds(2));
     return absl::OkStatus();
@@ -523,7 +523,7 @@ TEST(ServerTest, EndsWhatWaitsLongerThanItWants) {
 // Its turn would come after its deadline, at the rate at which those before it start.
 TEST(ServerTest, RefusesWhatWouldExpireInTheQueue) {
   TestServer::Options options;
-  options.config.max_running_sequences = 1;
+  options.config.engine.max_running_sequences = 1;
   options.on_forward = [](absl::Span<const SequenceChunk>) {
     absl::SleepFor(absl::Milliseconds(10));
     return absl::OkStatus();
@@ -579,7 +579,7 @@ TEST(ServerTest, AFailedStepFailsItsCallsOnly) {
   EXPECT_EQ(metrics.Sum("ddl_nonfinite_logits_total"), 1);
 }
 
-TEST(ServerTest, TellsWhatItServes) {
+TEST(ServerTest, ReportsModelsAndServerInfo) {
   TestServer server;
   v1::ListModelsResponse models;
   grpc::ClientContext context;
@@ -851,7 +851,8 @@ TEST(ServerTest, HasEveryMetric) {
 TEST(ServerTest, SamplesGates) {
   for (const bool sampled : {true, false}) {
     TestServer::Options options;
-    options.config.gate_sample_interval = sampled ? absl::Seconds(1) : absl::InfiniteDuration();
+    options.config.engine.gate_sample_interval =
+        sampled ? absl::Seconds(1) : absl::InfiniteDuration();
     TestServer server(options);
     EXPECT_TRUE(ReadStream(server, GreedyRequest({1, 2, 3}, 5)).status.ok());
     const ScrapedMetrics metrics = server.metrics();
@@ -1094,7 +1095,7 @@ TEST(ServerTest, AStalledServerStillDrains) {
 
 // The stop waits for a step that does not come back, until the last resort, which would end the
 // process, lets it go on here.
-TEST(ServerTest, SaysWhatAStopIsStuckOn) {
+TEST(ServerTest, ReportsTheStepThatBlocksAStop) {
   struct Row {
     const char* name;
     int stops;

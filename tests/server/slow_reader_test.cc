@@ -118,9 +118,9 @@ TEST(SlowReaderTest, CanBeCancelledWhilePaused) {
 }
 
 // A client that reads again, in time, is told why its stream has ended.
-TEST(SlowReaderTest, IsEndedAndToldSo) {
+TEST(SlowReaderTest, EndsWithSlowReader) {
   TestServer::Options options = LongStreams();
-  options.config.slow_reader_timeout = absl::Seconds(2);
+  options.config.engine.slow_reader_timeout = absl::Seconds(2);
   TestServer server(options);
   UnreadStream stream(&server, GreedyRequest({1, 2, 3}, kManyTokens - 3));
   server.AwaitMetrics([](const ScrapedMetrics& scraped) {
@@ -162,7 +162,7 @@ TEST(SlowReaderTest, CannotHoldTheCallForEver) {
   };
   for (const Unread& row : rows) {
     TestServer::Options options = LongStreams();
-    options.config.slow_reader_timeout = absl::Milliseconds(100);
+    options.config.engine.slow_reader_timeout = absl::Milliseconds(100);
     options.config.drain_timeout = absl::Hours(1);
     TestServer server(options);
     v1::GenerateRequest request = GreedyRequest({1, 2, 3}, row.tokens);

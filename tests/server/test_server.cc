@@ -138,8 +138,8 @@ TestServer::Options::Options() {
   config.models = {{"fake", "/nowhere"}};
   config.grpc_address = "127.0.0.1:0";
   config.metrics_address = "127.0.0.1:0";
-  config.max_running_sequences = 8;
-  config.max_step_tokens = 64;
+  config.engine.max_running_sequences = 8;
+  config.engine.max_step_tokens = 64;
   runner.vocab_size = 260;
   runner.kv_num_blocks = 256;
 }

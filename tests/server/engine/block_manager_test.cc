@@ -72,7 +72,7 @@ TEST(BlockTableTest, FailsWholeWhenTooFewAreFree) {
   EXPECT_TRUE(b.Grow(manager, 4));
 }
 
-TEST(BlockTableTest, GivesItsBlocksBack) {
+TEST(BlockTableTest, FreesItsBlocks) {
   BlockManager manager(4, 4);
   {
     BlockTable table;
@@ -83,9 +83,9 @@ TEST(BlockTableTest, GivesItsBlocksBack) {
 
   BlockTable table;
   ASSERT_TRUE(table.Grow(manager, 16));
-  table.Clear();
+  table.Free();
   EXPECT_EQ(manager.num_free(), 4) << "when it is cleared";
-  table.Clear();
+  table.Free();
   EXPECT_EQ(manager.num_free(), 4) << "once";
 
   ASSERT_TRUE(table.Grow(manager, 5));
@@ -111,7 +111,7 @@ std::vector<TokenId> Tokens(int32_t length, TokenId first = 0) {
 BlockTable Computed(BlockManager& manager, const std::vector<TokenId>& tokens) {
   BlockTable table;
   EXPECT_TRUE(table.Grow(manager, static_cast<int64_t>(tokens.size())));
-  table.MakeKnown(tokens);
+  table.CacheFullBlocks(tokens);
   return table;
 }
 
@@ -148,26 +148,26 @@ TEST(BlockTableTest, FindsWholeBlocksOfTheSameBeginning) {
   for (const Row& row : rows) {
     SCOPED_TRACE(row.name);
     BlockTable table;
-    EXPECT_EQ(table.TakeKnown(manager, row.tokens), row.found);
+    EXPECT_EQ(table.MatchPrefix(manager, row.tokens), row.found);
     ASSERT_EQ(table.size(), row.found / 4);
     EXPECT_TRUE(std::equal(table.blocks().begin(), table.blocks().end(), first.blocks().begin()));
     ExpectCounts(manager, 13, 3, 0);
   }
 }
 
-TEST(BlockTableTest, SharedBlocksAreUsedUntilTheLastGivesThemBack) {
+TEST(BlockTableTest, FreesASharedBlockWithItsLastUser) {
   BlockManager manager(8, 4);
   BlockTable first = Computed(manager, Tokens(8));
   BlockTable second, third;
-  EXPECT_EQ(second.TakeKnown(manager, Tokens(8)), 8);
+  EXPECT_EQ(second.MatchPrefix(manager, Tokens(8)), 8);
   third.ShareBeginning(first, 1);
   ASSERT_TRUE(third.Grow(manager, 8));
   ExpectCounts(manager, 5, 3, 0);
-  first.Clear();
+  first.Free();
   ExpectCounts(manager, 5, 3, 0);
-  second.Clear();
+  second.Free();
   ExpectCounts(manager, 5, 2, 1);
-  third.Clear();
+  third.Free();
   ExpectCounts(manager, 6, 0, 2);
 }
 
@@ -176,27 +176,27 @@ TEST(BlockTableTest, SharingNeedsNoCache) {
   BlockTable first, second;
   ASSERT_TRUE(first.Grow(manager, 12));
   second.ShareBeginning(first, 2);
-  first.Clear();
+  first.Free();
   ExpectCounts(manager, 6, 2, 0);
-  second.Clear();
+  second.Free();
   ExpectCounts(manager, 8, 0, 0);
 }
 
-TEST(BlockManagerTest, LendsOutWhatWasUsedLongestAgo) {
+TEST(BlockManagerTest, EvictsLeastRecentlyUsed) {
   BlockManager manager(4, 4);
   Computed(manager, Tokens(4, 0));
   Computed(manager, Tokens(4, 100));
   Computed(manager, Tokens(4, 200));
   {
     BlockTable again;
-    EXPECT_EQ(again.TakeKnown(manager, Tokens(4, 0)), 4);
+    EXPECT_EQ(again.MatchPrefix(manager, Tokens(4, 0)), 4);
   }
   BlockTable table;
   ASSERT_TRUE(table.Grow(manager, 8));  // the free one, and that of 100
   ExpectCounts(manager, 0, 2, 2);
   for (const auto& [first, found] : {std::pair{0, 4}, {100, 0}, {200, 4}}) {
     BlockTable known;
-    EXPECT_EQ(known.TakeKnown(manager, Tokens(4, first)), found) << first;
+    EXPECT_EQ(known.MatchPrefix(manager, Tokens(4, first)), found) << first;
   }
 }
 
@@ -206,9 +206,9 @@ TEST(BlockManagerTest, OfAChainTheEndGoesFirst) {
   for (int32_t taken = 1; taken <= 4; ++taken) {
     BlockTable table, known;
     ASSERT_TRUE(table.Grow(manager, 4 * taken));
-    EXPECT_EQ(known.TakeKnown(manager, Tokens(16)), 16 - 4 * taken);
-    known.Clear();
-    table.Clear();
+    EXPECT_EQ(known.MatchPrefix(manager, Tokens(16)), 16 - 4 * taken);
+    known.Free();
+    table.Free();
     Computed(manager, Tokens(16));
   }
 }
@@ -219,23 +219,23 @@ TEST(BlockTableTest, AContentIsThereOnce) {
   ASSERT_TRUE(first.Grow(manager, 10));
   ASSERT_TRUE(second.Grow(manager, 10));
   ExpectCounts(manager, 2, 6, 0);
-  first.MakeKnown(Tokens(10));
-  second.MakeKnown(Tokens(5));
+  first.CacheFullBlocks(Tokens(10));
+  second.CacheFullBlocks(Tokens(5));
   ExpectCounts(manager, 3, 5, 0);
-  second.MakeKnown(Tokens(10));
+  second.CacheFullBlocks(Tokens(10));
   ExpectCounts(manager, 4, 4, 0);
   EXPECT_EQ(second.blocks().first(2), first.blocks().first(2));
   EXPECT_NE(second.blocks()[2], first.blocks()[2]) << "not full, and written by each";
-  first.Clear();
-  second.Clear();
+  first.Free();
+  second.Free();
   ExpectCounts(manager, 6, 0, 2);
 }
 
-TEST(BlockManagerDeathTest, ABlockIsTakenFromOneManagerOnly) {
+TEST(BlockManagerDeathTest, DiesWhenATableMixesManagers) {
   BlockManager first(2, 4), second(2, 4);
   BlockTable table;
   ASSERT_TRUE(table.Grow(first, 1));
-  EXPECT_DEATH((void)table.Grow(second, 8), "one manager");
+  EXPECT_DEATH((void)table.Grow(second, 8), "another manager");
 }
 
 }  // namespace

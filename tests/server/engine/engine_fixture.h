@@ -94,8 +94,8 @@ struct CountingObserver final : EngineObserver {
                               std::vector<float>(sample.beta.begin(), sample.beta.end()));
   }
   void OnGeneratedTokens(int64_t tokens) override { generated_tokens += tokens; }
-  void OnWastedTokens(std::string_view reason, int64_t tokens) override {
-    wasted_tokens[std::string(reason)] += tokens;
+  void OnWastedTokens(WasteReason reason, int64_t tokens) override {
+    wasted_tokens[std::string(ToString(reason))] += tokens;
   }
   void OnTimeToFirstToken(absl::Duration duration) override {
     times_to_first_token.push_back(duration);
@@ -105,10 +105,10 @@ struct CountingObserver final : EngineObserver {
   }
   void OnPreemption() override { ++preemptions; }
   void OnNonfiniteLogits() override { ++nonfinite_logits; }
-  void OnRejected(std::string_view reason) override { ++rejected[std::string(reason)]; }
+  void OnRejected(RejectReason reason) override { ++rejected[std::string(ToString(reason))]; }
   void OnFinished(const FinishedRequest& request) override {
     finished.push_back(request);
-    ++finish_reasons[std::string(request.finish_reason)];
+    ++finish_reasons[std::string(ToString(request.reason))];
   }
 
   std::vector<StepStats> steps;

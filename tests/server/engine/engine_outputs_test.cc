@@ -53,7 +53,7 @@ const Setting kSettings[] = {
 
 // --- Several completions -------------------------------------------------------------------
 
-TEST(EngineOutputsTest, CompletionsDrawWithSeedsInARow) {
+TEST(EngineOutputsTest, CompletionsSampleWithConsecutiveSeeds) {
   for (const Setting& setting : kSettings) {
     for (const int32_t length : {1, 3, 4, 5, 13}) {
       SCOPED_TRACE(testing::Message() << setting.name << ", a prompt of " << length);
@@ -325,7 +325,7 @@ TEST(EngineOutputsTest, SamplesGatesOfAFewPositionsOnceInAWhile) {
   EXPECT_THAT(sink->end->ddl_stats, IsEmpty()) << "the client has not asked";
 }
 
-TEST(EngineOutputsTest, SamplesNoGatesWhenToldSo) {
+TEST(EngineOutputsTest, SamplesNoGatesWithAnInfiniteInterval) {
   SteppedEngine e({}, {.gate_sample_interval = absl::InfiniteDuration()});
   e.Submit(Generate(Prompt(3), 5));
   e.Run();

@@ -21,6 +21,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_details.h"
 #include "server/engine/engine.h"
+#include "server/engine/pooling.h"
+#include "server/engine/scheduler.h"
 #include "tests/server/engine/engine_fixture.h"
 
 namespace ddl {
@@ -114,7 +116,7 @@ std::string ToString(const Trace& trace) {
       absl::FormatDuration(options.priority_aging), ", slow reader ",
       absl::FormatDuration(options.slow_reader_timeout),
       options.prefix_cache ? "" : ", no prefix cache", ", clock ", trace.clock_seed, ", ",
-      trace.model.max_steps_under_way, " steps under way");
+      trace.model.max_in_flight_steps, " steps under way");
   for (const int step : trace.failing) absl::StrAppend(&text, ", step ", step, " fails");
   if (trace.stop_at.has_value()) absl::StrAppend(&text, ", stops at ", *trace.stop_at);
   for (const Arrival& arrival : trace.arrivals) absl::StrAppend(&text, "\n  ", ToString(arrival));
@@ -682,9 +684,9 @@ std::string FailureOf(const Trace& trace) {
 TEST(EnginePropertyTest, KeepsItsPromisesUnderRandomTraffic) {
   Outcomes outcomes;
   for (int seed = 1; seed <= kTraces; ++seed) {
-    for (const int32_t steps_under_way : {1, 2}) {
+    for (const int32_t steps_in_flight : {1, 2}) {
       Trace trace = RandomTrace(seed);
-      trace.model.max_steps_under_way = steps_under_way;
+      trace.model.max_in_flight_steps = steps_in_flight;
       const std::string failure = TraceRun(trace, &outcomes).Run();
       if (failure.empty()) continue;
       const Trace small = Shrink(trace, [](const Trace& t) { return !FailureOf(t).empty(); });

@@ -11,6 +11,7 @@
 
 #include "base/status_details.h"
 #include "server/engine/engine.h"
+#include "server/engine/scheduler.h"
 #include "tests/server/engine/engine_fixture.h"
 
 namespace ddl {
@@ -393,7 +394,7 @@ TEST(EngineQueueTest, RequestsThatRunShareBlocks) {
   ExpectIdle(e);
 }
 
-TEST(EngineQueueTest, WhatIsCachedGivesWayToWhatRuns) {
+TEST(EngineQueueTest, EvictsCachedBlocksForRunningSequences) {
   SteppedEngine e({.kv_num_blocks = 8});
   for (int32_t i = 0; i < 20; ++i) {
     const auto sink = e.Submit(Generate(Prompt(20, i), 10));

@@ -24,7 +24,7 @@ using testing::UnorderedElementsAre;
 
 // --- Generate ------------------------------------------------------------------------------
 
-TEST(EngineTest, GeneratesWhatTheModelSays) {
+TEST(EngineTest, GeneratesTheModelsTokens) {
   SteppedEngine e;
   const auto sink = e.Submit(Generate(Prompt(10), 5));
   EXPECT_EQ(e.Run(), 5);

@@ -19,6 +19,7 @@
 #include "absl/time/clock.h"
 #include "base/mutex.h"
 #include "server/engine/engine.h"
+#include "server/engine/scheduler.h"
 #include "tests/server/engine/engine_fixture.h"
 #include "tests/server/engine/started_engine.h"
 
@@ -91,7 +92,7 @@ TEST_P(EngineThreadsTest, ServesManyThreadsAtOnce) {
                      .kv_num_blocks = 24,
                      .max_sequences = 4,
                      .max_step_tokens = 32,
-                     .max_steps_under_way = GetParam()},
+                     .max_in_flight_steps = GetParam()},
                     {.max_waiting_requests = 2, .max_waiting_tokens = 100, .max_step_tokens = 32});
 
   std::atomic<int64_t> admitted = 0, refused = 0, completion_tokens = 0, ok = 0, cancelled = 0,
@@ -162,7 +163,7 @@ TEST_P(EngineThreadsTest, ServesManyThreadsAtOnce) {
 TEST_P(EngineThreadsTest, StopsWhileOthersSubmit) {
   AtomicObserver observer;
   const auto engine =
-      StartedEngine(&observer, {.max_steps_under_way = GetParam()}, {.max_step_tokens = 64});
+      StartedEngine(&observer, {.max_in_flight_steps = GetParam()}, {.max_step_tokens = 64});
   std::atomic<int> ended = 0, admitted = 0;
   std::vector<std::thread> threads;
   std::promise<void> first_admitted;
@@ -195,7 +196,7 @@ TEST_P(EngineThreadsTest, StopsWhileOthersSubmit) {
 TEST_P(EngineThreadsTest, DrainsAndWakesWhoeverWaits) {
   AtomicObserver observer;
   const auto engine =
-      StartedEngine(&observer, {.max_steps_under_way = GetParam()}, {.max_step_tokens = 64});
+      StartedEngine(&observer, {.max_in_flight_steps = GetParam()}, {.max_step_tokens = 64});
   std::vector<std::shared_ptr<AwaitedSink>> sinks;
   for (int i = 0; i < 20; ++i) {
     sinks.push_back(std::make_shared<AwaitedSink>());
@@ -211,7 +212,7 @@ TEST_P(EngineThreadsTest, DrainsAndWakesWhoeverWaits) {
 TEST_P(EngineThreadsTest, WaitingEndsAtItsDeadline) {
   AtomicObserver observer;
   auto runner = std::make_unique<FakeModelRunner>(
-      FakeModelRunner::Options{.max_steps_under_way = GetParam()});
+      FakeModelRunner::Options{.max_in_flight_steps = GetParam()});
   std::promise<void> go_on;
   std::shared_future<void> gate = go_on.get_future().share();
   runner->on_forward = [gate](auto) {
@@ -231,7 +232,7 @@ TEST_P(EngineThreadsTest, WaitingEndsAtItsDeadline) {
 TEST_P(EngineThreadsTest, ALonelyRequestExpires) {
   AtomicObserver observer;
   auto runner = std::make_unique<FakeModelRunner>(
-      FakeModelRunner::Options{.max_steps_under_way = GetParam()});
+      FakeModelRunner::Options{.max_in_flight_steps = GetParam()});
   const absl::Time deadline = absl::Now() + absl::Milliseconds(50);
   int step = 0;
   runner->on_forward = [&step, deadline](auto) {
@@ -323,7 +324,7 @@ TEST_P(EngineThreadsTest, ServesSlowReadersSeveralCompletionsAndScores) {
        .kv_num_blocks = 24,
        .max_sequences = SlotsFor(4),
        .max_step_tokens = 32,
-       .max_steps_under_way = GetParam()},
+       .max_in_flight_steps = GetParam()},
       {.max_running_sequences = 4, .max_step_tokens = 32, .slow_reader_timeout = absl::Minutes(1)});
   std::atomic<int64_t> ok = 0, cancelled = 0, completion_tokens = 0, resumed = 0;
   std::vector<std::thread> threads;
@@ -401,7 +402,7 @@ TEST_P(EngineThreadsTest, SleepsWhileEveryoneIsPaused) {
     if (way == Way::kTimeout) options.slow_reader_timeout = absl::Milliseconds(100);
     auto engine = *Engine::Create(options,
                                   std::make_unique<FakeModelRunner>(
-                                      FakeModelRunner::Options{.max_steps_under_way = GetParam()}),
+                                      FakeModelRunner::Options{.max_in_flight_steps = GetParam()}),
                                   nullptr, &observer, [&clock_reads] {
                                     ++clock_reads;
                                     return absl::Now();

@@ -1,5 +1,5 @@
 // What a turn of the step thread does in which order: steps are begun and finished, and clients are
-// told between the two.
+// served between the two.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -41,7 +41,7 @@ class Diary {
     watched->on_end = [this] { Write("end"); };
   }
 
-  void WriteTold() { Write("told"); }
+  void WriteDelivered() { Write("delivered"); }
 
   // Of one turn.
   std::string Turn() {
@@ -60,13 +60,13 @@ class Diary {
   std::vector<std::string> words_;
 };
 
-TEST(EngineTurnsTest, ClientsAreToldWhileTheNextStepIsUnderWay) {
+TEST(EngineTurnsTest, DeliversWhileTheNextStepIsInFlight) {
   SteppedEngine e;
   Diary diary(&e);
   const auto sink = e.Submit(Generate(Prompt(5), 3));
   diary.Watch(sink);
   EXPECT_EQ(diary.Turn(), "begin 1, finish 1");
-  EXPECT_TRUE(sink->start.has_value()) << "told in the step that first computes any of it";
+  EXPECT_TRUE(sink->start.has_value()) << "delivered in the step that first computes any of it";
   EXPECT_EQ(diary.Turn(), "begin 2, token 1, finish 2");
   EXPECT_EQ(diary.Turn(), "begin 3, token 2, finish 3");
   EXPECT_EQ(diary.Turn(), "token 3, end") << "nobody waits for a step that does not come";
@@ -75,7 +75,7 @@ TEST(EngineTurnsTest, ClientsAreToldWhileTheNextStepIsUnderWay) {
 }
 
 TEST(EngineTurnsTest, TheNextStepIsBegunBeforeThisOneIsFinished) {
-  SteppedEngine e({.max_steps_under_way = 2}, kNoGates);
+  SteppedEngine e({.max_in_flight_steps = 2}, kNoGates);
   Diary diary(&e);
   const auto sink = e.Submit(Generate(Prompt(5), 3));
   diary.Watch(sink);
@@ -89,25 +89,25 @@ TEST(EngineTurnsTest, TheNextStepIsBegunBeforeThisOneIsFinished) {
   ExpectIdle(e);
 }
 
-// For whoever sends what was told: once for all clients, before anything is computed.
-TEST(EngineTurnsTest, TheEndOfTellingIsSaidOnceATurn) {
+// For whoever sends what was delivered: once for all clients, before anything is computed.
+TEST(EngineTurnsTest, CallsOnDeliveredOnceATurn) {
   Diary* open_diary = nullptr;
   EngineOptions options = kNoGates;
-  options.on_told = [&open_diary] { open_diary->WriteTold(); };
+  options.on_delivered = [&open_diary] { open_diary->WriteDelivered(); };
   SteppedEngine e({}, options);
   Diary diary(&e);
   open_diary = &diary;
   const std::vector<std::shared_ptr<RecordingSink>> sinks = {e.Submit(Generate(Prompt(5), 2)),
                                                              e.Submit(Generate(Prompt(6), 2))};
   for (const auto& sink : sinks) diary.Watch(sink);
-  EXPECT_EQ(diary.Turn(), "begin 1, told, finish 1");
-  EXPECT_EQ(diary.Turn(), "begin 2, token 1, token 1, told, finish 2");
-  EXPECT_EQ(diary.Turn(), "token 2, token 2, end, end, told");
+  EXPECT_EQ(diary.Turn(), "begin 1, delivered, finish 1");
+  EXPECT_EQ(diary.Turn(), "begin 2, token 1, token 1, delivered, finish 2");
+  EXPECT_EQ(diary.Turn(), "token 2, token 2, end, end, delivered");
   EXPECT_EQ(diary.Turn(), "idle");
 }
 
 // How many of the steps were begun while the one before was under way.
-TEST(EngineTurnsTest, StepsWaitForWhatTheyDependOn) {
+TEST(EngineTurnsTest, FinishesAStepThatTheNextDependsOnFirst) {
   struct Row {
     const char* name;
     std::function<void(GenerateParams&)> set;
@@ -142,7 +142,7 @@ TEST(EngineTurnsTest, StepsWaitForWhatTheyDependOn) {
   };
   for (const Row& row : rows) {
     SCOPED_TRACE(row.name);
-    SteppedEngine e({.max_steps_under_way = 2}, {.gate_sample_interval = row.gate_sample_interval});
+    SteppedEngine e({.max_in_flight_steps = 2}, {.gate_sample_interval = row.gate_sample_interval});
     int ahead = 0;
     e.runner->on_begin = [&](auto) { ahead += e.runner->num_begun() - 1 > e.runner->num_steps(); };
     Request request = Generate(Prompt(5), 6);
@@ -158,7 +158,7 @@ TEST(EngineTurnsTest, StepsWaitForWhatTheyDependOn) {
 }
 
 TEST(EngineTurnsTest, AVectorForTheHostHoldsUpTheNextStep) {
-  SteppedEngine e({.max_steps_under_way = 2}, kNoGates);
+  SteppedEngine e({.max_in_flight_steps = 2}, kNoGates);
   Diary diary(&e);
   e.Submit(Generate(Prompt(5), 9));
   EXPECT_EQ(diary.Turn(), "begin 1");
@@ -173,7 +173,7 @@ TEST(EngineTurnsTest, AVectorForTheHostHoldsUpTheNextStep) {
 
 // Where only the token says that it was the last, one more has been begun.
 TEST(EngineTurnsTest, WhatWasBegunPastTheEndIsDropped) {
-  SteppedEngine e({.kv_block_size = 2, .max_steps_under_way = 2}, kNoGates);
+  SteppedEngine e({.kv_block_size = 2, .max_in_flight_steps = 2}, kNoGates);
   const std::vector<TokenId> drawn = ExpectedTokens(Prompt(5), 9);
   Request request = Generate(Prompt(5), 9);
   ParamsOf(request).stopping.stop_token_ids = {drawn[2]};
@@ -197,7 +197,7 @@ TEST(EngineTurnsTest, WhatWasBegunPastTheEndIsDropped) {
 }
 
 // Everybody's blocks, slots and tokens go round, and nobody's answer changes.
-TEST(EngineTurnsTest, AnswersDoNotDependOnTheStepsUnderWay) {
+TEST(EngineTurnsTest, AnswersDoNotDependOnTheStepsInFlight) {
   const FakeModelRunner::Options models[] = {
       {.kv_num_blocks = 200, .max_sequences = 9, .max_step_tokens = 64},
       {.kv_num_blocks = 11, .max_sequences = 9, .max_step_tokens = 64},
@@ -208,8 +208,8 @@ TEST(EngineTurnsTest, AnswersDoNotDependOnTheStepsUnderWay) {
   for (FakeModelRunner::Options model : models) {
     for (const bool cache : {false, true}) {
       std::vector<std::vector<std::shared_ptr<RecordingSink>>> sinks;
-      for (const int32_t steps_under_way : {1, 2}) {
-        model.max_steps_under_way = steps_under_way;
+      for (const int32_t steps_in_flight : {1, 2}) {
+        model.max_in_flight_steps = steps_in_flight;
         SteppedEngine e(model,
                         {.prefix_cache = cache, .gate_sample_interval = absl::InfiniteDuration()});
         sinks.emplace_back();
@@ -229,7 +229,7 @@ TEST(EngineTurnsTest, AnswersDoNotDependOnTheStepsUnderWay) {
         }
         while (e.engine->Step()) {
         }
-        if (steps_under_way == 2) preemptions += e.observer.preemptions;
+        if (steps_in_flight == 2) preemptions += e.observer.preemptions;
         ExpectIdle(e);
       }
       for (size_t i = 0; i < sinks[0].size(); ++i) {
@@ -244,10 +244,10 @@ TEST(EngineTurnsTest, AnswersDoNotDependOnTheStepsUnderWay) {
   EXPECT_GT(preemptions, 0);
 }
 
-TEST(EngineTurnsTest, WhatIsUnderWayWhenASinkIsFullIsStillDelivered) {
+TEST(EngineTurnsTest, DeliversStepsInFlightToAFullSink) {
   for (const int32_t under_way : {1, 2}) {
     SCOPED_TRACE(under_way);
-    SteppedEngine e({.max_steps_under_way = under_way}, kNoGates);
+    SteppedEngine e({.max_in_flight_steps = under_way}, kNoGates);
     Diary diary(&e);
     const auto sink = e.Submit(Generate(Prompt(5), 6));
     diary.Watch(sink);
@@ -271,7 +271,7 @@ TEST(EngineTurnsTest, WhatIsUnderWayWhenASinkIsFullIsStillDelivered) {
 // Slots and blocks that a request is about to leave are not there yet. What was taken for nothing
 // is counted nevertheless.
 TEST(EngineTurnsTest, NobodyCanStartBeforeTheLastStepOfAnother) {
-  SteppedEngine e({.kv_num_blocks = 6, .max_steps_under_way = 2}, kNoGates);
+  SteppedEngine e({.kv_num_blocks = 6, .max_in_flight_steps = 2}, kNoGates);
   Diary diary(&e);
   const auto paused = e.Submit(Generate(Prompt(5), 9));
   const RequestHandle paused_handle = e.handle;
@@ -298,7 +298,7 @@ TEST(EngineTurnsTest, NobodyCanStartBeforeTheLastStepOfAnother) {
 TEST(EngineTurnsTest, AStepLastsFromTheEndOfTheOneBefore) {
   for (const int32_t under_way : {1, 2}) {
     SCOPED_TRACE(under_way);
-    SteppedEngine e({.max_steps_under_way = under_way}, kNoGates);
+    SteppedEngine e({.max_in_flight_steps = under_way}, kNoGates);
     e.runner->on_forward = [&e](auto) {
       e.now += absl::Milliseconds(10);
       return absl::OkStatus();
@@ -322,7 +322,7 @@ TEST(EngineTurnsTest, AFailedStepFailsTheOneBegunAfterIt) {
       std::vector<absl::Status> reported;
       EngineOptions options = kNoGates;
       options.on_device_lost = [&](const absl::Status& status) { reported.push_back(status); };
-      SteppedEngine e({.max_sequences = 2, .max_steps_under_way = under_way}, options);
+      SteppedEngine e({.max_sequences = 2, .max_in_flight_steps = under_way}, options);
       const auto first = e.Submit(Generate(Prompt(5), 9));
       e.engine->Step();
       const auto second = e.Submit(Generate(Prompt(6), 9));
@@ -349,7 +349,7 @@ TEST(EngineTurnsTest, AFailedStepFailsTheOneBegunAfterIt) {
 }
 
 TEST(EngineTurnsTest, LogitsThatAreNotFiniteFailTheirRequestAlone) {
-  SteppedEngine e({.max_steps_under_way = 2}, kNoGates);
+  SteppedEngine e({.max_in_flight_steps = 2}, kNoGates);
   const auto good = e.Submit(Generate(Prompt(3), 6));
   const auto bad = e.Submit(Generate({7, 7, 7}, 6));
   e.runner->is_not_finite = [](const SequenceChunk& chunk) {
@@ -365,7 +365,7 @@ TEST(EngineTurnsTest, LogitsThatAreNotFiniteFailTheirRequestAlone) {
 }
 
 // What ends a request while a step of it is under way, and how many tokens it was given.
-TEST(EngineTurnsTest, RequestsEndWhileAStepIsUnderWay) {
+TEST(EngineTurnsTest, EndsRequestsWhileAStepIsInFlight) {
   struct Row {
     const char* name;
     int32_t tokens;  // asked for
@@ -396,7 +396,7 @@ TEST(EngineTurnsTest, RequestsEndWhileAStepIsUnderWay) {
   for (const Row& row : rows) {
     for (const int32_t under_way : {1, 2}) {
       SCOPED_TRACE(testing::Message() << row.name << ", " << under_way);
-      SteppedEngine e({.max_steps_under_way = under_way}, kNoGates);
+      SteppedEngine e({.max_in_flight_steps = under_way}, kNoGates);
       Request request = Generate(Prompt(5), row.tokens);
       request.deadline = e.now + absl::Seconds(9);
       const auto sink = e.Submit(std::move(request));

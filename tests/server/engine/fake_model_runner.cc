@@ -96,7 +96,7 @@ FakeModelRunner::FakeModelRunner(const Options& options)
   description_.kv_block_size = options.kv_block_size;
   description_.kv_num_blocks = options.kv_num_blocks;
   description_.max_sequences = options.max_sequences;
-  description_.max_steps_under_way = options.max_steps_under_way;
+  description_.max_in_flight_steps = options.max_in_flight_steps;
 }
 
 SampledToken FakeModelRunner::Next(absl::Span<const TokenId> tokens, const SampleRequest& sample) {
@@ -159,7 +159,7 @@ void FakeModelRunner::Expect(bool holds, absl::string_view what) {
 void FakeModelRunner::Begin(absl::Span<const SequenceChunk> chunks) {
   ++num_begun_;
   if (on_begin) on_begin(chunks);
-  Expect(static_cast<int32_t>(steps_.size()) < options_.max_steps_under_way,
+  Expect(static_cast<int32_t>(steps_.size()) < options_.max_in_flight_steps,
          "no more steps are under way than may be");
   for (const SequenceChunk& chunk : chunks) {
     if (!chunk.last_token_from.has_value()) continue;

@@ -30,7 +30,7 @@ class FakeModelRunner final : public ModelRunner {
     int32_t max_sequences = 8;
     int32_t max_step_tokens = 64;
     TokenId vocab_size = 50;
-    int32_t max_steps_under_way = 1;
+    int32_t max_in_flight_steps = 1;
   };
   static constexpr int64_t kHiddenSize = 3;
 

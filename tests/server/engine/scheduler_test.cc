@@ -350,14 +350,14 @@ TEST(SchedulerTest, WhoWaitsCanRise) {
   Scheduler scheduler({4, 4}, &blocks);
   Sequence* const low = AddSequence(0, 4, {}, &sequences, &scheduler, kLow);
   AddSequence(1, 4, {}, &sequences, &scheduler);
-  scheduler.Raise(low);
-  scheduler.Raise(low);
-  scheduler.Raise(low);
+  scheduler.Promote(low);
+  scheduler.Promote(low);
+  scheduler.Promote(low);
   EXPECT_EQ(low->rank().priority, kHigh);
   EXPECT_EQ(Step(scheduler), "0[0,4)");
 }
 
-TEST(SchedulerTest, FindsWhatIsKnownAndLooksOnlyWhenAllowed) {
+TEST(SchedulerTest, MatchesPrefixesOnlyWhenAllowed) {
   for (const bool cache : {false, true}) {
     for (const bool reads : {false, true}) {
       BlockManager blocks(16, 4);

@@ -33,12 +33,12 @@ TEST(SequenceTest, CountsWhatAChunkBrings) {
   EXPECT_TRUE(sequence.IsDecode());
   EXPECT_THAT(mark(6), ElementsAre(0, 1, 0));
   sequence.Append(7);
-  sequence.Release();  // preempted with 6 positions computed
+  sequence.Free();  // preempted with 6 positions computed
   EXPECT_EQ(sequence.num_computed(), 0);
   EXPECT_EQ(sequence.num_remaining(), 7);
   EXPECT_FALSE(sequence.IsDecode());
   EXPECT_THAT(mark(4), ElementsAre(0, 0, 4));
-  sequence.Release();  // and again, in the middle
+  sequence.Free();  // and again, in the middle
   EXPECT_THAT(mark(7), ElementsAre(0, 1, 6));
   EXPECT_EQ(sequence.num_generated(), 2);
 }
@@ -46,7 +46,7 @@ TEST(SequenceTest, CountsWhatAChunkBrings) {
 TEST(SequenceTest, APreemptedPromptIsCountedOnce) {
   Sequence sequence({}, {1, 2, 3, 4, 5}, {});
   sequence.MarkBegun(2);
-  sequence.Release();
+  sequence.Free();
   const ComputedPositions computed = sequence.MarkBegun(5);
   EXPECT_EQ(computed.again, 2);
   EXPECT_EQ(computed.prompt, 3);
@@ -63,7 +63,7 @@ TEST(SequenceTest, GivesTheRunnerEveryTokenUpToTheChunksEnd) {
   EXPECT_EQ(chunk.start, 2);
   EXPECT_EQ(chunk.slot, 3);
   EXPECT_EQ(chunk.block_table.size(), 3u);
-  sequence.Release();
+  sequence.Free();
   EXPECT_EQ(blocks.num_free(), 8);
   EXPECT_FALSE(sequence.holds_slot());
 }

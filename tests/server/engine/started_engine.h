@@ -31,14 +31,14 @@ struct AtomicObserver final : EngineObserver {
   void OnStreamStall() override { ++stalls; }
   void OnGateSample(const GateSample&) override {}
   void OnGeneratedTokens(int64_t tokens) override { generated += tokens; }
-  void OnWastedTokens(std::string_view reason, int64_t tokens) override {
-    if (reason != "preempt_recompute") wasted += tokens;
+  void OnWastedTokens(WasteReason reason, int64_t tokens) override {
+    if (reason != WasteReason::kPreemptRecompute) wasted += tokens;
   }
   void OnTimeToFirstToken(absl::Duration) override {}
   void OnInterTokenLatency(absl::Duration) override {}
   void OnPreemption() override { ++preemptions; }
   void OnNonfiniteLogits() override {}
-  void OnRejected(std::string_view) override { ++rejected; }
+  void OnRejected(RejectReason) override { ++rejected; }
   void OnFinished(const FinishedRequest&) override { ++finished; }
 
   std::atomic<int64_t> steps = 0, running = 0, waiting = 0, blocks_used = 0, generated = 0,

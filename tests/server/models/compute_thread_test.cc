@@ -71,7 +71,7 @@ TEST(ComputeThreadTest, ChangesNothingForTheEngines) {
   std::set<std::thread::id> threads;
   for (CountingObserver& observer : observers) {
     auto runner =
-        std::make_unique<FakeModelRunner>(FakeModelRunner::Options{.max_steps_under_way = 2});
+        std::make_unique<FakeModelRunner>(FakeModelRunner::Options{.max_in_flight_steps = 2});
     runner->on_forward = [&](absl::Span<const SequenceChunk>) {
       threads.insert(std::this_thread::get_id());
       return absl::OkStatus();
@@ -80,7 +80,7 @@ TEST(ComputeThreadTest, ChangesNothingForTheEngines) {
     options.max_step_tokens = 64;
     auto engine = Engine::Create(options, RunOn(&compute, std::move(runner)), nullptr, &observer);
     ASSERT_TRUE(engine.ok()) << engine.status();
-    EXPECT_EQ((*engine)->model().max_steps_under_way, 1);
+    EXPECT_EQ((*engine)->model().max_in_flight_steps, 1);
     engines.push_back(*std::move(engine));
     engines.back()->Start();
   }

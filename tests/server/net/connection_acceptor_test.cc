@@ -126,7 +126,7 @@ bool HasVersion6() {
   return can;
 }
 
-TEST(ConnectionAcceptorTest, ListensWhereItIsTold) {
+TEST(ConnectionAcceptorTest, ListensOnTheGivenAddress) {
   struct Row {
     const char* address;
     bool v4;

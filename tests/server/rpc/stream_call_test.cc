@@ -27,6 +27,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "base/mutex.h"
+#include "server/engine/scheduler.h"
 #include "server/rpc/reply_thread.h"
 #include "tests/server/engine/engine_fixture.h"
 #include "tests/server/engine/started_engine.h"
@@ -210,12 +211,12 @@ constexpr std::array<const char*, kNumBehaviours> kNames = {"read",      "read l
                                                             "went away", "never read", "expired"};
 
 // A context that takes several outboxes to fill.
-FakeModelRunner::Options Model(int32_t steps_under_way) {
+FakeModelRunner::Options Model(int32_t steps_in_flight) {
   return {.kv_block_size = 16,
           .kv_num_blocks = 160,
           .max_sequences = SlotsFor(4),
           .max_step_tokens = 64,
-          .max_steps_under_way = steps_under_way};
+          .max_in_flight_steps = steps_in_flight};
 }
 
 // Of steps that may be under way at a time.
@@ -226,7 +227,7 @@ EngineOptions Options(absl::Duration slow_reader_timeout, ReplyThread& replies) 
           .max_step_tokens = 64,
           .max_context_length = 512,
           .slow_reader_timeout = slow_reader_timeout,
-          .on_told = [&replies] { replies.Wake(); }};
+          .on_delivered = [&replies] { replies.Wake(); }};
 }
 
 // What a client took.

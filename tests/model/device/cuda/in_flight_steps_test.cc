@@ -153,7 +153,7 @@ TEST_F(CudaStepsUnderWayTest, ChangeNoBit) {
       const std::string what = model + (graphs ? ", graphs" : ", no graphs");
       cuda_runtime::on_host.capture_error = graphs ? "" : "no graphs here";
       const auto runner = Open(model);
-      ASSERT_EQ(runner->description().max_steps_under_way, 2);
+      ASSERT_EQ(runner->description().max_in_flight_steps, 2);
       const std::vector<std::vector<int32_t>> one_by_one = Completions(runner.get(), false).Run();
       const int replays = cuda_runtime::on_host.replays;
       EXPECT_EQ(Completions(runner.get(), true).Run(), one_by_one) << what;

@@ -150,7 +150,7 @@ void CudaDeltaStepTest::Check(const Row& row) {
   args.x = x.data();
   args.rewrite = row.rewrite;
   args.h = h_buffer.data();
-  args.k_eps = 0.5f;  // large, so that leaving it out shows
+  args.k_eps = 0.5f;                 // large, so that leaving it out shows
   args.residual_multiplier = 0.75f;  // likewise
   args.compress = row.compress;
   args.compress_weight = compress.data();
