@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -59,10 +60,12 @@ class LinearTest : public testing::TestWithParam<Parameters> {
   static std::vector<Shape> Shapes() {
     std::vector<Shape> shapes(std::begin(kGoldenShapes), std::end(kGoldenShapes));
     shapes.insert(shapes.end(), std::begin(kDemoShapes), std::end(kDemoShapes));
+    const bool is_slow = GetParam().set == InstructionSet::kPortable ||
+                         GetParam().set == InstructionSet::kAmxEmulated;
     if (is_long()) {
       shapes.insert(shapes.end(), std::begin(kPaperShapes), std::end(kPaperShapes));
-    } else if (GetParam().set != InstructionSet::kPortable &&
-               GetParam().set != InstructionSet::kAmxEmulated) {
+      if (is_slow) shapes.pop_back();  // the head, half an hour there
+    } else if (!is_slow) {
       shapes.insert(shapes.end(), std::begin(kPaperShapes), std::begin(kPaperShapes) + 4);
     }
     return shapes;
@@ -103,7 +106,8 @@ TEST_P(LinearTest, ARowDoesNotDependOnTheOthers) {
       EXPECT_LT(error, 0.02);
       EXPECT_GT(error, 0.001) << "is it quantized?";
     } else {
-      EXPECT_LT(error, 1e-6);
+      // Float32 sums, one term after another: their rounding grows with the square root of terms.
+      EXPECT_LT(error, 1e-7 * std::sqrt(static_cast<double>(shape.in)));
       ASSERT_TRUE(at::allclose(found, exact, 1e-4, 1e-4));
     }
     EXPECT_TRUE(at::equal(expected, exact_of.to(type)));
