@@ -21,7 +21,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "bench/contestant.h"
 #include "bench/program.h"
 #include "bench/statistics.h"
 #include "bench/step_bound.h"
@@ -41,6 +43,8 @@ ABSL_FLAG(std::string, dtype, "auto",
           "auto (bfloat16 for checkpoints stored in it, else float32), float32 or bfloat16.");
 ABSL_FLAG(std::string, quantization, "none",
           "Of the matrix products: none, or int8 (CPU, bfloat16).");
+ABSL_FLAG(std::string, instruction_set, "auto",
+          "Of the CPU's kernels: auto, portable, avx2, avx512, avx512_bf16, amx or amx_emulated.");
 ABSL_FLAG(std::string, device, "cpu", "Where to compute: cpu or cuda.");
 ABSL_FLAG(int32_t, threads, 0, "Threads that compute. 0: as many as the process may use.");
 ABSL_FLAG(bool, bound, true,
@@ -55,13 +59,10 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kExitFailed = 1;
 
-constexpr int32_t kKvBlockSize = 16;  // tokens
-constexpr int32_t kMaxStepTokens = 512;
-
 const std::vector<FlagGroup>& FlagGroups() {
   static const auto& groups = *new std::vector<FlagGroup>{
       {"What", {"models", "batches", "context", "steps", "prefill", "bound"}},
-      {"How", {"rounds", "device", "dtype", "quantization", "threads", "json"}},
+      {"How", {"rounds", "device", "dtype", "quantization", "instruction_set", "threads", "json"}},
   };
   return groups;
 }
@@ -77,28 +78,10 @@ bad flag.
 
 double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
-// One thing that is timed.
-struct Scenario {
-  bool is_prefill = false;
-  int32_t batch = 1;   // sequences
-  int32_t tokens = 0;  // decode: context at the first step; prefill: the prompt's length
-
-  std::string Name() const {
-    return is_prefill ? absl::StrCat("prefill ", tokens)
-                      : absl::StrCat("decode batch ", batch, ", context ", tokens);
-  }
-  // Positions of one step.
-  int64_t Rows() const { return is_prefill ? tokens : batch; }
-};
-
 struct Settings {
   std::vector<std::pair<std::string, std::filesystem::path>> models;
-  std::vector<Scenario> scenarios;
-  int32_t max_batch = 1;
-  int32_t steps = 0;
   int32_t rounds = 0;
-  int32_t threads = 0;
-  RunnerDevice device = RunnerDevice::kCpu;
+  ContestantOptions options;
 };
 
 absl::Status Invalid(absl::string_view flag, absl::string_view value, absl::string_view why) {
@@ -141,190 +124,47 @@ absl::StatusOr<Settings> ReadSettings() {
       return Invalid("batches", batches,
                      absl::StrCat("must be a list of numbers in 1...", kMaxStepTokens));
     }
-    settings.scenarios.push_back({false, batch, absl::GetFlag(FLAGS_context)});
-    settings.max_batch = std::max(settings.max_batch, batch);
+    settings.options.scenarios.push_back({false, batch, absl::GetFlag(FLAGS_context)});
+    settings.options.max_batch = std::max(settings.options.max_batch, batch);
   }
   if (const int32_t prefill = absl::GetFlag(FLAGS_prefill); prefill > 0) {
-    settings.scenarios.push_back({true, 1, prefill});
+    settings.options.scenarios.push_back({true, 1, prefill});
   }
-  if (settings.scenarios.empty()) {
+  if (settings.options.scenarios.empty()) {
     return absl::InvalidArgumentError("nothing to time: --batches is empty and --prefill is 0");
   }
   const std::string dtype = absl::GetFlag(FLAGS_dtype);
   if (dtype != "auto" && dtype != "float32" && dtype != "bfloat16") {
     return Invalid("dtype", dtype, "must be auto, float32, bfloat16");
   }
+  if (dtype != "auto") {
+    settings.options.dtype = dtype == "bfloat16" ? RunnerDType::kBFloat16 : RunnerDType::kFloat32;
+  }
   const std::string quantization = absl::GetFlag(FLAGS_quantization);
   if (quantization != "none" && quantization != "int8") {
     return Invalid("quantization", quantization, "must be none, int8");
   }
+  if (quantization == "int8") settings.options.quantization = Quantization::kInt8;
+  if (const std::string name = absl::GetFlag(FLAGS_instruction_set); name != "auto") {
+    std::vector<std::string> names = {"auto"};
+    for (const kernels::InstructionSet set : kernels::AllInstructionSets()) {
+      names.emplace_back(kernels::Name(set));
+      if (name == names.back()) settings.options.instruction_set = set;
+    }
+    if (!settings.options.instruction_set.has_value()) {
+      return Invalid("instruction_set", name, absl::StrCat("must be ", absl::StrJoin(names, ", ")));
+    }
+  }
   const std::string device = absl::GetFlag(FLAGS_device);
   if (device != "cpu" && device != "cuda") return Invalid("device", device, "must be cpu, cuda");
-  if (device == "cuda") settings.device = RunnerDevice::kCuda;
-  settings.steps = absl::GetFlag(FLAGS_steps);
+  if (device == "cuda") settings.options.device = RunnerDevice::kCuda;
+  settings.options.steps = absl::GetFlag(FLAGS_steps);
   settings.rounds = absl::GetFlag(FLAGS_rounds);
-  settings.threads = absl::GetFlag(FLAGS_threads);
-  if (settings.threads == 0) {
-    settings.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  settings.options.threads = absl::GetFlag(FLAGS_threads);
+  if (settings.options.threads == 0) {
+    settings.options.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   }
   return settings;
-}
-
-// A loaded model with sequences whose context is in its cache.
-class Contestant {
- public:
-  static absl::StatusOr<std::unique_ptr<Contestant>> Load(const std::string& name,
-                                                          const std::filesystem::path& folder,
-                                                          const Settings& settings);
-
-  // Seconds of one step, the mean of a round.
-  absl::StatusOr<double> Time(const Scenario& scenario);
-
-  const std::string& name() const { return name_; }
-  const Checkpoint& checkpoint() const { return *checkpoint_; }
-  RunnerDType dtype() const { return dtype_; }
-  const ModelDescription& description() const { return runner_->description(); }
-
- private:
-  struct Sequence {
-    std::vector<TokenId> tokens;
-    std::vector<int32_t> blocks;
-    int32_t slot = 0;
-  };
-
-  Contestant() = default;
-  absl::Status Prefill(const Sequence& sequence, int32_t length, bool sample);
-  SequenceChunk Chunk(const Sequence& sequence, int32_t start, int32_t end, bool sample) const;
-  absl::Status Step(absl::Span<const SequenceChunk> chunks);
-
-  std::string name_;
-  std::shared_ptr<const Checkpoint> checkpoint_;
-  RunnerDType dtype_ = RunnerDType::kFloat32;
-  std::unique_ptr<ModelRunner> runner_;
-  SamplingParams greedy_{.temperature = 0.0f};
-  int32_t steps_ = 0;
-  std::vector<Sequence> decoding_;  // [max_batch]
-  Sequence prefilling_;
-};
-
-absl::StatusOr<std::unique_ptr<Contestant>> Contestant::Load(const std::string& name,
-                                                             const std::filesystem::path& folder,
-                                                             const Settings& settings) {
-  absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(folder);
-  if (!checkpoint.ok()) return checkpoint.status();
-  auto contestant = std::unique_ptr<Contestant>(new Contestant());
-  Contestant& c = *contestant;
-  c.name_ = name;
-  c.steps_ = settings.steps;
-  c.checkpoint_ = std::make_shared<const Checkpoint>(*std::move(checkpoint));
-  const std::string dtype = absl::GetFlag(FLAGS_dtype);
-  c.dtype_ = dtype == "bfloat16" ||
-                     (dtype == "auto" && c.checkpoint_->stored_type() == StoredType::kBFloat16)
-                 ? RunnerDType::kBFloat16
-                 : RunnerDType::kFloat32;
-
-  int32_t decode_length = 0, prefill_length = 0;
-  for (const Scenario& scenario : settings.scenarios) {
-    (scenario.is_prefill ? prefill_length : decode_length) =
-        scenario.tokens + (scenario.is_prefill ? 0 : settings.steps);
-  }
-  const auto blocks = [](int32_t tokens) { return (tokens + kKvBlockSize - 1) / kKvBlockSize; };
-  RunnerOptions options;
-  options.device = settings.device;
-  options.dtype = c.dtype_;
-  if (const char* const name = std::getenv("DDL_INSTRUCTION_SET"); name != nullptr) {
-    for (const kernels::InstructionSet set : kernels::AllInstructionSets()) {
-      if (absl::string_view(kernels::Name(set)) == name) options.instruction_set = set;
-    }
-  }
-  if (absl::GetFlag(FLAGS_quantization) == "int8") options.quantization = Quantization::kInt8;
-  options.kv_block_size = kKvBlockSize;
-  options.kv_num_blocks = settings.max_batch * blocks(decode_length) + blocks(prefill_length);
-  options.max_sequences = settings.max_batch + 1;
-  options.max_step_tokens = kMaxStepTokens;
-  options.max_context_length = std::max(decode_length, prefill_length);
-  options.num_threads = settings.threads;
-  absl::StatusOr<std::unique_ptr<ModelRunner>> runner = ModelRunner::Create(c.checkpoint_, options);
-  if (!runner.ok()) return runner.status();
-  c.runner_ = *std::move(runner);
-
-  std::mt19937 random(1);
-  std::uniform_int_distribution<TokenId> token(
-      0, static_cast<TokenId>(c.description().vocab_size - 1));
-  int32_t next_block = 0;
-  const auto make = [&](int32_t length, int32_t slot) {
-    Sequence sequence;
-    sequence.slot = slot;
-    for (int32_t i = 0; i < length; ++i) sequence.tokens.push_back(token(random));
-    for (int32_t i = 0; i < blocks(length); ++i) sequence.blocks.push_back(next_block++);
-    return sequence;
-  };
-  c.prefilling_ = make(prefill_length, settings.max_batch);
-  if (decode_length > 0) {
-    for (int32_t i = 0; i < settings.max_batch; ++i) {
-      c.decoding_.push_back(make(decode_length, i));
-      // Real keys and values: pages that nobody wrote would all be one, and quick to read.
-      if (absl::Status status =
-              c.Prefill(c.decoding_.back(), decode_length - settings.steps, false);
-          !status.ok()) {
-        return status;
-      }
-    }
-  }
-  return contestant;
-}
-
-SequenceChunk Contestant::Chunk(const Sequence& sequence, int32_t start, int32_t end,
-                                bool sample) const {
-  SequenceChunk chunk;
-  chunk.tokens = absl::MakeConstSpan(sequence.tokens).first(end);
-  chunk.start = start;
-  chunk.block_table = sequence.blocks;
-  chunk.slot = sequence.slot;
-  if (sample) {
-    chunk.sample.emplace();
-    chunk.sample->params = &greedy_;
-    chunk.sample->vocab_size = static_cast<TokenId>(runner_->description().vocab_size);
-  }
-  return chunk;
-}
-
-absl::Status Contestant::Step(absl::Span<const SequenceChunk> chunks) {
-  const absl::StatusOr<std::vector<ChunkOutput>> outputs = runner_->Forward(chunks);
-  if (!outputs.ok()) return outputs.status();
-  for (const ChunkOutput& output : *outputs) {
-    if (!output.status.ok()) return output.status;
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Contestant::Prefill(const Sequence& sequence, int32_t length, bool sample) {
-  for (int32_t start = 0; start < length; start += kMaxStepTokens) {
-    const int32_t end = std::min(length, start + kMaxStepTokens);
-    const SequenceChunk chunk = Chunk(sequence, start, end, sample && end == length);
-    if (absl::Status status = Step({&chunk, 1}); !status.ok()) return status;
-  }
-  return absl::OkStatus();
-}
-
-absl::StatusOr<double> Contestant::Time(const Scenario& scenario) {
-  const Clock::time_point start = Clock::now();
-  if (scenario.is_prefill) {
-    if (absl::Status status = Prefill(prefilling_, scenario.tokens, true); !status.ok()) {
-      return status;
-    }
-    return Seconds(Clock::now() - start);
-  }
-  for (int32_t step = 0; step < steps_; ++step) {
-    const int32_t position = scenario.tokens + step;
-    std::vector<SequenceChunk> chunks;
-    chunks.reserve(scenario.batch);
-    for (int32_t i = 0; i < scenario.batch; ++i) {
-      chunks.push_back(Chunk(decoding_[i], position, position + 1, true));
-    }
-    if (absl::Status status = Step(chunks); !status.ok()) return status;
-  }
-  return Seconds(Clock::now() - start) / steps_;
 }
 
 // The seconds of every round.
@@ -409,18 +249,19 @@ int Main(const std::vector<std::string>& arguments) {
   const absl::StatusOr<Settings> settings = ReadSettings();
   if (!settings.ok()) return Fail(settings.status(), kExitBadSetting);
 
-  if (const absl::Status status = CheckDevice(settings->device); !status.ok()) {
+  if (const absl::Status status = CheckDevice(settings->options.device); !status.ok()) {
     return Fail(status, kExitFailed);
   }
 
   std::vector<std::unique_ptr<Contestant>> contestants;
   for (const auto& [name, folder] : settings->models) {
     std::fprintf(stderr, "loading %s from %s\n", name.c_str(), folder.c_str());
-    auto contestant = Contestant::Load(name, folder, *settings);
+    auto contestant = Contestant::Load(name, folder, settings->options);
     if (!contestant.ok()) return Fail(contestant.status(), kExitFailed);
     contestants.push_back(*std::move(contestant));
   }
-  const bool with_bound = absl::GetFlag(FLAGS_bound) && settings->device == RunnerDevice::kCpu;
+  const bool with_bound =
+      absl::GetFlag(FLAGS_bound) && settings->options.device == RunnerDevice::kCpu;
   Bounds bounds;
   double bandwidth = 0.0;
   if (with_bound) {
@@ -428,7 +269,7 @@ int Main(const std::vector<std::string>& arguments) {
     bandwidth = ReadBandwidth();
   }
 
-  std::vector<Times> times(settings->scenarios.size());
+  std::vector<Times> times(settings->options.scenarios.size());
   for (Times& of_scenario : times) {
     of_scenario.steps.resize(contestants.size());
     of_scenario.products.resize(contestants.size());
@@ -436,23 +277,23 @@ int Main(const std::vector<std::string>& arguments) {
   for (int32_t round = 0; round <= settings->rounds; ++round) {
     std::fprintf(stderr, round == 0 ? "warm-up round\n" : "round %d of %d\n", round,
                  settings->rounds);
-    for (size_t s = 0; s < settings->scenarios.size(); ++s) {
-      const Scenario& scenario = settings->scenarios[s];
+    for (size_t s = 0; s < settings->options.scenarios.size(); ++s) {
+      const Scenario& scenario = settings->options.scenarios[s];
       for (size_t i = 0; i < contestants.size(); ++i) {
         const absl::StatusOr<double> seconds = contestants[i]->Time(scenario);
         if (!seconds.ok()) return Fail(seconds.status(), kExitFailed);
         if (round > 0) times[s].steps[i].push_back(*seconds);
         if (!with_bound) continue;
         const double products =
-            bounds.SecondsOfProducts(*contestants[i], scenario, settings->steps);
+            bounds.SecondsOfProducts(*contestants[i], scenario, settings->options.steps);
         if (round > 0) times[s].products[i].push_back(products);
       }
     }
   }
 
   nlohmann::json results = nlohmann::json::array();
-  for (size_t s = 0; s < settings->scenarios.size(); ++s) {
-    const Scenario& scenario = settings->scenarios[s];
+  for (size_t s = 0; s < settings->options.scenarios.size(); ++s) {
+    const Scenario& scenario = settings->options.scenarios[s];
     std::printf("%s%s\n  %-16s %10s %12s  %-24s%s\n", s == 0 ? "" : "\n", scenario.Name().c_str(),
                 "", "ms a step", "tokens/s",
                 absl::StrCat("speed / ", contestants[0]->name()).c_str(),
@@ -471,7 +312,8 @@ int Main(const std::vector<std::string>& arguments) {
       std::string of_bound;
       if (with_bound) {
         std::vector<double> bound = times[s].products[i];
-        const double kv_seconds = KvBytes(*contestants[i], scenario, settings->steps) / bandwidth;
+        const double kv_seconds =
+            KvBytes(*contestants[i], scenario, settings->options.steps) / bandwidth;
         for (double& seconds : bound) seconds += kv_seconds;
         const std::vector<double> share = RatiosByRound(bound, steps);
         of_bound = Spread(share);
@@ -489,7 +331,7 @@ int Main(const std::vector<std::string>& arguments) {
                        {"tokens", scenario.tokens},
                        {"models", std::move(models)}});
   }
-  const std::string where = settings->device == RunnerDevice::kCpu
+  const std::string where = settings->options.device == RunnerDevice::kCpu
                                 ? absl::StrCat(ComputeThreads(), " threads")
                                 : contestants[0]->description().device;
   std::printf("\n%s; medians of %d interleaved rounds, (smallest..largest) ratio of a round\n",
@@ -501,7 +343,7 @@ int Main(const std::vector<std::string>& arguments) {
     nlohmann::json json = {{"device", contestants[0]->description().device},
                            {"threads", ComputeThreads()},
                            {"rounds", settings->rounds},
-                           {"steps_per_round", settings->steps},
+                           {"steps_per_round", settings->options.steps},
                            {"scenarios", std::move(results)}};
     if (with_bound) json["read_bytes_per_second"] = bandwidth;
     file << json.dump(1) << "\n";
