@@ -51,7 +51,7 @@ bench: ## Compare speeds; takes a while (PEERS=folder adds peers, BENCH_FLAGS=mo
 ##@ Change it
 
 lint: ## Check formatting, scripts, Python, the contract, prose, and changed C++ files with clang-tidy (LINT_BASE=commit)
-	@$(INSTALL_DEPS) build lint
+	@$(INSTALL_DEPS) build lint tidy
 	@scripts/lint.sh
 
 flags-reference: ## Write docs/flags.md from the flags' own texts

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the project needs on Debian 12, and nothing the second time.
 #
-#   scripts/install_dependencies.sh [build] [cuda] [nvcc] [client] [test] [format] [lint] [bench]        (no argument: build client test)
+#   scripts/install_dependencies.sh [build] [cuda] [nvcc] [client] [test] [format] [lint] [tidy] [bench]        (no argument: build client test)
 #
 # Debian packages come through apt (with sudo when not root); everything else goes into the virtual environment
 # .venv inside the project: LibTorch and the Python packages, from the package index that pip is configured for.
@@ -164,8 +164,8 @@ install_python_client() {
 [ $# -gt 0 ] || set -- build client test
 for group in "$@"; do
   case $group in
-    build | cuda | nvcc | client | test | format | lint | bench) ;;
-    *) fail "unknown group '$group': allowed are build, cuda, nvcc, client, test, format, lint and bench" ;;
+    build | cuda | nvcc | client | test | format | lint | tidy | bench) ;;
+    *) fail "unknown group '$group': allowed are build, cuda, nvcc, client, test, format, lint, tidy and bench" ;;
   esac
 done
 command -v apt-get >/dev/null || {
@@ -174,7 +174,9 @@ command -v apt-get >/dev/null || {
 }
 
 install_debian_packages scripts/apt-build.txt
-[[ " $* " != *" lint "* ]] || install_debian_packages scripts/apt-lint.txt
+for group in "$@"; do
+  case $group in lint | tidy) install_debian_packages "scripts/apt-$group.txt" ;; esac
+done
 mkdir -p "$venv/"
 exec 9>"$venv/.lock"
 flock 9  # two builds at a time, for instance in two worktrees that share .venv

@@ -51,9 +51,13 @@ clang_tidy() {
   local files
   mapfile -t files < <(git diff --name-only --diff-filter=d "$base" -- '*.cc' | grep -v '^tests/model/kernels/cuda/')
   ((${#files[@]})) || { echo "  no .cc has changed since ${base:0:12}"; return 0; }
-  # The sources that CMake generates from proto/, and compile_commands.json.
+  # The sources that CMake generates from proto/, and compile_commands.json: of a kernel, which is compiled for each instruction
+  # set, the first of its commands.
   scripts/build.sh release ddl_proto >/dev/null || return 1
-  printf '%s\0' "${files[@]}" | xargs -0 -n 1 -P "$(nproc)" .venv/bin/clang-tidy -p build/release --quiet 2> >(grep -v 'warnings\? generated' >&2)
+  mkdir -p build/release/tidy
+  .venv/bin/python -c 'import json, sys; json.dump([*{c["file"]: c for c in reversed(json.load(sys.stdin))}.values()], sys.stdout)' \
+    <build/release/compile_commands.json >build/release/tidy/compile_commands.json
+  printf '%s\0' "${files[@]}" | xargs -0 -n 1 -P "$(nproc)" clang-tidy -p build/release/tidy --quiet 2> >(grep -v 'warnings\? generated' >&2)
 }
 
 check "formatting of C++ (clang-format)" scripts/format.sh --check
