@@ -23,6 +23,7 @@ struct SequenceRank {
   uint64_t request_id = 0;                // given out in the order of arrival
   int32_t index = 0;                      // of the input or completion in its request
 
+  // NOLINTNEXTLINE(modernize-use-nullptr): the compiler's comparison with 0
   friend auto operator<=>(const SequenceRank&, const SequenceRank&) = default;
 };
 
