@@ -62,7 +62,7 @@ clang_tidy() {
 
 check "formatting of C++ (clang-format)" scripts/format.sh --check
 check "shell scripts (shellcheck)" shell_scripts
-check "Python (ruff)" .venv/bin/ruff check --quiet
+check "Python (ruff)" .venv/bin/ruff check --quiet --output-format concise
 check "the contract (buf)" contract
 check "prose and links" .venv/bin/python scripts/check_docs.py
 [ -n "$quick" ] || check "changed C++ (clang-tidy)" clang_tidy
