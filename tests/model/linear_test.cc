@@ -128,6 +128,7 @@ TEST_P(LinearTest, StacksWeights) {
   for (const std::vector<int64_t>& parts :
        std::vector<std::vector<int64_t>>{{1, 1}, {31, 1}, {32, 32}, {33, 7, 60}, {96, 96, 96}}) {
     std::vector<at::Tensor> weights;
+    weights.reserve(parts.size());
     for (const int64_t rows : parts) weights.push_back(at::randn({rows, 70}).to(type));
     const at::Tensor x = at::randn({19, 70}).to(type);
     const Linear stacked(weights, kernels(), quantization);
