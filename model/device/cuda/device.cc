@@ -27,27 +27,36 @@ class CudaKernels final : public kernels::Kernels {
  public:
   explicit CudaKernels(at::Device device) : device_(device) {}
 
-  void ExpandInput(const kernels::Batch& batch,
-                   const kernels::ExpandInputArgs& args) const override {
-    Check(cuda::ExpandInput(Stream(), batch.tokens, args), "ExpandInput");
+#define DDL_LAUNCH_KERNEL(Op)                                                          \
+  void Op(const kernels::Batch& batch, const kernels::Op##Args& args) const override { \
+    Launch(cuda::Op, #Op, batch, args);                                                \
   }
-  void DeltaStep(const kernels::Batch& batch, const kernels::DeltaStepArgs& args) const override {
-    Check(cuda::DeltaStep(Stream(), batch, args), "DeltaStep");
-  }
-  void AttentionInput(const kernels::Batch& batch,
-                      const kernels::AttentionInputArgs& args) const override {
-    Check(cuda::AttentionInput(Stream(), batch, args), "AttentionInput");
-  }
-  void PagedAttention(const kernels::Batch& batch,
-                      const kernels::PagedAttentionArgs& args) const override {
-    CudaAttention(device_, batch, args);
-  }
-  void SwiGlu(const kernels::Batch& batch, const kernels::SwiGluArgs& args) const override {
-    Check(cuda::SwiGlu(Stream(), batch.tokens, args), "SwiGlu");
-  }
+  DDL_FOR_EACH_KERNEL(DDL_LAUNCH_KERNEL)
+#undef DDL_LAUNCH_KERNEL
 
  private:
   static cuda::Stream Stream() { return cuda_runtime::CurrentStream(); }
+
+  // An op is one call of its function in cuda_kernels.h, with the batch or with its rows alone.
+  template <typename Args>
+  using OfBatch = cuda::Error (*)(cuda::Stream, const kernels::Batch&, const Args&);
+  template <typename Args>
+  using OfRows = cuda::Error (*)(cuda::Stream, int64_t, const Args&);
+  template <typename Args>
+  void Launch(OfBatch<Args> op, const char* name, const kernels::Batch& batch,
+              const Args& args) const {
+    Check(op(Stream(), batch, args), name);
+  }
+  template <typename Args>
+  void Launch(OfRows<Args> op, const char* name, const kernels::Batch& batch,
+              const Args& args) const {
+    Check(op(Stream(), batch.tokens, args), name);
+  }
+  // Attention is more than one call: a library may have a part in it.
+  void Launch(decltype(cuda::PagedAttention)* /*op*/, const char* /*name*/,
+              const kernels::Batch& batch, const kernels::PagedAttentionArgs& args) const {
+    CudaAttention(device_, batch, args);
+  }
 
   const at::Device device_;
 };
