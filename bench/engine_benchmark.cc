@@ -11,7 +11,6 @@
 #include <optional>
 #include <random>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -23,6 +22,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "base/process_limits.h"
+#include "base/thread_pool.h"
 #include "bench/contestant.h"
 #include "bench/program.h"
 #include "bench/statistics.h"
@@ -162,7 +163,7 @@ absl::StatusOr<Settings> ReadSettings() {
   settings.rounds = absl::GetFlag(FLAGS_rounds);
   settings.options.threads = absl::GetFlag(FLAGS_threads);
   if (settings.options.threads == 0) {
-    settings.options.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+    settings.options.threads = ReadProcessLimits().Processors();
   }
   return settings;
 }
@@ -176,10 +177,14 @@ struct Times {
 // The matrix products of each geometry once: variants of one size share them.
 class Bounds {
  public:
+  explicit Bounds(int num_threads) : threads_(num_threads) {}
+
+  double ReadBandwidth() { return bench::ReadBandwidth(threads_); }
   void Add(const Contestant& contestant) {
     auto& products = by_geometry_[Geometry(contestant)];
     if (!products) {
-      products = std::make_unique<MatrixProducts>(contestant.checkpoint(), contestant.dtype());
+      products =
+          std::make_unique<MatrixProducts>(contestant.checkpoint(), contestant.dtype(), &threads_);
     }
   }
   double SecondsOfProducts(const Contestant& contestant, const Scenario& scenario, int steps) {
@@ -208,6 +213,7 @@ class Bounds {
             contestant.dtype()};
   }
 
+  ThreadPool threads_;
   std::map<Key, std::unique_ptr<MatrixProducts>> by_geometry_;
 };
 
@@ -262,11 +268,11 @@ int Main(const std::vector<std::string>& arguments) {
   }
   const bool with_bound =
       absl::GetFlag(FLAGS_bound) && settings->options.device == RunnerDevice::kCpu;
-  Bounds bounds;
+  Bounds bounds(settings->options.threads);
   double bandwidth = 0.0;
   if (with_bound) {
     for (const auto& contestant : contestants) bounds.Add(*contestant);
-    bandwidth = ReadBandwidth();
+    bandwidth = bounds.ReadBandwidth();
   }
 
   std::vector<Times> times(settings->options.scenarios.size());
@@ -332,7 +338,7 @@ int Main(const std::vector<std::string>& arguments) {
                        {"models", std::move(models)}});
   }
   const std::string where = settings->options.device == RunnerDevice::kCpu
-                                ? absl::StrCat(ComputeThreads(), " threads")
+                                ? absl::StrCat(settings->options.threads, " threads")
                                 : contestants[0]->description().device;
   std::printf("\n%s; medians of %d interleaved rounds, (smallest..largest) ratio of a round\n",
               where.c_str(), settings->rounds);
@@ -341,7 +347,7 @@ int Main(const std::vector<std::string>& arguments) {
   if (const std::string path = absl::GetFlag(FLAGS_json); !path.empty()) {
     std::ofstream file(path, std::ios::trunc);
     nlohmann::json json = {{"device", contestants[0]->description().device},
-                           {"threads", ComputeThreads()},
+                           {"threads", settings->options.threads},
                            {"rounds", settings->rounds},
                            {"steps_per_round", settings->options.steps},
                            {"scenarios", std::move(results)}};

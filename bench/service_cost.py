@@ -5,7 +5,7 @@
 
 In every round engine_streams runs the streams without gRPC, then ddl_bench the same through a server. Of the server, while all
 streams run: the step thread's time outside the model, a step, and the processor time of everything but the model. The model's
-is that of the threads named ddl-step, less what the step thread spent on the engine. ddl_bench shares the processors with the
+is that of the threads named ddl-step and ddl-compute, less what the step thread spent on the engine. ddl_bench shares the processors with the
 server, as any client on its machine would: the ratio of the two throughputs has the client's work in it.
 """
 
@@ -44,7 +44,7 @@ class Snapshot:
             name, fields = (task / "stat").read_text().split("(", 1)[1].rsplit(") ", 1)
             seconds = sum(map(int, fields.split()[11:13])) * TICK
             self.all += seconds
-            if name == "ddl-step":
+            if name in ("ddl-step", "ddl-compute"):
                 self.compute += seconds
 
 

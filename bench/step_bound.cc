@@ -1,6 +1,5 @@
 #include "bench/step_bound.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/full.h>
 #include <c10/core/InferenceMode.h>
 
@@ -39,12 +38,12 @@ struct MatrixProducts::Weights {
   Linear head;
 };
 
-MatrixProducts::MatrixProducts(const Checkpoint& checkpoint, RunnerDType dtype)
+MatrixProducts::MatrixProducts(const Checkpoint& checkpoint, RunnerDType dtype, ThreadPool* threads)
     : weights_(std::make_unique<Weights>()) {
   const c10::InferenceMode inference_mode;
   const ModelConfig& config = checkpoint.config();
   Weights& w = *weights_;
-  w.kernels = MakeCpuKernels(kernels::BestInstructionSet());
+  w.kernels = MakeCpuKernels(kernels::BestInstructionSet(), threads);
   w.type = dtype == RunnerDType::kBFloat16 ? at::kBFloat16 : at::kFloat;
   w.d = config.hidden_size;
   w.inner = config.num_attention_heads * config.head_dim;
@@ -76,7 +75,7 @@ void MatrixProducts::Run(int64_t rows, int64_t head_rows) const {
   w.head(x.narrow(0, 0, head_rows));
 }
 
-double ReadBandwidth() {
+double ReadBandwidth(ThreadPool& threads) {
   constexpr int64_t kWords = int64_t{1} << 25;  // 256 MiB
   constexpr int kPasses = 4;
   const std::vector<uint64_t> buffer(kWords, 1);
@@ -84,7 +83,7 @@ double ReadBandwidth() {
   double best = 0.0;
   for (int pass = 0; pass < kPasses; ++pass) {
     const auto start = std::chrono::steady_clock::now();
-    at::parallel_for(0, kWords, kWords / 64, [&](int64_t begin, int64_t end) {
+    threads.ParallelFor(kWords, kWords / 64, [&](int64_t begin, int64_t end) {
       uint64_t sum = 0;
       for (int64_t i = begin; i < end; ++i) sum += buffer[i];
       total += sum;
@@ -94,7 +93,5 @@ double ReadBandwidth() {
   }
   return best;
 }
-
-int ComputeThreads() { return at::get_num_threads(); }
 
 }  // namespace ddl::bench

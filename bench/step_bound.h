@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "base/thread_pool.h"
 #include "model/checkpoint/checkpoint.h"
 #include "model/model_runner.h"
 
@@ -16,7 +17,8 @@ namespace ddl::bench {
 // layers', so that they come from memory as a model's do), packed as the model packs them.
 class MatrixProducts {
  public:
-  MatrixProducts(const Checkpoint& checkpoint, RunnerDType dtype);
+  // `threads` must outlive this.
+  MatrixProducts(const Checkpoint& checkpoint, RunnerDType dtype, ThreadPool* threads);
   ~MatrixProducts();
 
   // Once through all layers with `rows` positions, then the LM head with `head_rows` of them.
@@ -27,12 +29,9 @@ class MatrixProducts {
   std::unique_ptr<Weights> weights_;
 };
 
-// Bytes a second that all compute threads together read from memory, the best of several passes
+// Bytes a second that all threads together read from memory, the best of several passes
 // over a buffer that fits no cache.
-double ReadBandwidth();
-
-// Threads that compute, as the last ModelRunner::Create has set them.
-int ComputeThreads();
+double ReadBandwidth(ThreadPool& threads);
 
 }  // namespace ddl::bench
 

@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <chrono>
 #include <deque>
 #include <exception>
 #include <limits>
@@ -17,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/process_limits.h"
+#include "base/thread_pool.h"
 #include "model/checkpoint/checkpoint.h"
 #include "model/ddl_model.h"
 #include "model/device/device.h"
@@ -132,8 +134,9 @@ RunnerOptions WithOneBlockAtLeast(RunnerOptions options) {
 class DdlModelRunner final : public ModelRunner {
  public:
   DdlModelRunner(const std::shared_ptr<const Checkpoint>& checkpoint, const RunnerOptions& options,
-                 std::unique_ptr<const Device> device)
+                 std::unique_ptr<ThreadPool> threads, std::unique_ptr<const Device> device)
       : options_(WithOneBlockAtLeast(options)),
+        threads_(std::move(threads)),
         device_(std::move(device)),
         model_(checkpoint, options_, device_.get()) {
     const ModelConfig& config = checkpoint->config();
@@ -141,7 +144,8 @@ class DdlModelRunner final : public ModelRunner {
     description_.dtype = options.dtype == RunnerDType::kFloat32 ? "float32" : "bfloat16";
     description_.quantization = options.quantization == Quantization::kInt8 ? "int8" : "none";
     description_.device = device_->name();
-    description_.num_threads = at::get_num_threads();
+    description_.instruction_set = kernels::Name(device_->host_kernels().instruction_set());
+    description_.num_threads = threads_->num_threads();
     description_.num_layers = config.num_hidden_layers;
     description_.num_heads = config.num_attention_heads;
     description_.hidden_size = config.hidden_size;
@@ -505,7 +509,7 @@ class DdlModelRunner final : public ModelRunner {
     const int64_t vocab = logits.size(1);
     const float* data = logits.const_data_ptr<float>();
 
-    at::parallel_for(0, static_cast<int64_t>(chunks.size()), 1, [&](int64_t begin, int64_t end) {
+    threads_->ParallelFor(static_cast<int64_t>(chunks.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const RowRange& range = ranges[i];
         if (range.begin == range.end) continue;
@@ -553,7 +557,7 @@ class DdlModelRunner final : public ModelRunner {
       const auto vocab = static_cast<size_t>(logits.size(1));
       const float* data = logits.const_data_ptr<float>();
       std::vector<char> finite(count);
-      at::parallel_for(0, static_cast<int64_t>(count), 1, [&](int64_t begin, int64_t end) {
+      threads_->ParallelFor(static_cast<int64_t>(count), 1, [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) {
           const Target& target = targets[first + n];
           const absl::Span<const float> row(data + n * vocab, vocab);
@@ -583,6 +587,7 @@ class DdlModelRunner final : public ModelRunner {
   }
 
   RunnerOptions options_;  // kv_num_blocks as allocated
+  const std::unique_ptr<ThreadPool> threads_;
   const std::unique_ptr<const Device> device_;
   DdlModel model_;
   ModelDescription description_;
@@ -599,6 +604,13 @@ int DefaultThreads(int64_t parameter_count) {
   const int available = std::min(cores, ReadProcessLimits().Processors());
   const int64_t useful = std::max<int64_t>(1, parameter_count / kParametersPerThread);
   return static_cast<int>(std::min<int64_t>(available, useful));
+}
+
+// How long threads without work spin: with fewer processors than threads they would take what the
+// others need, and under a quota everybody's.
+std::chrono::nanoseconds SpinOf(int num_threads) {
+  return num_threads <= ReadProcessLimits().Processors() ? ThreadPool::kDefaultSpin
+                                                         : std::chrono::nanoseconds::zero();
 }
 
 absl::Status CheckOptions(const Checkpoint& checkpoint, const RunnerOptions& options) {
@@ -654,18 +666,22 @@ absl::Status CheckDevice(RunnerDevice device) {
 absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options) {
   if (absl::Status status = CheckOptions(*checkpoint, options); !status.ok()) return status;
+  const int num_threads =
+      options.num_threads > 0 ? options.num_threads : DefaultThreads(checkpoint->parameter_count());
+  auto threads = std::make_unique<ThreadPool>(num_threads, SpinOf(num_threads));
   absl::StatusOr<std::unique_ptr<Device>> device =
       options.device == RunnerDevice::kCuda
           ? MakeCudaDevice()
-          : MakeCpuDevice(options.instruction_set.value_or(kernels::BestInstructionSet()));
+          : MakeCpuDevice(MakeCpuKernels(
+                options.instruction_set.value_or(kernels::BestInstructionSet()), threads.get()));
   if (!device.ok()) return device.status();
   const std::string device_name = (*device)->name();
   const std::optional<DeviceMemory> memory = (*device)->memory();
   try {
     const c10::InferenceMode inference_mode;
-    at::set_num_threads(options.num_threads > 0 ? options.num_threads
-                                                : DefaultThreads(checkpoint->parameter_count()));
-    auto runner = std::make_unique<DdlModelRunner>(checkpoint, options, *std::move(device));
+    at::set_num_threads(1);  // a second team on the same processors would slow both
+    auto runner = std::make_unique<DdlModelRunner>(checkpoint, options, std::move(threads),
+                                                   *std::move(device));
     if (options.kv_num_blocks == 0) {
       if (absl::Status status = runner->FillMemory(); !status.ok()) return status;
     }

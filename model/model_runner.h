@@ -100,7 +100,9 @@ struct ModelDescription {
   std::string dtype;         // "float32" | "bfloat16": of activations, cache and large weights
   std::string quantization;  // "none" | "int8": of the matrix products
   std::string device;        // "cpu" | "cuda:N"
-  int num_threads = 0;       // of the CPU, that compute
+  // Of the processor, a kernels::Name: with a GPU what the host samples by.
+  std::string instruction_set;
+  int num_threads = 0;  // of the CPU, that compute
   int64_t num_layers = 0;
   int64_t num_heads = 0;
   int64_t hidden_size = 0;     // d

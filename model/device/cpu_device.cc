@@ -1,39 +1,19 @@
-#include <ATen/Parallel.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/index_select.h>
 
-#include <algorithm>
-#include <atomic>
+#include <utility>
 
 #include "base/check.h"
+#include "base/thread_pool.h"
 #include "model/device/device.h"
 
 namespace ddl {
 namespace {
 
-// Threads take parts in turn, each time a share of what is left: the rows of a chunk of a prompt
-// differ in work, a thread that had to let another program run leaves the rest to the others, and
-// the last parts are small, so that nobody is long waited for.
-void ParallelForOnTorchThreads(int64_t n, int64_t grain, kernels::Executor::Body body,
-                               void* context) {
-  constexpr int64_t kPartsOfThread = 2;  // of what is left
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), (n + grain - 1) / grain);
-  std::atomic<int64_t> next = 0;
-  at::parallel_for(0, threads, 1, [&](int64_t /*begin*/, int64_t /*end*/) {
-    int64_t begin = next;
-    while (begin < n) {
-      const int64_t share = (n - begin) / (threads * kPartsOfThread);
-      const int64_t end = std::min(n, begin + std::max(grain, share));
-      if (!next.compare_exchange_weak(begin, end)) continue;
-      body(context, begin, end);
-      begin = next;
-    }
-  });
-}
-
 class CpuDevice final : public Device {
  public:
-  explicit CpuDevice(kernels::InstructionSet set) : kernels_(MakeCpuKernels(set)) {}
+  explicit CpuDevice(std::unique_ptr<const kernels::CpuKernels> kernels)
+      : kernels_(std::move(kernels)) {}
 
   std::string name() const override { return "cpu"; }
   at::Device tensors() const override { return at::kCPU; }
@@ -72,12 +52,18 @@ class CpuDevice final : public Device {
 
 }  // namespace
 
-std::unique_ptr<const kernels::CpuKernels> MakeCpuKernels(kernels::InstructionSet set) {
-  return kernels::MakeCpuKernels(set, {.parallel_for = ParallelForOnTorchThreads});
+std::unique_ptr<const kernels::CpuKernels> MakeCpuKernels(kernels::InstructionSet set,
+                                                          ThreadPool* threads) {
+  const auto parallel_for = [](void* pool, int64_t n, int64_t grain, kernels::Executor::Body body,
+                               void* context) {
+    static_cast<ThreadPool*>(pool)->ParallelFor(
+        n, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+  };
+  return kernels::MakeCpuKernels(set, {.parallel_for = parallel_for, .threads = threads});
 }
 
-std::unique_ptr<Device> MakeCpuDevice(kernels::InstructionSet set) {
-  return std::make_unique<CpuDevice>(set);
+std::unique_ptr<Device> MakeCpuDevice(std::unique_ptr<const kernels::CpuKernels> kernels) {
+  return std::make_unique<CpuDevice>(std::move(kernels));
 }
 
 }  // namespace ddl

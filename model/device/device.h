@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "base/thread_pool.h"
 #include "model/kernels/cpu/cpu_kernels.h"
 #include "model/kernels/kernels.h"
 #include "model/sampler.h"
@@ -137,10 +138,11 @@ class Device {
   virtual void ReleaseUnusedMemory() const = 0;
 };
 
-// `set` must be supported.
-std::unique_ptr<Device> MakeCpuDevice(kernels::InstructionSet set);
-// Kernels of the CPU on LibTorch's threads: a second team on the same cores would slow both.
-std::unique_ptr<const kernels::CpuKernels> MakeCpuKernels(kernels::InstructionSet set);
+// By kernels of the CPU, such as MakeCpuKernels makes.
+std::unique_ptr<Device> MakeCpuDevice(std::unique_ptr<const kernels::CpuKernels> kernels);
+// `set` must be supported. They run on `threads`, which must outlive them.
+std::unique_ptr<const kernels::CpuKernels> MakeCpuKernels(kernels::InstructionSet set,
+                                                          ThreadPool* threads);
 
 // The machine's first GPU. FAILED_PRECONDITION, in one line, when it has none or the program was
 // built without CUDA (no_cuda.cc is linked instead).

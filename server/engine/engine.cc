@@ -67,7 +67,7 @@ void Engine::Start() {
 }
 
 void Engine::Run() {
-  // For `top -H` and the like. LibTorch's threads, which the first step starts, inherit it.
+  // For `top -H` and the like.
   pthread_setname_np(pthread_self(), "ddl-step");
   bool worked = false;
   // No call can change what a turn without work has looked at, so it need not look again.

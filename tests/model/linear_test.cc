@@ -51,7 +51,7 @@ class LinearTest : public testing::TestWithParam<Parameters> {
   void SetUp() override {
     const std::string why = kernels::WhyUnsupported(GetParam().set);
     if (!why.empty()) GTEST_SKIP() << why;
-    kernels_ = MakeCpuKernels(GetParam().set);
+    kernels_ = MakeCpuKernels(GetParam().set, &threads_);
     at::manual_seed(1);
   }
   // `make test` looks at fewer shapes and numbers of rows, and at the largest only where kernels
@@ -80,6 +80,7 @@ class LinearTest : public testing::TestWithParam<Parameters> {
   const kernels::CpuKernels* kernels() const { return kernels_.get(); }
 
  private:
+  ThreadPool threads_{2};
   std::unique_ptr<const kernels::CpuKernels> kernels_;
 };
 

@@ -66,7 +66,7 @@ class CudaDevice final : public Device {
   explicit CudaDevice(at::Device device)
       : tensors_(device),
         kernels_(device),
-        host_kernels_(MakeCpuKernels(kernels::BestInstructionSet())) {}
+        host_kernels_(kernels::MakeCpuKernels(kernels::BestInstructionSet(), {})) {}
 
   std::string name() const override { return "cuda:0"; }
   at::Device tensors() const override { return tensors_; }

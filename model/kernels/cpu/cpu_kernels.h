@@ -13,12 +13,13 @@
 
 namespace ddl::kernels {
 
-// Spreads rows over threads: parallel_for calls body(context, begin, end) on disjoint ranges that
-// cover [0, n), each at least `grain` long where n allows, and returns when all have. Null: the
-// calling thread does it all.
+// Spreads rows over threads: parallel_for, given `threads`, calls body(context, begin, end) on
+// disjoint ranges that cover [0, n), each at least `grain` long where n allows, and returns when
+// all have. Null: the calling thread does it all.
 struct Executor {
   using Body = void (*)(void* context, int64_t begin, int64_t end);
-  void (*parallel_for)(int64_t n, int64_t grain, Body body, void* context) = nullptr;
+  void (*parallel_for)(void* threads, int64_t n, int64_t grain, Body body, void* context) = nullptr;
+  void* threads = nullptr;
 };
 
 // ---- Matrix products: y = x W^T

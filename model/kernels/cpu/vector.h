@@ -352,7 +352,7 @@ void ParallelFor(const Executor& executor, int64_t n, int64_t grain, const Body&
     return;
   }
   executor.parallel_for(
-      n, grain,
+      executor.threads, n, grain,
       [](void* context, int64_t begin, int64_t end) {
         (*static_cast<const Body*>(context))(begin, end);
       },

@@ -353,7 +353,7 @@ TEST_P(KernelsTest, PagedAttentionOfLargeScores) {
 }
 
 // Calls the body on three ranges, as three threads would.
-void ForThree(int64_t n, int64_t /*grain*/, Executor::Body body, void* context) {
+void ForThree(void* /*threads*/, int64_t n, int64_t /*grain*/, Executor::Body body, void* context) {
   body(context, 0, n / 3);
   body(context, n / 3, n - n / 5);
   body(context, n - n / 5, n);
