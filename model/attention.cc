@@ -84,6 +84,12 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
   }
 }
 
+std::vector<Attention::NamedMatMul> Attention::MatMuls() const {
+  std::vector<NamedMatMul> all = {{"attn.c_q, c_k, c_v", &qkv_}, {"attn.c_proj", &output_}};
+  if (has_gate_) all.push_back({"attn.g_proj", &gate_});
+  return all;
+}
+
 at::Tensor Attention::Write(const kernels::Batch& batch, const at::Tensor& c,
                             const kernels::KvCache& cache, Tails* shift_tails, int64_t layer,
                             const Workspace& workspace) const {

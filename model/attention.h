@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "model/checkpoint/checkpoint.h"
 #include "model/device/device.h"
@@ -61,6 +62,12 @@ class Attention {
   // may have some of the rows only that were written, if c and qkv have the same.
   at::Tensor Read(const kernels::Batch& batch, const at::Tensor& c, const at::Tensor& qkv,
                   const kernels::KvCache& cache, const Workspace& workspace) const;
+
+  struct NamedMatMul {
+    const char* name;  // as checkpoints have it, after the layer's prefix
+    const Linear* linear;
+  };
+  std::vector<NamedMatMul> MatMuls() const;
 
  private:
   int64_t d_ = 0;

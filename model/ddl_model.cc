@@ -12,7 +12,9 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "model/batch_invariance.h"
 #include "model/weights.h"
 
 namespace ddl {
@@ -205,6 +207,35 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
   }
   v_ = at::empty({rows, dv_}, floats);
   beta_ = at::empty({rows}, floats);
+}
+
+int64_t DdlModel::activation_bytes() const {
+  int64_t bytes = 0;
+  for (const at::Tensor* buffer : {&x_, &c_, &attention_workspace_.qkv, &attention_workspace_.y,
+                                   &mlp_ab_, &mlp_y_, &h_, &logits_, &v_, &beta_}) {
+    if (buffer->defined()) bytes += static_cast<int64_t>(buffer->nbytes());
+  }
+  return bytes;
+}
+
+std::string DdlModel::FindBatchDependence() const {
+  const at::TensorOptions options = embedding_.options();
+  const ModelConfig& config = checkpoint_->config();
+  const AttentionShape shape = {config.num_attention_heads, config.head_dim,
+                                options_.kv_block_size};
+  std::string found = ddl::FindBatchDependence(*device_, shape, options);
+  if (!found.empty()) return absl::StrCat("attention: ", found);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    std::vector<Attention::NamedMatMul> all = layers_[i].attention.MatMuls();
+    all.push_back({"mlp.c_fc1, c_fc2", &layers_[i].mlp_input});
+    all.push_back({"mlp.c_proj", &layers_[i].mlp_output});
+    for (const auto& [name, linear] : all) {
+      found = ddl::FindBatchDependence(*linear, options);
+      if (!found.empty()) return absl::StrCat("layer ", i, ", ", name, ": ", found);
+    }
+  }
+  found = ddl::FindBatchDependence(head_, options);
+  return found.empty() ? found : absl::StrCat("the LM head: ", found);
 }
 
 void DdlModel::MakeCaches(int32_t kv_num_blocks) {

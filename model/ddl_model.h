@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -72,6 +73,12 @@ class DdlModel {
   // hidden [rows, d] -> logits [rows, vocab] in float32, which the next call may overwrite.
   at::Tensor Logits(const at::Tensor& hidden) const;
 
+  // Where a row's results depend on the rows beside it, by trying (batch_invariance.h): "layer 3,
+  // mlp.c_proj: ...". Empty: nowhere.
+  std::string FindBatchDependence() const;
+
+  // Of the buffers of a step.
+  int64_t activation_bytes() const;
   int64_t input_taps() const { return input_taps_; }
   // Whether convolutions or shifts over tokens remember anything beyond K/V. Their tails have a
   // slot for each sequence, then (from max_sequences on) one for each K/V block.

@@ -4,6 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "model/huge_pages.h"
 
@@ -63,6 +65,17 @@ Tensor Linear::Multiply(const Tensor& x, at::ScalarType type, const Tensor& out)
   args.y = y.data_ptr();
   kernels_->MatMul(rows, args);
   return y;
+}
+
+Linear Linear::FirstOutputs(int64_t n) const {
+  Linear first = *this;
+  first.out_features_ = std::min(n, out_features_);
+  if (kernels_ != nullptr) {
+    first.packed_.n = first.out_features_;  // the first panels are those of the first outputs
+  } else {
+    first.weight_ = weight_.narrow(0, 0, first.out_features_);
+  }
+  return first;
 }
 
 Tensor Linear::operator()(const Tensor& x, const Tensor& out) const {

@@ -30,6 +30,10 @@ class Linear {
   // The same in float32, not rounded to the weights' type first where our kernels multiply.
   at::Tensor ToFloat(const at::Tensor& x, const at::Tensor& out = {}) const;
 
+  // That of the first `n` outputs, or of all if there are fewer. Shares the weights.
+  Linear FirstOutputs(int64_t n) const;
+
+  int64_t in_features() const { return kernels_ != nullptr ? packed_.k : weight_.size(1); }
   int64_t out_features() const { return out_features_; }
 
  private:

@@ -159,6 +159,9 @@ class DdlModelRunner final : public ModelRunner {
     description_.kv_num_blocks = options_.kv_num_blocks;
     description_.max_sequences = options.max_sequences;
     description_.max_in_flight_steps = device_->runs_beside() ? 2 : 1;
+    description_.batch_dependence = model_.FindBatchDependence();
+    description_.activation_bytes = model_.activation_bytes();
+    description_.first_steps_are_slow = device_->runs_beside();
   }
 
   const ModelDescription& description() const override { return description_; }

@@ -103,6 +103,9 @@ struct ModelDescription {
   // Of the processor, a kernels::Name: with a GPU what the host samples by.
   std::string instruction_set;
   int num_threads = 0;  // of the CPU, that compute
+  // Where a request's results depend, in their last bits, on what is computed beside it, as tried
+  // when the model was loaded. Empty: nowhere.
+  std::string batch_dependence;
   int64_t num_layers = 0;
   int64_t num_heads = 0;
   int64_t hidden_size = 0;     // d
@@ -111,6 +114,12 @@ struct ModelDescription {
   int64_t block_size = 0;      // context length of config.json, tokens
   int64_t parameter_count = 0;
   int64_t kv_bytes_per_token = 0;  // see KvBytesPerToken
+
+  int64_t activation_bytes = 0;  // what the largest step writes, caches aside
+
+  // Whether the first step of a size takes longer than those after it, because a library or the
+  // device prepares something for it.
+  bool first_steps_are_slow = false;
 
   // Capacity of the caches, as allocated.
   int32_t kv_block_size = 0;  // tokens per block
