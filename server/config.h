@@ -42,7 +42,8 @@ struct ServerConfig {
   double gpu_memory_fraction = 0.9;
   std::optional<RunnerDType> dtype;  // unset: as stored in the checkpoint
   Quantization quantization = Quantization::kNone;
-  int num_threads = 0;  // 0: by the model's size
+  std::optional<kernels::InstructionSet> instruction_set;  // unset: the best that works
+  int num_threads = 0;                                     // 0: by the model's size
   bool obey_dv_shortconv_causal = false;
 
   // max_context_length: 0 for the block_size of the checkpoint. Its functions are the server's.

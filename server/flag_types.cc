@@ -50,6 +50,8 @@ constexpr Word<LogLevel> kLogLevels[] = {{"debug", LogLevel::kDebug},
                                          {"error", LogLevel::kError}};
 constexpr Word<LogFormat> kLogFormats[] = {{"text", LogFormat::kText}, {"json", LogFormat::kJson}};
 
+constexpr char kBestInstructionSet[] = "auto";
+
 // `otherwise` goes on with what is allowed.
 bool ParseBytes(absl::string_view text, const char* otherwise, int64_t* bytes, std::string* error) {
   const absl::StatusOr<int64_t> parsed = ParseMemorySize(std::string(text));
@@ -80,6 +82,23 @@ bool AbslParseFlag(absl::string_view text, Quantization* quantization, std::stri
 }
 std::string AbslUnparseFlag(Quantization quantization) {
   return UnparseWord(kQuantizations, quantization);
+}
+
+bool AbslParseFlag(absl::string_view text, InstructionSetFlag* set, std::string* error) {
+  set->value = std::nullopt;
+  if (text == kBestInstructionSet) return true;
+  *error = absl::StrCat("must be ", kBestInstructionSet);
+  for (const kernels::InstructionSet one : kernels::AllInstructionSets()) {
+    if (text == kernels::Name(one)) {
+      set->value = one;
+      return true;
+    }
+    absl::StrAppend(error, ", ", kernels::Name(one));
+  }
+  return false;
+}
+std::string AbslUnparseFlag(const InstructionSetFlag& set) {
+  return set.value.has_value() ? kernels::Name(*set.value) : kBestInstructionSet;
 }
 
 bool AbslParseFlag(absl::string_view text, MemoryFlag* memory, std::string* error) {

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "model/kernels/instruction_set.h"
 #include "model/runner_options.h"
 #include "server/telemetry/logging.h"
 
@@ -21,6 +22,9 @@ struct DeviceFlag {
 struct DTypeFlag {
   std::optional<RunnerDType> value;  // none: "auto"
 };
+struct InstructionSetFlag {
+  std::optional<kernels::InstructionSet> value;  // none: "auto"
+};
 struct MemoryFlag {
   int64_t value = 0;  // bytes
 };
@@ -34,6 +38,8 @@ bool AbslParseFlag(absl::string_view text, DTypeFlag* dtype, std::string* error)
 std::string AbslUnparseFlag(const DTypeFlag& dtype);
 bool AbslParseFlag(absl::string_view text, Quantization* quantization, std::string* error);
 std::string AbslUnparseFlag(Quantization quantization);
+bool AbslParseFlag(absl::string_view text, InstructionSetFlag* set, std::string* error);
+std::string AbslUnparseFlag(const InstructionSetFlag& set);
 bool AbslParseFlag(absl::string_view text, MemoryFlag* memory, std::string* error);
 std::string AbslUnparseFlag(MemoryFlag memory);
 bool AbslParseFlag(absl::string_view text, CacheMemoryFlag* memory, std::string* error);

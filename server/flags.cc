@@ -61,6 +61,9 @@ const T& Unwrapped(const T& value) {
 }
 std::optional<RunnerDevice> Unwrapped(const DeviceFlag& flag) { return flag.value; }
 std::optional<RunnerDType> Unwrapped(const DTypeFlag& flag) { return flag.value; }
+std::optional<kernels::InstructionSet> Unwrapped(const InstructionSetFlag& flag) {
+  return flag.value;
+}
 int64_t Unwrapped(const MemoryFlag& flag) { return flag.value; }
 std::optional<int64_t> Unwrapped(const CacheMemoryFlag& flag) { return flag.value; }
 
@@ -180,11 +183,15 @@ DDL_FLAG(
     "Weight quantization: none or int8 (per-channel scales, dynamic int8 activations). Half the "
     "memory, and faster; what it costs in accuracy is in docs/performance.md. On the CPU; the "
     "other activations are bfloat16.");
+DDL_FLAG(ddl::InstructionSetFlag, instruction_set, instruction_set, Any(),
+         "Of the processor, that the CPU's kernels use: auto (the best that works here), portable, "
+         "avx2, avx512, avx512_bf16 or amx. Results of two of them differ in the last bits: give "
+         "replicas on unlike machines the same. amx_emulated computes what amx does, anywhere and "
+         "slowly, for tests.");
 DDL_FLAG(
     int32_t, threads, num_threads, Within(0, 1024),
     "Threads that compute. 0: one for every 16 million parameters of the model, at most one for "
-    "each processor that affinity and control groups let the process use; with several models, "
-    "as many as the first needs.");
+    "each processor that affinity and control groups let the process use.");
 DDL_FLAG(bool, obey_dv_shortconv_causal, obey_dv_shortconv_causal, Any(),
          "Obey ddl_state_dv_shortconv_causal of config.json, as the official accelerated code "
          "does. The official eager code ignores the key, and so does the server by default.");

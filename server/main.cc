@@ -6,9 +6,11 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "base/process_limits.h"
 #include "base/signals.h"
+#include "model/kernels/instruction_set.h"
 #include "model/model_runner.h"
 #include "server/build_info.h"
 #include "server/config.h"
@@ -41,17 +43,43 @@ int Fail(const absl::Status& status, int exit_code) {
   return exit_code;
 }
 
+// Those that work here.
+std::string InstructionSetsHere() {
+  std::vector<std::string> names;
+  for (const ddl::kernels::InstructionSet set : ddl::kernels::AllInstructionSets()) {
+    const bool is_for_tests = set == ddl::kernels::InstructionSet::kAmxEmulated;
+    if (!is_for_tests && ddl::kernels::WhyUnsupported(set).empty()) {
+      names.emplace_back(ddl::kernels::Name(set));
+    }
+  }
+  return absl::StrJoin(names, ", ");
+}
+
+absl::Status CheckInstructionSet(const ddl::ServerConfig& config) {
+  if (!config.instruction_set.has_value()) return absl::OkStatus();
+  const std::string why = ddl::kernels::WhyUnsupported(*config.instruction_set);
+  if (why.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--instruction_set=", ddl::kernels::Name(*config.instruction_set), ": ", why,
+                   "; here are ", InstructionSetsHere()));
+}
+
 // What a start does before it listens, and --check before it loads.
 absl::Status CheckSettings(const ddl::ServerConfig& config) {
+  if (absl::Status status = CheckInstructionSet(config); !status.ok()) return status;
   if (!config.device.has_value()) return absl::OkStatus();
   const absl::Status status = ddl::CheckDevice(*config.device);
   if (status.ok()) return status;
   return absl::InvalidArgumentError(absl::StrCat("--device=cuda: ", status.message()));
 }
 
-void LogProcessLimits(const ddl::ServerConfig& config) {
+void LogMachine(const ddl::ServerConfig& config) {
   const ddl::ProcessLimits limits = ddl::ReadProcessLimits();
   spdlog::info("limits {}", Summary(limits));
+  // This also asks for AMX, which is to be done before there are threads.
+  const std::string no_amx = ddl::kernels::WhyUnsupported(ddl::kernels::InstructionSet::kAmx);
+  spdlog::info("instruction sets {}{}", InstructionSetsHere(),
+               no_amx.empty() ? "" : absl::StrCat("; not amx: ", no_amx));
   for (const std::string& file : limits.not_understood) {
     spdlog::warn("no limit is taken from {}", file);
   }
@@ -124,7 +152,7 @@ int main(int argc, char** argv) {
       break;
   }
   ddl::SetUpLogging(command_line->config.log_level, command_line->config.log_format);
-  LogProcessLimits(command_line->config);
+  LogMachine(command_line->config);
   return command_line->action == ddl::CommandLineAction::kCheck ? Check(command_line->config)
                                                                 : Run(command_line->config);
 }

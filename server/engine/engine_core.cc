@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <limits>
 #include <optional>
 #include <utility>
 
@@ -38,8 +39,13 @@ EngineCore::EngineCore(const EngineOptions& options, std::unique_ptr<ModelRunner
       gates_(options.gate_sample_interval, 2 * model().num_layers) {}
 
 absl::Status EngineCore::WarmUp() {
-  return ddl::WarmUp({.max_step_tokens = options_.max_step_tokens,
-                      .max_running_sequences = options_.max_running_sequences,
+  // Where nothing is prepared a small step shows as well that the model runs.
+  constexpr int32_t kSmallStep = 16;  // tokens
+  const int32_t most = runner_->description().first_steps_are_slow
+                           ? std::numeric_limits<int32_t>::max()
+                           : kSmallStep;
+  return ddl::WarmUp({.max_step_tokens = std::min(options_.max_step_tokens, most),
+                      .max_running_sequences = std::min(options_.max_running_sequences, most),
                       .max_context_length = options_.max_context_length},
                      *runner_, blocks_);
 }

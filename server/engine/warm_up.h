@@ -15,9 +15,9 @@ struct WarmUpOptions {
   int32_t max_context_length = 0;
 };
 
-// Runs the largest steps that serving will bring: a prefill of max_step_tokens positions and a
-// decode of max_running_sequences sequences, or as many as the cache holds. The blocks it uses
-// are free again afterwards. Fails as the runner fails.
+// Runs the largest steps that serving will bring, or so large ones: a prefill of max_step_tokens
+// positions and a decode of max_running_sequences sequences, or as many as the cache holds. The
+// blocks it uses are free again afterwards. Fails as the runner fails.
 absl::Status WarmUp(const WarmUpOptions& options, ModelRunner& runner, BlockManager& blocks);
 
 }  // namespace ddl

@@ -132,6 +132,7 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   options.max_sequences = SlotsFor(config.engine.max_running_sequences);
   options.max_step_tokens = config.engine.max_step_tokens;
   options.max_context_length = loaded.max_context_length;
+  options.instruction_set = config.instruction_set;
   options.num_threads = config.num_threads;
   options.obey_dv_shortconv_causal = config.obey_dv_shortconv_causal;
   const int64_t bytes_per_token =
@@ -154,11 +155,15 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   loaded.kv_bytes = description.kv_num_blocks * bytes_per_token * options.kv_block_size;
   WarnOfShortCache(description.kv_num_blocks, loaded.max_context_length, config);
   spdlog::info(
-      "loaded variant={} dtype={} quantization={} device={} threads={} context={} kv_cache={} "
-      "blocks of {} tokens, {} MiB",
+      "loaded variant={} dtype={} quantization={} device={} instruction_set={} threads={} "
+      "context={} kv_cache={} blocks of {} tokens, {} MiB",
       loaded.variant, description.dtype, description.quantization, description.device,
-      description.num_threads, loaded.max_context_length, description.kv_num_blocks,
-      options.kv_block_size, loaded.kv_bytes >> 20);
+      description.instruction_set, description.num_threads, loaded.max_context_length,
+      description.kv_num_blocks, options.kv_block_size, loaded.kv_bytes >> 20);
+  if (!description.batch_dependence.empty()) {
+    spdlog::warn("answers may depend on what else is served, in their last bits: {}",
+                 description.batch_dependence);
+  }
   return loaded;
 }
 

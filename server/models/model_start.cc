@@ -2,17 +2,14 @@
 
 #include <spdlog/spdlog.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/build_info.h"
 #include "server/engine/engine.h"
-#include "server/telemetry/process_stats.h"
 
 namespace ddl {
 namespace {
@@ -21,12 +18,9 @@ namespace {
 constexpr size_t kVersionLength = 12;
 
 std::string Fingerprint(const std::string& version, const ModelDescription& description) {
-  return absl::StrCat(version, "-", std::string(GetBuildInfo().version), "-", description.dtype);
-}
-
-int64_t ResidentBytes() {
-  const std::optional<ProcessStats> stats = ReadProcessStats();
-  return stats.has_value() ? stats->resident_bytes : 0;
+  return absl::StrCat(version, "-", std::string(GetBuildInfo().version), "-", description.dtype,
+                      description.quantization == "int8" ? "-int8-" : "-",
+                      description.instruction_set);
 }
 
 }  // namespace
@@ -45,11 +39,11 @@ absl::StatusOr<std::unique_ptr<ReadyModel>> WarmUpAndStart(const std::string& na
   // The hash is a label of the metrics, which the engine needs.
   ready->weights_sha256 = loaded.weights_sha256.get();
   const absl::Time warming = absl::Now();
-  const int64_t resident_before = ResidentBytes();
   EngineObserver* observer = metrics->AddModel(
       name, {.variant = loaded.variant,
              .dtype = description.dtype,
              .device = description.device,
+             .instruction_set = description.instruction_set,
              .weights_sha256 = ready->weights_sha256,
              .max_context_length = loaded.max_context_length,
              .num_gated_sublayers = has_delta_rule ? 2 * description.num_layers : 0});
@@ -66,8 +60,7 @@ absl::StatusOr<std::unique_ptr<ReadyModel>> WarmUpAndStart(const std::string& na
   }
   metrics->SetDeviceMemory(name, "weights", loaded.weight_bytes);
   metrics->SetDeviceMemory(name, "kv", loaded.kv_bytes);
-  metrics->SetDeviceMemory(name, "activations",
-                           std::max<int64_t>(ResidentBytes() - resident_before, 0));
+  metrics->SetDeviceMemory(name, "activations", description.activation_bytes);
   observer->OnLoad((*engine)->load());  // the cache's size, before anyone has been served
   (*engine)->Start();
 
@@ -96,8 +89,9 @@ std::string Summary(const ReadyModel& model) {
       static_cast<int64_t>(description.kv_num_blocks) * description.kv_block_size;
   return absl::StrCat(
       "model=", model.identity.name, " variant=", model.variant, " dtype=", description.dtype,
-      " device=", description.device, " parameters=", description.parameter_count,
-      " context=", model.limits.max_context_length, " kv_cache_tokens=", cached_tokens,
+      " device=", description.device, " instruction_set=", description.instruction_set,
+      " parameters=", description.parameter_count, " context=", model.limits.max_context_length,
+      " kv_cache_tokens=", cached_tokens,
       " tokenizer=", model.tokenizer == nullptr ? "none" : "yes",
       " weights_sha256=", model.weights_sha256);
 }

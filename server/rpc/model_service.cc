@@ -49,6 +49,7 @@ v1::ModelInfo ToProto(const ServedModel& model) {
   info.set_dtype(description.dtype);
   info.set_quantization(description.quantization);
   info.set_device(description.device);
+  info.set_instruction_set(description.instruction_set);
   if (ready->tokenizer != nullptr) {
     if (const std::optional<TokenId> eos = ready->tokenizer->eos_token_id()) {
       info.add_eos_token_ids(static_cast<uint32_t>(*eos));
@@ -60,7 +61,7 @@ v1::ModelInfo ToProto(const ServedModel& model) {
     info.add_supported_pooling(pooling);
   }
   info.set_parity_reference_commit(kParityReferenceCommit);
-  info.set_determinism("batch_invariant");
+  info.set_determinism(description.batch_dependence.empty() ? "batch_invariant" : "none");
   return info;
 }
 

@@ -22,6 +22,7 @@ struct ModelMetricsInfo {
   std::string variant;
   std::string dtype;
   std::string device;
+  std::string instruction_set;  // as in ModelDescription
   std::string weights_sha256;
   int64_t max_context_length = 0;   // tokens; upper end of the token histograms
   int64_t num_gated_sublayers = 0;  // with a delta rule: 2 * num_layers, or 0

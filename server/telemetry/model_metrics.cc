@@ -65,6 +65,7 @@ class ModelMetrics final : public EngineObserver {
               {"variant", info.variant},
               {"dtype", info.dtype},
               {"device", info.device},
+              {"instruction_set", info.instruction_set},
               {"weights_sha256", info.weights_sha256}})
         .Set(1);
   }

@@ -79,6 +79,21 @@ def test_no_gpu():
                   r"--device=cuda: this (program was built without CUDA|machine has no GPU)")
 
 
+SETS = ["portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated"]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_instruction_set(name):
+    """Each one works and shows, or the start says in one line why not and what there is."""
+    code, out, err = run("--log_level=error", f"--model={GOOD}", f"--instruction_set={name}", "--check")
+    if code == 0:
+        assert f" instruction_set={name} " in out
+    else:
+        assert name not in ("portable", "amx_emulated")
+        check_message((code, err), BAD_SETTING,
+                      rf"--instruction_set={name}: the (processor lacks|operating system refuses) .*; here are portable")
+
+
 def test_environment():
     check_message(start(f"--model={GOOD}", DDL_DTYPE="float8"), BAD_SETTING, r"DDL_DTYPE.*float8")
 
@@ -157,7 +172,7 @@ def test_check():
         assert (code, err) == (0, "")
         info = server.client.model_info()
     first, second = out.splitlines()
-    assert re.fullmatch(r"ok model=a variant=ccec dtype=float32 device=cpu parameters=\d+ context="
+    assert re.fullmatch(r"ok model=a variant=ccec dtype=float32 device=cpu instruction_set=\w+ parameters=\d+ context="
                         r"\d+ kv_cache_tokens=\d+ tokenizer=none weights_sha256=[0-9a-f]{64}", first)
     said = dict(word.split("=") for word in first.split()[1:])
     assert said["weights_sha256"] == info.weights_sha256

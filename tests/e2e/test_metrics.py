@@ -216,7 +216,7 @@ def test_constant_series(mixed_traffic):
     _, scrape = mixed_traffic
     [info] = [sample for sample in scrape.samples if sample.name == "ddl_model_info"]
     assert info.value == 1
-    assert info.labels.keys() >= {"model", "variant", "dtype", "device", "weights_sha256"}
+    assert info.labels.keys() >= {"model", "variant", "dtype", "device", "instruction_set", "weights_sha256"}
     assert (info.labels["variant"], info.labels["dtype"]) == ("ccec", "float32")
     assert len(info.labels["weights_sha256"]) == 64
     [build] = [sample for sample in scrape.samples if sample.name == "ddl_build_info"]

@@ -49,6 +49,16 @@ TEST_F(FlagsTest, Int8IsOfBFloat16OnTheCpu) {
   EXPECT_EQ(read->config.device, RunnerDevice::kCpu);
 }
 
+TEST_F(FlagsTest, InstructionSetsGoByTheirNames) {
+  const auto read = [&](const std::string& name) {
+    return Read({"--model=demo"}, {{"DDL_INSTRUCTION_SET", name}}).value().config.instruction_set;
+  };
+  EXPECT_EQ(read("auto"), std::nullopt);
+  for (const kernels::InstructionSet set : kernels::AllInstructionSets()) {
+    EXPECT_EQ(read(kernels::Name(set)), set);
+  }
+}
+
 TEST_F(FlagsTest, NeedsOnlyTheModel) {
   const auto read = Read({"--model=/models/demo"});
   ASSERT_TRUE(read.ok()) << read.status();
@@ -59,6 +69,7 @@ TEST_F(FlagsTest, NeedsOnlyTheModel) {
   EXPECT_EQ(config.grpc_address, "0.0.0.0:8500");
   EXPECT_EQ(config.metrics_address, "0.0.0.0:9464");
   EXPECT_EQ(config.dtype, std::nullopt);
+  EXPECT_EQ(config.instruction_set, std::nullopt);
   EXPECT_EQ(config.engine.max_running_sequences, 64);
   EXPECT_EQ(config.engine.max_waiting_requests, 256);
   EXPECT_EQ(config.kv_block_size, 16);
@@ -224,6 +235,10 @@ TEST_F(FlagsTest, Refusals) {
       {{model, "--drain_timeout=5"}, {}, {"drain_timeout", "5"}},
       {{model, "--obey_dv_shortconv_causal=perhaps"}, {}, {"obey_dv_shortconv_causal", "perhaps"}},
       {{model, "--dtype=float16"}, {}, {"dtype", "auto, float32, bfloat16"}},
+      {{model, "--instruction_set=sse"},
+       {},
+       {"instruction_set", "sse", "auto, portable, avx2, avx512, avx512_bf16, amx"}},
+      {{model, "--instruction_set="}, {}, {"instruction_set"}},
       {{model, "--quantization=int4"}, {}, {"quantization", "none, int8"}},
       {{model, "--quantization=int8", "--dtype=float32"}, {}, {"int8", "--dtype is float32"}},
       {{model, "--quantization=int8", "--device=cuda"}, {}, {"int8", "--device is cuda"}},

@@ -35,7 +35,7 @@ TEST(ServerTest, Generates) {
   EXPECT_EQ(response.model(), "fake");
   EXPECT_EQ(response.model_version(), "0123456789ab");
   EXPECT_THAT(response.system_fingerprint(), HasSubstr("0123456789ab-"));
-  EXPECT_THAT(response.system_fingerprint(), HasSubstr("-float32"));
+  EXPECT_THAT(response.system_fingerprint(), HasSubstr("-float32-avx2"));
   ASSERT_EQ(response.completions_size(), 1);
   const v1::Completion& completion = response.completions(0);
   EXPECT_EQ(Ids(completion.tokens()),
@@ -594,6 +594,7 @@ TEST(ServerTest, ReportsModelsAndServerInfo) {
   EXPECT_EQ(model.vocab_size(), 260u);
   EXPECT_EQ(model.max_context_length(), 64u);
   EXPECT_EQ(model.dtype(), "float32");
+  EXPECT_EQ(model.instruction_set(), "avx2");
   EXPECT_THAT(model.eos_token_ids(), ElementsAre(256));
   EXPECT_THAT(model.tasks(), ElementsAre("generate", "embed", "score"));
   EXPECT_THAT(model.supported_pooling(), SizeIs(5));
@@ -729,7 +730,10 @@ TEST(ServerTest, MetricsEqualWhatWasSent) {
       {"ddl_admission_rejections_total", {}, 0},
       {"ddl_server_ready", {}, 1},
       {"ddl_server_draining", {}, 0},
-      {"ddl_model_info", {"variant=\"ccec\"", "dtype=\"float32\"", "device=\"cpu\"", fake}, 1},
+      {"ddl_model_info",
+       {"variant=\"ccec\"", "dtype=\"float32\"", "device=\"cpu\"", "instruction_set=\"avx2\"",
+        fake},
+       1},
       {"ddl_build_info", {}, 1},
   };
   for (const Row& row : rows) {

@@ -178,7 +178,7 @@ def run_models(client, arguments):
         state = state.values_by_number[model.state].name.removeprefix("MODEL_STATE_")
         print(f"{model.name}: {state.lower()}, {model.variant}, {model.num_layers} layers, width "
               f"{model.hidden_size}, {model.parameter_count:,} parameters, {model.dtype} on "
-              f"{model.device}, context {model.max_context_length} tokens")
+              f"{model.device} ({model.instruction_set}), context {model.max_context_length} tokens")
     return 0
 
 

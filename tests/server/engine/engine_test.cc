@@ -778,6 +778,19 @@ TEST(EngineTest, WarmUpRunsTheLargestSteps) {
       {"several do", {.kv_num_blocks = 64, .max_step_tokens = 64}, 30, 64, 8},
       {"the cache is too small", {.kv_num_blocks = 2, .max_step_tokens = 64}, 100, 8, 1},
       {"one slot", {.kv_num_blocks = 64, .max_sequences = 1, .max_step_tokens = 64}, 100, 64, 1},
+      {"nothing is prepared",
+       {.kv_num_blocks = 64, .max_step_tokens = 64, .first_steps_are_slow = false},
+       100,
+       16,
+       8},
+      {"nothing is prepared for many",
+       {.kv_num_blocks = 64,
+        .max_sequences = 32,
+        .max_step_tokens = 64,
+        .first_steps_are_slow = false},
+       100,
+       16,
+       16},
   };
   for (const Row& row : rows) {
     SCOPED_TRACE(row.name);

@@ -87,6 +87,7 @@ FakeModelRunner::FakeModelRunner(const Options& options)
       block_tails_(options.kv_num_blocks) {
   description_.dtype = "float32";
   description_.device = "cpu";
+  description_.instruction_set = "avx2";
   description_.num_layers = 1;
   description_.num_heads = 1;
   description_.hidden_size = kHiddenSize;
@@ -97,6 +98,7 @@ FakeModelRunner::FakeModelRunner(const Options& options)
   description_.kv_num_blocks = options.kv_num_blocks;
   description_.max_sequences = options.max_sequences;
   description_.max_in_flight_steps = options.max_in_flight_steps;
+  description_.first_steps_are_slow = options.first_steps_are_slow;
 }
 
 SampledToken FakeModelRunner::Next(absl::Span<const TokenId> tokens, const SampleRequest& sample) {

@@ -31,6 +31,7 @@ class FakeModelRunner final : public ModelRunner {
     int32_t max_step_tokens = 64;
     TokenId vocab_size = 50;
     int32_t max_in_flight_steps = 1;
+    bool first_steps_are_slow = true;
   };
   static constexpr int64_t kHiddenSize = 3;
 
