@@ -1,12 +1,11 @@
-// Times the CUDA kernels between the matrix products, and says which share of the speed of a plain
-// copy of the same number of bytes on the same GPU they reach. docs/cuda.md says how to read it.
+// Times the CUDA kernels between the matrix products, and says which share of the speed of a large
+// plain copy on the same GPU they reach. docs/cuda.md says how to read it.
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -92,6 +91,20 @@ class Tensors {
   const int32_t* Integers(const std::vector<int32_t>& values) {
     return static_cast<const int32_t*>(Bytes(values.data(), values.size() * sizeof(int32_t)));
   }
+  // Normal with a standard deviation of 4, of which some hundred tokens have nine tenths of the
+  // mass.
+  float* Logits(int64_t count) {
+    std::mt19937 random(2);
+    std::normal_distribution<float> normal(0.0f, 4.0f);
+    std::vector<float> pattern(kVocab);
+    for (float& logit : pattern) logit = normal(random);
+    return static_cast<float*>(
+        Keep(std::make_unique<GpuBuffer>(count * 4, pattern.data(), pattern.size() * 4)));
+  }
+  void* Zeros(size_t bytes) {
+    const std::vector<unsigned char> zeros(bytes);
+    return Bytes(zeros.data(), bytes);
+  }
   void* Bytes(const void* values, size_t bytes) {
     return Keep(std::make_unique<GpuBuffer>(bytes, values, bytes));
   }
@@ -137,19 +150,6 @@ Batch MakeBatch(Tensors& tensors, int64_t tokens, int64_t context) {
 
 class Benchmark {
  public:
-  // Bytes a second that a copy of so many bytes, read and written together, moves.
-  double CopySpeed(int64_t bytes) {
-    int64_t half = 4096;
-    while (4 * half <= bytes) half *= 2;
-    double& speed = copy_speeds_[half];
-    if (speed == 0.0) {
-      const auto from = Numbers(Type::kBFloat16, half / 2), to = Numbers(Type::kBFloat16, half / 2);
-      speed = 2.0 * static_cast<double>(half) /
-              SecondsOnGpu([&] { CopyOnGpu(to->data(), from->data(), half); });
-    }
-    return speed;
-  }
-
   // `bytes`: what a call has to read and to write at least once. 0: it is not bound by them.
   template <typename Launch>
   void Measure(const std::string& kernel, const std::string& what, int64_t tokens, int64_t bytes,
@@ -159,7 +159,7 @@ class Benchmark {
         {"kernel", kernel}, {"case", what}, {"tokens", tokens}, {"seconds", seconds}};
     std::string of_copy;
     if (bytes > 0) {
-      const double speed = static_cast<double>(bytes) / seconds, copy = CopySpeed(bytes);
+      const double speed = static_cast<double>(bytes) / seconds, copy = copy_speed_;
       result["bytes"] = bytes;
       result["bytes_per_second"] = speed;
       result["copy_bytes_per_second"] = copy;
@@ -267,13 +267,15 @@ class Benchmark {
     args.y = tensors.BFloat16(tokens * inner);
     const int64_t workspace = cuda::PagedAttentionWorkspaceFloats(tokens, args, batch.longest);
     float* const floats = workspace > 0 ? tensors.Floats(workspace) : nullptr;
+    auto* const arrivals = static_cast<int32_t*>(tensors.Zeros(tokens * geometry.heads * 4));
     // A decode reads each sequence's keys and values once. A chunk is bound by arithmetic.
     const int64_t bytes = (tokens * batch.longest * 2 * inner + 2 * tokens * inner) * kElementBytes;
     Measure("PagedAttention",
             decode ? absl::StrCat(geometry.name, " context ", batch.longest)
                    : absl::StrCat(geometry.name, " chunks"),
-            tokens, decode ? bytes : 0,
-            [&] { return cuda::PagedAttention(nullptr, batch, args, batch.longest, floats); });
+            tokens, decode ? bytes : 0, [&] {
+              return cuda::PagedAttention(nullptr, batch, args, batch.longest, floats, arrivals);
+            });
   }
 
   void SwiGlu(const Geometry& geometry, int64_t tokens) {
@@ -287,8 +289,9 @@ class Benchmark {
             [&] { return cuda::SwiGlu(nullptr, tokens, args); });
   }
 
-  // Every row by temperature and top_p.
-  void SampleTokens(int64_t count) {
+  // Every row by temperature and top_p: of logits as a language model's, whose most likely tokens
+  // fit into one chunk of the kernel, and of flat ones, of which top_p keeps tens of thousands.
+  void SampleTokens(int64_t count, bool flat) {
     Tensors tensors;
     cuda::SampleRow row;
     row.top_p = 0.9f;
@@ -296,20 +299,20 @@ class Benchmark {
     const std::vector<cuda::SampleRow> rows(count, row);
     cuda::SampleTokensArgs args;
     args.vocab = kVocab;
-    args.logits = tensors.Floats(count * kVocab);
+    args.logits = flat ? tensors.Floats(count * kVocab) : tensors.Logits(count * kVocab);
     args.rows = static_cast<const cuda::SampleRow*>(
         tensors.Bytes(rows.data(), rows.size() * sizeof(cuda::SampleRow)));
     args.workspace = tensors.Floats((cuda::SampleWorkspaceBytes(count, kVocab) + 3) / 4);
     args.id = reinterpret_cast<int32_t*>(tensors.Floats(count));
     args.logprob = tensors.Floats(count);
-    Measure("SampleTokens", absl::StrCat("top_p, vocabulary ", kVocab), count, count * kVocab * 4,
+    Measure("SampleTokens", flat ? "top_p, flat" : "top_p", count, count * kVocab * 4,
             [&] { return cuda::SampleTokens(nullptr, count, args); });
   }
 
   const nlohmann::json& results() const { return results_; }
 
  private:
-  std::map<int64_t, double> copy_speeds_;  // by bytes that are read
+  const double copy_speed_ = CopySpeedOnGpu();
   nlohmann::json results_ = nlohmann::json::array();
 };
 
@@ -320,7 +323,7 @@ const std::vector<FlagGroup>& FlagGroups() {
 }
 
 constexpr char kUsage[] =
-    R"(Times the CUDA kernels beside a copy of as many bytes, on the first GPU.
+    R"(Times the CUDA kernels beside a copy of a gigabyte, on the first GPU.
 
   cuda_kernels_benchmark --tokens=1,32,16384 --json=kernels.json
 
@@ -366,7 +369,8 @@ int Main(const std::vector<std::string>& arguments) {
       benchmark.Attention(geometry, count, context);
       benchmark.SwiGlu(geometry, count);
     }
-    if (count <= kMostDecodes) benchmark.SampleTokens(count);
+    if (count > kMostDecodes) continue;
+    for (const bool flat : {false, true}) benchmark.SampleTokens(count, flat);
   }
   if (const std::string path = absl::GetFlag(FLAGS_json); !path.empty()) {
     std::ofstream file(path, std::ios::trunc);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
 namespace ddl::bench {
 namespace {
@@ -42,10 +43,6 @@ GpuBuffer::GpuBuffer(size_t bytes, const void* pattern, size_t pattern_bytes) {
 
 GpuBuffer::~GpuBuffer() { cudaFree(data_); }
 
-void CopyOnGpu(void* to, const void* from, size_t bytes) {
-  Check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, nullptr), "cudaMemcpyAsync");
-}
-
 double SecondsOnGpu(const std::function<void()>& launch) {
   constexpr int kMeasurements = 5, kLaunches = 20;
   cudaEvent_t start, end;
@@ -66,6 +63,18 @@ double SecondsOnGpu(const std::function<void()>& launch) {
   Check(cudaEventDestroy(start), "cudaEventDestroy");
   Check(cudaEventDestroy(end), "cudaEventDestroy");
   return best;
+}
+
+double CopySpeedOnGpu() {
+  constexpr size_t kBytes = size_t{1} << 30;
+  const std::vector<unsigned char> pattern(size_t{1} << 20, 0x3e);
+  const GpuBuffer from(kBytes, pattern.data(), pattern.size()),
+      to(kBytes, pattern.data(), pattern.size());
+  const double seconds = SecondsOnGpu([&] {
+    Check(cudaMemcpyAsync(to.data(), from.data(), kBytes, cudaMemcpyDeviceToDevice, nullptr),
+          "cudaMemcpyAsync");
+  });
+  return 2.0 * static_cast<double>(kBytes) / seconds;
 }
 
 void CheckLaunch(kernels::cuda::Error error, const std::string& kernel) {

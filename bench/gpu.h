@@ -30,7 +30,8 @@ class GpuBuffer {
   void* data_ = nullptr;
 };
 
-void CopyOnGpu(void* to, const void* from, size_t bytes);  // returns before it is done
+// Bytes a second that a copy of a gigabyte moves, read and written together: too large for a cache.
+double CopySpeedOnGpu();
 
 // Seconds that the GPU takes for what `launch` launches on the default stream: the least of several
 // measurements of the mean over many launches in a row.

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -34,16 +35,13 @@ kernels::PagedAttentionArgs FromRow(const kernels::PagedAttentionArgs& args, int
   return from;
 }
 
-void AttendInPlace(at::Device device, const kernels::Batch& batch,
-                   const kernels::PagedAttentionArgs& args) {
-  const int64_t floats = cuda::PagedAttentionWorkspaceFloats(batch.tokens, args, batch.longest);
-  // Given back before its kernel has run: whoever gets it next comes later in the same stream.
-  const at::Tensor workspace =
-      at::empty({floats}, at::TensorOptions().dtype(at::kFloat).device(device));
-  cuda_runtime::Check(
-      cuda::PagedAttention(cuda_runtime::CurrentStream(), batch, args, batch.longest,
-                           floats > 0 ? workspace.data_ptr<float>() : nullptr),
-      "PagedAttention");
+// Rows `first` to `first + count` - 1 of a batch, as far as attention looks at it.
+kernels::Batch RowsOf(const kernels::Batch& batch, int64_t first, int64_t count) {
+  kernels::Batch rows = batch;
+  rows.tokens = count;
+  rows.row_sequence += first;
+  rows.position += first;
+  return rows;
 }
 
 // A part of memory that the caller keeps, as a tensor.
@@ -135,14 +133,43 @@ kernels::AttentionPlan MakeAttentionPlan(const kernels::Batch& batch) {
   return plan;
 }
 
-void CudaAttention(at::Device device, const kernels::Batch& batch,
-                   const kernels::PagedAttentionArgs& args) {
+int32_t* CudaAttention::Arrivals(int64_t count) {
+  if (arrivals_.empty() || arrivals_.back().numel() < count) {
+    arrivals_.push_back(at::zeros({count}, at::TensorOptions().dtype(at::kInt).device(device_)));
+  }
+  return arrivals_.back().data_ptr<int32_t>();
+}
+
+void CudaAttention::RunInPlace(const kernels::Batch& batch,
+                               const kernels::PagedAttentionArgs& args) {
+  // Rows of long prompts come in parts, so that their splits do not take more memory than K and V.
+  constexpr int64_t kMaxWorkspaceFloats = int64_t{1} << 26;
+  const int64_t floats_of_row = cuda::PagedAttentionWorkspaceFloats(1, args, batch.longest);
+  int64_t most_rows = batch.tokens;
+  if (floats_of_row > 0) {
+    most_rows = std::clamp<int64_t>(kMaxWorkspaceFloats / floats_of_row, 1, batch.tokens);
+  }
+  // Given back before its kernels have run: whoever gets it next comes later in the same stream.
+  const at::Tensor workspace =
+      at::empty({most_rows * floats_of_row}, at::TensorOptions().dtype(at::kFloat).device(device_));
+  const bool splits = floats_of_row > 0;
+  for (int64_t first = 0; first < batch.tokens; first += most_rows) {
+    const kernels::Batch rows = RowsOf(batch, first, std::min(most_rows, batch.tokens - first));
+    cuda_runtime::Check(
+        cuda::PagedAttention(cuda_runtime::CurrentStream(), rows, FromRow(args, first),
+                             batch.longest, splits ? workspace.data_ptr<float>() : nullptr,
+                             splits ? Arrivals(most_rows * args.heads) : nullptr),
+        "PagedAttention");
+  }
+}
+
+void CudaAttention::Run(const kernels::Batch& batch, const kernels::PagedAttentionArgs& args) {
   const at::ScalarType type = ScalarType(args.type);
   if (batch.attention_plan == nullptr || !cuda_runtime::HasFlashAttention(type, args.head_dim)) {
-    AttendInPlace(device, batch, args);
+    RunInPlace(batch, args);
     return;
   }
-  const at::TensorOptions options = at::TensorOptions().dtype(type).device(device);
+  const at::TensorOptions options = at::TensorOptions().dtype(type).device(device_);
   // As many positions for every step of this size, so that the largest step says what is needed.
   const at::Tensor room =
       at::empty({2, GatheredPositions(batch), args.heads, args.head_dim}, options);
@@ -152,12 +179,9 @@ void CudaAttention(at::Device device, const kernels::Batch& batch,
       AttendGathered(batch, run, room, run_args);
       continue;
     }
-    kernels::Batch rows = batch;
-    rows.tokens = run.rows;
-    rows.row_sequence += run.first_row;
-    rows.position += run.first_row;
+    kernels::Batch rows = RowsOf(batch, run.first_row, run.rows);
     rows.longest = run.longest;
-    AttendInPlace(device, rows, run_args);
+    RunInPlace(rows, run_args);
   }
 }
 

@@ -47,10 +47,24 @@ constexpr int64_t kLeastGatheredRows = 4;
 kernels::AttentionPlan MakeAttentionPlan(const kernels::Batch& batch);
 int64_t GatheredPositions(const kernels::Batch& batch);
 
-// kernels::PagedAttention on the device, by the batch's plan where the device has flash attention
-// for the type and head size.
-void CudaAttention(at::Device device, const kernels::Batch& batch,
-                   const kernels::PagedAttentionArgs& args);
+// kernels::PagedAttention on a device, with the memory that this keeps between calls. Used by one
+// thread at a time.
+class CudaAttention {
+ public:
+  explicit CudaAttention(at::Device device) : device_(device) {}
+
+  // By the batch's plan where the device has flash attention for the type and head size.
+  void Run(const kernels::Batch& batch, const kernels::PagedAttentionArgs& args);
+
+ private:
+  void RunInPlace(const kernels::Batch& batch, const kernels::PagedAttentionArgs& args);
+  int32_t* Arrivals(int64_t count);
+
+  const at::Device device_;
+  // The last is [as many as were ever needed] zeros between kernels. Those it has outgrown stay:
+  // captured graphs point to them.
+  std::vector<at::Tensor> arrivals_;
+};
 
 }  // namespace ddl
 

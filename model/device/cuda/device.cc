@@ -25,7 +25,7 @@ using cuda_runtime::Check;
 
 class CudaKernels final : public kernels::Kernels {
  public:
-  explicit CudaKernels(at::Device device) : device_(device) {}
+  explicit CudaKernels(at::Device device) : attention_(device) {}
 
 #define DDL_LAUNCH_KERNEL(Op)                                                          \
   void Op(const kernels::Batch& batch, const kernels::Op##Args& args) const override { \
@@ -55,22 +55,27 @@ class CudaKernels final : public kernels::Kernels {
   // Attention is more than one call: a library may have a part in it.
   void Launch(decltype(cuda::PagedAttention)* /*op*/, const char* /*name*/,
               const kernels::Batch& batch, const kernels::PagedAttentionArgs& args) const {
-    CudaAttention(device_, batch, args);
+    attention_.Run(batch, args);
   }
 
-  const at::Device device_;
+  mutable CudaAttention attention_;
 };
 
 class CudaDevice final : public Device {
  public:
-  explicit CudaDevice(at::Device device)
+  CudaDevice(at::Device device, bool batch_invariant)
       : tensors_(device),
+        batch_invariant_(batch_invariant),
         kernels_(device),
         host_kernels_(kernels::MakeCpuKernels(kernels::BestInstructionSet(), {})) {}
 
   std::string name() const override { return "cuda:0"; }
   at::Device tensors() const override { return tensors_; }
   bool runs_beside() const override { return true; }
+  // Left alone, cuBLAS chooses the order of a product's sums by the number of rows, and flash
+  // attention's depends on a prompt's chunks.
+  bool is_batch_invariant() const override { return batch_invariant_; }
+  int64_t product_rows() const override { return batch_invariant_ ? 64 : 0; }
   int64_t product_multiple() const override { return 8; }  // tensor cores, in bfloat16
   const kernels::Kernels& kernels() const override { return kernels_; }
   const kernels::CpuKernels& host_kernels() const override { return *host_kernels_; }
@@ -87,7 +92,9 @@ class CudaDevice final : public Device {
     parcel.Add(&input.batch.tail_source, batch.sequences);
     parcel.Add(&input.batch.row_save, batch.tokens);
     parcel.Add(&input.ids, static_cast<int64_t>(ids.ids.size()));
-    if (kernels::AttentionPlan plan = MakeAttentionPlan(batch); !plan.runs.empty()) {
+    kernels::AttentionPlan plan;  // without one rows are attended to one by one
+    if (!batch_invariant_) plan = MakeAttentionPlan(batch);
+    if (!plan.runs.empty()) {
       auto kept = std::make_shared<kernels::AttentionPlan>(std::move(plan));
       kept->device_begins = kept->begins.data();
       parcel.Add(&kept->device_begins, static_cast<int64_t>(kept->begins.size()));
@@ -179,16 +186,17 @@ class CudaDevice final : public Device {
   }
 
   const at::Device tensors_;
+  const bool batch_invariant_;
   const CudaKernels kernels_;
   const std::unique_ptr<const kernels::CpuKernels> host_kernels_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice() {
+absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(bool batch_invariant) {
   const absl::StatusOr<at::Device> device = cuda_runtime::Open();
   if (!device.ok()) return device.status();
-  return std::make_unique<CudaDevice>(*device);
+  return std::make_unique<CudaDevice>(*device, batch_invariant);
 }
 
 }  // namespace ddl

@@ -56,6 +56,30 @@ __device__ Pack<T, N> LoadPack(const T* p) {
   return pack;
 }
 
+// Of weights, which nothing writes while kernels run.
+template <int N>
+__device__ Pack<float, N> LoadWeights(const float* p) {
+  constexpr int kBytes = kAccessBytes<float, N>;
+  using Word = typename WordOf<kBytes>::Type;
+  Pack<float, N> pack;
+#pragma unroll
+  for (int n = 0; n < static_cast<int>(N * sizeof(float)) / kBytes; ++n) {
+    const Word word =
+        LoadConstantWord<Word>(reinterpret_cast<const unsigned char*>(p) + n * kBytes);
+    memcpy(reinterpret_cast<unsigned char*>(&pack) + n * kBytes, &word, kBytes);
+  }
+  return pack;
+}
+
+template <typename T, int N>
+__device__ Pack<T, N> Round(const float (&value)[N]) {
+  Pack<T, N> pack;
+#pragma unroll
+  for (int n = 0; n + 1 < N; n += 2) RoundPair(value[n], value[n + 1], &pack.element[n]);
+  if constexpr (N % 2 == 1) pack.element[N - 1] = FromFloat<T>(value[N - 1]);
+  return pack;
+}
+
 template <int N, typename T>
 __device__ void StorePack(T* p, const Pack<T, N>& pack) {
   constexpr int kBytes = kAccessBytes<T, N>;
@@ -123,33 +147,73 @@ __device__ inline float WarpMax(float value) {
   return value;
 }
 
-// N sums at once. `scratch` is shared memory for N numbers per warp; it can be used again after.
-template <int N, typename Number>
-__device__ void BlockSum(Number (&sum)[N], Number* scratch) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int warps = blockDim.x / kWarp;
+__host__ __device__ constexpr int PowerOfTwoFrom(int n) {
+  int power = 1;
+  while (power < n) power *= 2;
+  return power;
+}
+
+// Each lane hands another one kHalf of the 2 kHalf numbers that both have, and adds what it gets to
+// the half that it keeps, until it has one left; `index` becomes that one's place.
+template <int kHalf, int kPadded, typename Number>
+__device__ void FoldHalves(Number (&part)[kPadded], int* index) {
+  if constexpr (kHalf > 0) {
+    constexpr int kDistance = kWarp * kHalf / kPadded;
+    const bool upper = (threadIdx.x & kDistance) != 0;
+    if (upper) *index += kHalf;
 #pragma unroll
-  for (int n = 0; n < N; ++n) {
-    sum[n] = WarpSum(sum[n]);
-    if (lane == 0) scratch[warp * N + n] = sum[n];
+    for (int n = 0; n < kHalf; ++n) {
+      const Number other = __shfl_xor_sync(kAllLanes, upper ? part[n] : part[n + kHalf], kDistance);
+      part[n] = (upper ? part[n + kHalf] : part[n]) + other;
+    }
+    FoldHalves<kHalf / 2>(part, index);
   }
+}
+
+// N sums over a warp, to sum[0, N) of shared memory: nine shuffles for eight of them, where one by
+// one takes forty.
+template <int N, typename Number>
+__device__ void WarpSums(const Number (&value)[N], Number* sum) {
+  constexpr int kPadded = PowerOfTwoFrom(N);
+  static_assert(kPadded <= kWarp);
+  Number part[kPadded];
+#pragma unroll
+  for (int n = 0; n < kPadded; ++n) part[n] = n < N ? value[n] : Number{};
+  int index = 0;
+  FoldHalves<kPadded / 2>(part, &index);
+#pragma unroll
+  for (int distance = kWarp / kPadded / 2; distance > 0; distance /= 2) {
+    part[0] += __shfl_xor_sync(kAllLanes, part[0], distance);
+  }
+  if (threadIdx.x % (kWarp / kPadded) == 0 && index < N) sum[index] = part[0];
+}
+
+// N sums over a block of kThreads. `scratch` is shared memory for N numbers per warp; it can be
+// used again after.
+template <int kThreads, int N, typename Number>
+__device__ void BlockSum(Number (&sum)[N], Number* scratch) {
+  constexpr int kWarps = kThreads / kWarp;
+  WarpSums(sum, scratch + threadIdx.x / kWarp * N);
   __syncthreads();
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     sum[n] = scratch[n];
-    for (int w = 1; w < warps; ++w) sum[n] += scratch[w * N + n];
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) sum[n] += scratch[w * N + n];
   }
   __syncthreads();
 }
 
 // `scratch` is shared memory for a number per warp.
-__device__ inline float BlockMax(float value, float* scratch) {
+template <int kThreads>
+__device__ float BlockMax(float value, float* scratch) {
+  constexpr int kWarps = kThreads / kWarp;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int warps = blockDim.x / kWarp;
   value = WarpMax(value);
   if (lane == 0) scratch[warp] = value;
   __syncthreads();
-  for (int w = 0; w < warps; ++w) value = fmaxf(value, scratch[w]);
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) value = fmaxf(value, scratch[w]);
   __syncthreads();
   return value;
 }

@@ -37,13 +37,17 @@ Error DeltaStep(Stream stream, const Batch& batch, const DeltaStepArgs& args);
 // Shifts take a second kernel, which saves the tails, unless every sequence has one row.
 Error AttentionInput(Stream stream, const Batch& batch, const AttentionInputArgs& args);
 
-// Attention over the paged cache, split over the context in pieces of kPositionsPerSplit.
+// Attention over the paged cache, split over the context: into pieces of kPositionsPerSplit, or of
+// the least power of two times as many that makes no more than kMaxSplits of them.
 // `longest` is the largest number of positions (position + 1) that any row of the call may have;
 // it sizes the grid. A captured graph uses the largest there will be: blocks past a row's own end
-// return at once. `workspace` has PagedAttentionWorkspaceFloats(...) floats; null if that is 0.
-constexpr int64_t kPositionsPerSplit = 256;
+// return at once. `workspace` has PagedAttentionWorkspaceFloats(...) floats, and `arrivals`
+// [tokens, H] is all zeros, before the call's kernel runs and after it; both are null if there are
+// 0 floats.
+constexpr int64_t kPositionsPerSplit = 64;
+constexpr int64_t kMaxSplits = 64;
 Error PagedAttention(Stream stream, const Batch& batch, const PagedAttentionArgs& args,
-                     int64_t longest, float* workspace);
+                     int64_t longest, float* workspace, int32_t* arrivals);
 int64_t PagedAttentionWorkspaceFloats(int64_t tokens, const PagedAttentionArgs& args,
                                       int64_t longest);
 

@@ -1,50 +1,48 @@
-// One sublayer boundary. A block owns a row: it reads X once, keeps it in shared memory across the
-// first sum (|h|^2 and h . X[:, j] together), rewrites and writes it in the pass that also reads it
-// for the next sublayer, and after the second sum (x_in^2 and the products for v and beta together)
-// writes c. docs/cuda.md derives this.
+// One sublayer boundary. A block owns a row: it reads X and h once, all of it before the first sum
+// (|h|^2 and h . X[:, j] together), rewrites and writes X in the pass that also reads it for the
+// next sublayer, and after the second sum (x_in^2 and the products for v and beta together) writes
+// c. docs/cuda.md derives this.
 //
-// A thread meets the same features in every pass, so what it left in shared memory is its own and
-// needs no barrier.
+// A thread meets the same features in every pass, and keeps them in registers meanwhile: kTrips
+// packs of X, a compile-time number, so that all of its loads are in flight at once. Rows too long
+// for that, and tensors that are not aligned, take kTrips = 0: a loop of any length, which reads X
+// a second time and leaves x_in in shared memory. What nearly all boundaries are in bfloat16 has
+// kCommon kernels, where d is known as well, and no thread is left over.
 
 #include "model/kernels/cuda/block.cuh"
 
 namespace ddl::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 128;  // of all but kCommon kernels
 constexpr int kMaxChannels = 8;
 constexpr int64_t kMaxFeatures = 16384;
 constexpr int64_t kMaxTaps = 64;
-// What any device that we build for gives a block (sm_89: 99 KB), less a little. Rows larger than
-// this are read from memory a second time.
-constexpr int64_t kMaxSharedBytes = 96 * 1024;
-
 // What a launch does with its rows.
 struct Phases {
   bool rewrite = false;  // X by the sublayer before
   bool read = false;     // x_in, c and gates for the sublayer after
   bool tails = false;    // TC with one row per sequence: leave the tail for the next
-  bool keep = false;     // the row of X fits into shared memory
 };
 
 // Offsets in shared memory, in bytes.
 struct Layout {
-  int64_t x_in;    // float [d]
+  int64_t x_in;    // float [d], then c
   int64_t hidden;  // float [beta_hidden]
-  int64_t row;     // T [d, dv]
   int64_t end;
 };
 
 __host__ __device__ inline int64_t RoundUp16(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
+// `warps`: of a block. `held`: whether threads keep x_in in registers. The two-layer beta reads all
+// of c, from x_in's place.
 __host__ __device__ inline Layout LayoutOf(const DeltaStepArgs& args, const Phases& phases,
-                                           int64_t element_bytes) {
-  Layout layout;
-  layout.x_in = kThreads / kWarp * (2 + kMaxChannels) * static_cast<int64_t>(sizeof(float));
-  layout.hidden = layout.x_in + (phases.read ? RoundUp16(args.d * 4) : 0);
+                                           int warps, bool held) {
   const bool hidden = phases.read && args.gates && args.gate.beta_in != nullptr;
-  layout.row = layout.hidden + (hidden ? RoundUp16(args.gate.beta_hidden * 4) : 0);
-  layout.end = layout.row + (phases.keep ? args.d * args.dv * element_bytes : 0);
+  Layout layout;
+  layout.x_in = warps * (2 + kMaxChannels) * static_cast<int64_t>(sizeof(float));
+  layout.hidden = layout.x_in + (phases.read && (!held || hidden) ? RoundUp16(args.d * 4) : 0);
+  layout.end = layout.hidden + (hidden ? RoundUp16(args.gate.beta_hidden * 4) : 0);
   return layout;
 }
 
@@ -53,7 +51,7 @@ template <int kDv, int kElements, typename T>
 __device__ float Tap(const float* w, const Pack<T, kElements>& x, int i, int dv) {
   float sum = 0.0f;
   if constexpr (kDv > 0) {
-    const Pack<float, kDv> weight = LoadPack<kDv>(w);
+    const Pack<float, kDv> weight = LoadWeights<kDv>(w);
 #pragma unroll
     for (int j = 0; j < kDv; ++j) {
       sum = MultiplyAdd(weight.element[j], ToFloat(x.element[i * kDv + j]), sum);
@@ -110,23 +108,73 @@ __device__ inline float HiddenLogit(const DeltaStepArgs& args, const float* c, f
   return WarpSum(logit);
 }
 
-template <typename T, int kDv, int kGroup, bool kOverTokens>
-__global__ void __launch_bounds__(kThreads, 4)
+// What a kCommon kernel takes for granted: a boundary between two sublayers of a model of the
+// paper, by the delta rule, with compress over channels (dv = 1: none), v and beta from one layer,
+// and x_in not wanted.
+template <int kDv>
+bool IsCommon(const DeltaStepArgs& args, const Phases& phases) {
+  return phases.rewrite && phases.read && args.rewrite == Rewrite::kDelta && args.gates &&
+         args.gate.beta_in == nullptr && args.gate.v_weight != nullptr && args.x_in == nullptr &&
+         args.compress == (kDv == 1 ? Compress::kIdentity : Compress::kChannel);
+}
+
+// As a template's parameters.
+template <int kBlockThreads, int kBlocks>
+struct Shape {
+  static constexpr int kThreads = kBlockThreads;
+  static constexpr int kMinBlocks = kBlocks;  // on a multiprocessor: bounds the registers
+};
+template <int kTrips>
+using AnyShape = Shape<kThreads, kTrips == 8 ? 2 : 4>;
+
+template <typename T, int kDv, int kGroup, int kTrips, bool kCommon, bool kOverTokens,
+          typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kMinBlocks)
     DeltaStepRows(DeltaStepArgs args, Batch batch, Phases phases) {
+  BeginKernel();
+  constexpr int kThreads = Shape::kThreads;
   constexpr int kChannels = kDv > 0 ? kDv : kMaxChannels;
+  constexpr bool kHeld = kTrips > 0;
+  constexpr int kPacks = kHeld ? kTrips : 1;
   const int64_t t = blockIdx.x;
-  const int d = static_cast<int>(args.d);
+  const int d = kCommon ? kTrips * kThreads * kGroup : static_cast<int>(args.d);
   const int dv = kDv > 0 ? kDv : static_cast<int>(args.dv);
   const int groups = d / kGroup;
+  const bool rewrite = kCommon || phases.rewrite, read = kCommon || phases.read;
+  const bool delta = kCommon || (rewrite && args.rewrite == Rewrite::kDelta);
+  const bool gates = kCommon || (read && args.gates);
+  const GateWeights& gate = args.gate;
+  const bool hidden_beta = !kCommon && gates && gate.beta_in != nullptr;
+  const bool linear_beta = kCommon || (gates && gate.beta_in == nullptr);
+  const bool linear_v = kCommon || (gates && gate.v_weight != nullptr);
   unsigned char* shared = SharedMemory();
-  const Layout layout = LayoutOf(args, phases, sizeof(T));
+  const Layout layout = LayoutOf(args, phases, kThreads / kWarp, kHeld);
   float* scratch = reinterpret_cast<float*>(shared);
   float* x_in = reinterpret_cast<float*>(shared + layout.x_in);
-  float* hidden = reinterpret_cast<float*>(shared + layout.hidden);
   T* x = static_cast<T*>(args.x) + t * d * dv;
-  T* row = phases.keep ? reinterpret_cast<T*>(shared + layout.row) : x;
-  const T* h = phases.rewrite ? static_cast<const T*>(args.h) + t * d : nullptr;
-  const bool delta = phases.rewrite && args.rewrite == Rewrite::kDelta;
+  const T* h = rewrite ? static_cast<const T*>(args.h) + t * d : nullptr;
+
+  // Calls body(n, feature) for this thread's packs of features, the n-th of those it holds.
+  const auto for_packs = [&](auto body) {
+    if constexpr (kHeld) {
+#pragma unroll
+      for (int n = 0; n < kTrips; ++n) {
+        const int g = n * kThreads + static_cast<int>(threadIdx.x);
+        if (kCommon || g < groups) body(n, g * kGroup);
+      }
+    } else {
+#pragma unroll 1
+      for (int g = threadIdx.x; g < groups; g += kThreads) body(0, g * kGroup);
+    }
+  };
+  Pack<T, kGroup * kChannels> x_pack[kPacks] = {};
+  Pack<T, kGroup> h_pack[kPacks] = {};
+  Pack<float, kGroup> in_pack[kPacks] = {};
+  const auto load = [&](int n, int feature) {
+    x_pack[n] = LoadFeatures<kDv, kGroup>(x + feature * dv, dv);
+    if (rewrite) h_pack[n] = LoadPack<kGroup>(h + feature);
+  };
+  if constexpr (kHeld) for_packs(load);
 
   // X += h step^T with step = r beta (v - k^T X) / |h|, k = h / |h|.
   float step[kChannels];
@@ -136,23 +184,20 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int j = 0; j < kChannels; ++j) old_v[j] = j < dv ? args.v[t * dv + j] : 0.0f;
     const float beta = args.residual_multiplier * args.beta[t];
     float sum[1 + kChannels] = {};
-#pragma unroll 2
-    for (int g = threadIdx.x; g < groups; g += kThreads) {
-      const auto h_pack = LoadPack<kGroup>(h + g * kGroup);
-      const auto x_pack = LoadFeatures<kDv, kGroup>(x + g * kGroup * dv, dv);
-      if (phases.keep) StoreFeatures<kDv, kGroup>(row + g * kGroup * dv, x_pack, dv);
+    for_packs([&](int n, int feature) {
+      if constexpr (!kHeld) load(n, feature);
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
-        const float value = ToFloat(h_pack.element[i]);
+        const float value = ToFloat(h_pack[n].element[i]);
         sum[0] += value * value;
 #pragma unroll
         for (int j = 0; j < kChannels; ++j) {
-          sum[1 + j] += value * ToFloat(x_pack.element[i * kChannels + j]);
+          sum[1 + j] += value * ToFloat(x_pack[n].element[i * kChannels + j]);
         }
       }
-    }
-    BlockSum(sum, scratch);
-    const float inverse_norm = 1.0f / sqrtf(sum[0] + args.k_eps * args.k_eps);
+    });
+    BlockSum<kThreads>(sum, scratch);
+    const float inverse_norm = InverseSqrt(sum[0] + args.k_eps * args.k_eps);
 #pragma unroll
     for (int j = 0; j < kChannels; ++j) {
       step[j] = inverse_norm * beta * (old_v[j] - inverse_norm * sum[1 + j]);
@@ -160,59 +205,54 @@ __global__ void __launch_bounds__(kThreads, 4)
   } else {
 #pragma unroll
     for (int j = 0; j < kChannels; ++j) step[j] = args.residual_multiplier;  // X += r h
-    row = x;
   }
 
   // TC: where the taps before this row's come from.
-  [[maybe_unused]] int64_t first = t;              // the sequence's first row in this batch
+  [[maybe_unused]] int before = 0;                 // rows of the sequence in this batch before t
   [[maybe_unused]] const float* source = nullptr;  // what rows before it have left; null: nothing
   if constexpr (kOverTokens) {
     const int64_t sequence = batch.row_sequence[t];
-    first = batch.row_begin[sequence];
+    const int first = batch.row_begin[sequence];
+    before = static_cast<int>(t) - first;
     if (batch.position[first] > 0) {
       source = args.tail + TailSource(batch, sequence) * args.tail_stride;
     }
   }
 
   // Rewrite and read. sum: x_in^2, w_beta . (w_norm x_in), W_v x_in.
-  const GateWeights& gate = args.gate;
-  const bool linear_beta = phases.read && args.gates && gate.beta_in == nullptr;
-  const bool linear_v = phases.read && args.gates && gate.v_weight != nullptr;
   float sum[2 + kChannels] = {};
-#pragma unroll 1
-  for (int g = threadIdx.x; g < groups; g += kThreads) {
-    const int feature = g * kGroup;
-    auto x_pack = LoadFeatures<kDv, kGroup>(row + feature * dv, dv);
-    if (phases.rewrite) {
-      const auto h_pack = LoadPack<kGroup>(h + feature);
+  for_packs([&](int n, int feature) {
+    if constexpr (!kHeld) load(n, feature);
+    if (rewrite) {
+      float rewritten[kGroup * kChannels];
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
-        const float value = ToFloat(h_pack.element[i]);
+        const float value = ToFloat(h_pack[n].element[i]);
 #pragma unroll
         for (int j = 0; j < kChannels; ++j) {
-          T& element = x_pack.element[i * kChannels + j];
-          element = FromFloat<T>(MultiplyAdd(value, step[j], ToFloat(element)));
+          rewritten[i * kChannels + j] =
+              MultiplyAdd(value, step[j], ToFloat(x_pack[n].element[i * kChannels + j]));
         }
       }
-      StoreFeatures<kDv, kGroup>(x + feature * dv, x_pack, dv);
+      x_pack[n] = Round<T>(rewritten);
+      StoreFeatures<kDv, kGroup>(x + feature * dv, x_pack[n], dv);
     }
-    if (!phases.read) continue;
+    if (!read) return;
 
     // From X as stored, so that fusing the rewrite and the read changes nothing.
     Pack<float, kGroup> in;
     if constexpr (kOverTokens) {
-      // Oldest first: the tail has the taps before `first`, then come rows `first` to t.
-      const int64_t taps = args.taps;
-      const bool from_tail = source != nullptr && t - first < taps - 1;
-#pragma unroll
-      for (int i = 0; i < kGroup; ++i) {
-        in.element[i] = from_tail ? source[(t - first) * d + feature + i] : 0.0f;
+      // Oldest first: the tail has the taps before the sequence's first row here, then come rows.
+      const int taps = static_cast<int>(args.taps);
+      if (source != nullptr && before < taps - 1) {
+        in = LoadPack<kGroup>(source + before * d + feature);
+      } else {
+        in = {};
       }
-      const int64_t oldest = t - taps + 1 > first ? t - taps + 1 : first;
-      for (int64_t s = oldest; s < t; ++s) {
-        const T* x_then = static_cast<const T*>(args.x) + (s * d + feature) * dv;
+      for (int back = before < taps - 1 ? before : taps - 1; back > 0; --back) {
+        const T* x_then = x - static_cast<int64_t>(back) * d * dv + feature * dv;
         const auto then_pack = LoadFeatures<kDv, kGroup>(x_then, dv);
-        const float* w = args.compress_weight + ((taps - 1 - (t - s)) * d + feature) * dv;
+        const float* w = args.compress_weight + ((taps - 1 - back) * d + feature) * dv;
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) {
           in.element[i] = Add(in.element[i], Tap<kDv>(w + i * dv, then_pack, i, dv));
@@ -221,39 +261,43 @@ __global__ void __launch_bounds__(kThreads, 4)
       const float* w = args.compress_weight + ((taps - 1) * d + feature) * dv;
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
-        in.element[i] = Add(in.element[i], Tap<kDv>(w + i * dv, x_pack, i, dv));
+        in.element[i] = Add(in.element[i], Tap<kDv>(w + i * dv, x_pack[n], i, dv));
       }
       if (phases.tails) {  // this row is its sequence's only one: a_n <- a_{n+1} + W_{k-1-n} X
         float* target = args.tail + batch.slot[batch.row_sequence[t]] * args.tail_stride;
         const int64_t save = batch.row_save != nullptr ? batch.row_save[t] : -1;
-        for (int64_t n = 0; n + 1 < taps; ++n) {
-          const float* w_n = args.compress_weight + ((taps - 2 - n) * d + feature) * dv;
-          const bool carry = source != nullptr && n + 2 < taps;
+        for (int tap = 0; tap + 1 < taps; ++tap) {
+          const float* w_tap = args.compress_weight + ((taps - 2 - tap) * d + feature) * dv;
+          const bool carry = source != nullptr && tap + 2 < taps;
+          Pack<float, kGroup> after = {};
+          if (carry) after = LoadPack<kGroup>(source + (tap + 1) * d + feature);
 #pragma unroll
           for (int i = 0; i < kGroup; ++i) {
-            const float before = carry ? source[(n + 1) * d + feature + i] : 0.0f;
-            const float after = Add(before, Tap<kDv>(w_n + i * dv, x_pack, i, dv));
-            target[n * d + feature + i] = after;
-            if (save >= 0) args.tail[save * args.tail_stride + n * d + feature + i] = after;
+            after.element[i] = Add(after.element[i], Tap<kDv>(w_tap + i * dv, x_pack[n], i, dv));
           }
+          StorePack(target + tap * d + feature, after);
+          if (save >= 0) StorePack(args.tail + save * args.tail_stride + tap * d + feature, after);
         }
       }
-    } else if (args.compress == Compress::kIdentity) {
+    } else if (kCommon ? kDv == 1 : args.compress == Compress::kIdentity) {
 #pragma unroll
-      for (int i = 0; i < kGroup; ++i) in.element[i] = ToFloat(x_pack.element[i * kChannels]);
+      for (int i = 0; i < kGroup; ++i) in.element[i] = ToFloat(x_pack[n].element[i * kChannels]);
     } else {
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
-        in.element[i] =
-            Tap<kDv>(args.compress_weight + static_cast<int64_t>(feature + i) * dv, x_pack, i, dv);
+        in.element[i] = Tap<kDv>(args.compress_weight + (feature + i) * dv, x_pack[n], i, dv);
       }
     }
-    StorePack(x_in + feature, in);
+    if constexpr (kHeld) {
+      in_pack[n] = in;
+    } else {
+      StorePack(x_in + feature, in);
+    }
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) sum[0] += in.element[i] * in.element[i];
     if (linear_beta) {
-      const auto norm = LoadPack<kGroup>(args.norm_weight + feature);
-      const auto weight = LoadPack<kGroup>(gate.beta_weight + feature);
+      const auto norm = LoadWeights<kGroup>(args.norm_weight + feature);
+      const auto weight = LoadWeights<kGroup>(gate.beta_weight + feature);
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {
         sum[1] += weight.element[i] * (norm.element[i] * in.element[i]);
@@ -263,55 +307,50 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
       for (int j = 0; j < kChannels; ++j) {
         if (j < dv) {
-          const auto weight =
-              LoadPack<kGroup>(gate.v_weight + static_cast<int64_t>(j) * d + feature);
+          const auto weight = LoadWeights<kGroup>(gate.v_weight + j * d + feature);
 #pragma unroll
           for (int i = 0; i < kGroup; ++i) sum[2 + j] += weight.element[i] * in.element[i];
         }
       }
     }
-  }
-  if (!phases.read) return;
+  });
+  if (!read) return;
 
-  BlockSum(sum, scratch);
-  const float scale = 1.0f / sqrtf(sum[0] / static_cast<float>(d) + args.norm_eps);
-  const bool hidden_beta = args.gates && gate.beta_in != nullptr;
-  for (int g = threadIdx.x; g < groups; g += kThreads) {
-    const int feature = g * kGroup;
-    const auto in = LoadPack<kGroup>(x_in + feature);
-    const auto norm = LoadPack<kGroup>(args.norm_weight + feature);
+  BlockSum<kThreads>(sum, scratch);
+  const float scale = InverseSqrt(sum[0] / static_cast<float>(d) + args.norm_eps);
+  for_packs([&](int n, int feature) {
+    if constexpr (!kHeld) in_pack[n] = LoadPack<kGroup>(x_in + feature);
+    const Pack<float, kGroup>& in = in_pack[n];
+    const auto norm = LoadWeights<kGroup>(args.norm_weight + feature);
     Pack<float, kGroup> c;
-    Pack<T, kGroup> c_out, in_out;
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-      c.element[i] = norm.element[i] * (in.element[i] * scale);
-      c_out.element[i] = FromFloat<T>(c.element[i]);
-      in_out.element[i] = FromFloat<T>(in.element[i]);
+    for (int i = 0; i < kGroup; ++i) c.element[i] = norm.element[i] * (in.element[i] * scale);
+    StorePack(static_cast<T*>(args.c) + t * d + feature, Round<T>(c.element));
+    if (!kCommon && args.x_in != nullptr) {
+      StorePack(static_cast<T*>(args.x_in) + t * d + feature, Round<T>(in.element));
     }
-    StorePack(static_cast<T*>(args.c) + t * d + feature, c_out);
-    if (args.x_in != nullptr) StorePack(static_cast<T*>(args.x_in) + t * d + feature, in_out);
     if (hidden_beta) StorePack(x_in + feature, c);
-  }
-  if (!args.gates) return;
+  });
+  if (!gates) return;
 
   float logit = sum[1] * scale;
   if (hidden_beta) {
     __syncthreads();
-    logit = HiddenLogit(args, x_in, hidden);
+    logit = HiddenLogit(args, x_in, reinterpret_cast<float*>(shared + layout.hidden));
   }
-  if (threadIdx.x == 0) {
-    args.beta[t] = 2.0f * Sigmoid(logit + gate.beta_bias);
+  // Every thread has all sums: each takes one result.
+  const int result = static_cast<int>(threadIdx.x);
+  if (result == 0) args.beta[t] = 2.0f * Sigmoid(logit + gate.beta_bias);
+  const int j = result - 1;
+  if (j < 0 || j >= dv) return;
+  float v = gate.v_constant;
+  if (linear_v) {
+    v = gate.v_bias[j];
 #pragma unroll
-    for (int j = 0; j < kChannels; ++j) {
-      if (j >= dv) continue;
-      float v = gate.v_constant;
-      if (gate.v_weight != nullptr) {
-        v = sum[2 + j] + gate.v_bias[j];
-        if (gate.v_sigmoid) v = gate.v_scale * Sigmoid(v);
-      }
-      args.v[t * dv + j] = v;
-    }
+    for (int n = 0; n < kChannels; ++n) v += n == j ? sum[2 + n] : 0.0f;
+    if (gate.v_sigmoid) v = gate.v_scale * Sigmoid(v);
   }
+  args.v[t * dv + j] = v;
 }
 
 // |r beta k (v - k^T X)| / |X| of each row, before its rewrite. The update is h step^T, so its size
@@ -319,6 +358,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 // every rewrite.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) UpdateRatioRows(DeltaStepArgs args) {
+  BeginKernel();
   const int64_t t = blockIdx.x;
   const int d = static_cast<int>(args.d), dv = static_cast<int>(args.dv);
   const T* h = static_cast<const T*>(args.h) + t * d;
@@ -335,7 +375,7 @@ __global__ void __launch_bounds__(kThreads) UpdateRatioRows(DeltaStepArgs args) 
       sum[2 + j] += value * element;
     }
   }
-  BlockSum(sum, reinterpret_cast<float*>(SharedMemory()));
+  BlockSum<kThreads>(sum, reinterpret_cast<float*>(SharedMemory()));
   if (threadIdx.x != 0) return;
   const float inverse_norm = 1.0f / sqrtf(sum[0] + args.k_eps * args.k_eps);
   const float beta = args.residual_multiplier * args.beta[t];
@@ -347,6 +387,14 @@ __global__ void __launch_bounds__(kThreads) UpdateRatioRows(DeltaStepArgs args) 
     step_squared += step * step;
   }
   args.update_ratio[t] = sum[1] > 0.0f ? sqrtf(sum[0] / sum[1] * step_squared) : 0.0f;
+}
+
+// The tail that a sequence goes on from; null at its start.
+__device__ inline const float* SourceTail(const DeltaStepArgs& args, const Batch& batch,
+                                          int64_t sequence) {
+  return batch.position[batch.row_begin[sequence]] > 0
+             ? args.tail + TailSource(batch, sequence) * args.tail_stride
+             : nullptr;
 }
 
 // TC: the tails as they are after rows `first` to `end` - 1 of a sequence, for feature i. `target`
@@ -371,34 +419,69 @@ __device__ void LeaveTail(const DeltaStepArgs& args, int64_t first, int64_t end,
   }
 }
 
-// A block owns a sequence and a thread whole features. The tails that rows in the middle leave come
-// first: they still start from the source.
+// A thread owns whole features. blockIdx.x is a row that leaves its tail in a slot of its own.
+template <typename T, int kDv>
+__global__ void __launch_bounds__(kThreads, 4) SavedTails(DeltaStepArgs args, Batch batch) {
+  BeginKernel();
+  const int64_t t = blockIdx.x;
+  const int64_t save = batch.row_save[t];
+  if (save < 0) return;
+  const int64_t sequence = batch.row_sequence[t], first = batch.row_begin[sequence];
+  const float* source = SourceTail(args, batch, sequence);
+  const int64_t i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+  if (i >= args.d) return;
+  LeaveTail<T, kDv>(args, first, t + 1, i, source, args.tail + save * args.tail_stride);
+}
+
+// blockIdx.x is a sequence. Where it goes on from the tail that it leaves, rows that are saved read
+// that too: this comes after SavedTails.
 template <typename T, int kDv>
 __global__ void __launch_bounds__(kThreads, 4) TokenTails(DeltaStepArgs args, Batch batch) {
+  BeginKernel();
   const int64_t sequence = blockIdx.x;
   const int64_t first = batch.row_begin[sequence], end = batch.row_begin[sequence + 1];
-  const auto tail = [&](int64_t slot) { return args.tail + slot * args.tail_stride; };
-  const float* source = batch.position[first] > 0 ? tail(TailSource(batch, sequence)) : nullptr;
-  for (int64_t i = blockIdx.y * kThreads + threadIdx.x; i < args.d; i += gridDim.y * kThreads) {
-    for (int64_t t = first; batch.row_save != nullptr && t < end; ++t) {
-      if (batch.row_save[t] < 0) continue;
-      LeaveTail<T, kDv>(args, first, t + 1, i, source, tail(batch.row_save[t]));
-    }
-    LeaveTail<T, kDv>(args, first, end, i, source, tail(batch.slot[sequence]));
+  const float* source = SourceTail(args, batch, sequence);
+  const int64_t i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+  if (i >= args.d) return;
+  LeaveTail<T, kDv>(args, first, end, i, source,
+                    args.tail + batch.slot[sequence] * args.tail_stride);
+}
+
+template <typename T, int kDv, int kGroup, int kTrips, bool kOverTokens>
+Error LaunchRows(Stream stream, const Batch& batch, const DeltaStepArgs& args,
+                 const Phases& phases) {
+  return Launch(DeltaStepRows<T, kDv, kGroup, kTrips, false, kOverTokens, AnyShape<kTrips>>,
+                Grid{batch.tokens}, kThreads,
+                LayoutOf(args, phases, kThreads / kWarp, kTrips > 0).end, stream, args, batch,
+                phases);
+}
+
+// By a thread for eight features: d = 768, 1024 and 2048.
+template <int kDv>
+Error LaunchCommon(Stream stream, const Batch& batch, const DeltaStepArgs& args,
+                   const Phases& phases) {
+  // On a multiprocessor: bounds the registers, so that enough rows are in flight.
+  constexpr int kMaxThreads = kDv == 1 ? 1280 : kDv == 2 ? 896 : kDv == 4 ? 704 : 384;
+  const auto launch = [&](auto shape) {
+    using Shape = decltype(shape);
+    return Launch(DeltaStepRows<BFloat16, kDv, 8 / kDv, kDv, true, false, Shape>,
+                  Grid{batch.tokens}, Shape::kThreads,
+                  LayoutOf(args, phases, Shape::kThreads / kWarp, true).end, stream, args, batch,
+                  phases);
+  };
+  switch (args.d) {
+    case 768:
+      return launch(Shape<96, kMaxThreads / 96>{});
+    case 1024:
+      return launch(Shape<128, kMaxThreads / 128>{});
+    default:
+      return launch(Shape<256, kMaxThreads / 256>{});
   }
 }
 
-template <typename T, int kDv, int kGroup, bool kOverTokens>
-Error LaunchRows(Stream stream, const Batch& batch, const DeltaStepArgs& args, Phases phases) {
-  if (phases.rewrite && args.rewrite == Rewrite::kDelta) {
-    phases.keep = true;
-    phases.keep = LayoutOf(args, phases, sizeof(T)).end <= kMaxSharedBytes;
-  }
-  return Launch(DeltaStepRows<T, kDv, kGroup, kOverTokens>, Grid{batch.tokens}, kThreads,
-                LayoutOf(args, phases, sizeof(T)).end, stream, args, batch, phases);
-}
+bool HasCommonSize(int64_t d) { return d == 768 || d == 1024 || d == 2048; }
 
-template <typename T, int kDv, int kGroup>
+template <typename T, int kDv, int kGroup, int kTrips>
 Error LaunchAll(Stream stream, const Batch& batch, const DeltaStepArgs& args) {
   if (args.rewrite == Rewrite::kDelta && args.update_ratio != nullptr) {
     constexpr int64_t kSums = kThreads / kWarp * (2 + kMaxChannels);
@@ -410,25 +493,35 @@ Error LaunchAll(Stream stream, const Batch& batch, const DeltaStepArgs& args) {
   phases.rewrite = args.rewrite != Rewrite::kNone;
   phases.read = true;
   if (args.compress != Compress::kToken) {
-    return LaunchRows<T, kDv, kGroup, false>(stream, batch, args, phases);
+    if constexpr (sizeof(T) == 2 && kDv > 0) {
+      if (HasCommonSize(args.d) && IsCommon<kDv>(args, phases)) {
+        return LaunchCommon<kDv>(stream, batch, args, phases);
+      }
+    }
+    return LaunchRows<T, kDv, kGroup, kTrips, false>(stream, batch, args, phases);
   }
   if (batch.tokens == batch.sequences) {
     phases.tails = true;
-    return LaunchRows<T, kDv, kGroup, true>(stream, batch, args, phases);
+    return LaunchRows<T, kDv, kGroup, kTrips, true>(stream, batch, args, phases);
   }
-  // A row reads its predecessors' X as rewritten, and the tail before it is written anew: three
-  // kernels, since nothing else orders blocks.
+  // A row reads its predecessors' X as rewritten, and the tail before it is written anew: a kernel
+  // after the other, since nothing else orders blocks.
   if (phases.rewrite) {
     phases.read = false;
-    const Error error = LaunchRows<T, kDv, kGroup, false>(stream, batch, args, phases);
+    const Error error = LaunchRows<T, kDv, kGroup, kTrips, false>(stream, batch, args, phases);
     if (error != kSuccess) return error;
   }
   phases.rewrite = false;
   phases.read = true;
-  const Error error = LaunchRows<T, kDv, kGroup, true>(stream, batch, args, phases);
+  const Error error = LaunchRows<T, kDv, kGroup, kTrips, true>(stream, batch, args, phases);
   if (error != kSuccess) return error;
-  return Launch(TokenTails<T, kDv>, Grid{batch.sequences, DivideUp(args.d, kThreads)}, kThreads, 0,
-                stream, args, batch);
+  const int64_t parts = DivideUp(args.d, kThreads);
+  if (batch.row_save != nullptr) {
+    const Error saved =
+        Launch(SavedTails<T, kDv>, Grid{batch.tokens, parts}, kThreads, 0, stream, args, batch);
+    if (saved != kSuccess) return saved;
+  }
+  return Launch(TokenTails<T, kDv>, Grid{batch.sequences, parts}, kThreads, 0, stream, args, batch);
 }
 
 // Whether every pack of `group` features of every tensor is aligned for its access.
@@ -443,19 +536,31 @@ bool CanGroup(const DeltaStepArgs& args, int64_t group, int64_t element_bytes) {
          aligned(args.h, d, group, element_bytes) && aligned(args.c, d, group, element_bytes) &&
          aligned(args.x_in, d, group, element_bytes) && aligned(args.norm_weight, d, group, 4) &&
          aligned(args.gate.beta_in == nullptr ? args.gate.beta_weight : nullptr, d, group, 4) &&
-         aligned(args.gate.v_weight, d, group, 4) && aligned(args.compress_weight, d * dv, dv, 4);
+         aligned(args.gate.v_weight, d, group, 4) && aligned(args.compress_weight, d * dv, dv, 4) &&
+         (args.compress != Compress::kToken ||
+          (aligned(args.tail, d, group, 4) && aligned(args.tail, args.tail_stride, group, 4)));
+}
+
+// Whether a thread holds its packs: up to 1024 features, which the paper's models have.
+template <typename T, int kDv, int kGroup>
+Error LaunchTrips(Stream stream, const Batch& batch, const DeltaStepArgs& args) {
+  constexpr int kTrips = sizeof(T) == 2 ? kDv : kDv <= 4 ? 2 * kDv : 0;
+  if constexpr (kTrips > 0) {
+    if (DivideUp(args.d / kGroup, kThreads) <= kTrips) {
+      return LaunchAll<T, kDv, kGroup, kTrips>(stream, batch, args);
+    }
+  }
+  return LaunchAll<T, kDv, kGroup, 0>(stream, batch, args);
 }
 
 template <typename T, int kDv>
 Error LaunchDv(Stream stream, const Batch& batch, const DeltaStepArgs& args) {
-  constexpr int kGroup = static_cast<int>(16 / sizeof(T)) / kDv;
-  if constexpr (kGroup > 1) {
-    if (CanGroup(args, kGroup, sizeof(T))) {
-      return LaunchAll<T, kDv, kGroup>(stream, batch, args);
-    }
+  constexpr int kWhole = static_cast<int>(16 / sizeof(T)) / kDv;
+  constexpr int kGroup = kWhole > 0 ? kWhole : 1;
+  if (CanGroup(args, kGroup, sizeof(T))) {
+    return LaunchTrips<T, kDv, kGroup>(stream, batch, args);
   }
-  if (CanGroup(args, 1, sizeof(T))) return LaunchAll<T, kDv, 1>(stream, batch, args);
-  return LaunchAll<T, 0, 1>(stream, batch, args);
+  return LaunchAll<T, 0, 1, 0>(stream, batch, args);
 }
 
 template <typename T>
@@ -470,7 +575,7 @@ Error LaunchType(Stream stream, const Batch& batch, const DeltaStepArgs& args) {
     case 8:
       return LaunchDv<T, 8>(stream, batch, args);
     default:
-      return LaunchAll<T, 0, 1>(stream, batch, args);
+      return LaunchAll<T, 0, 1, 0>(stream, batch, args);
   }
 }
 

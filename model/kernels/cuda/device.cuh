@@ -7,7 +7,7 @@
 // which the tests put before it on the include path: there the same .cu files are plain C++, and
 // their kernels run on the CPU. Whatever only nvcc understands belongs here and nowhere else. Of
 // CUDA's own names kernels use those that the twin has: threadIdx, blockIdx, blockDim, gridDim,
-// __syncthreads, __syncwarp, __shfl_xor_sync, atomicAdd on integers in shared memory.
+// __syncthreads, __syncwarp, __threadfence, __shfl_sync, __shfl_xor_sync, atomicAdd on integers.
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -47,6 +47,20 @@ __device__ inline BFloat16 FromFloat<BFloat16>(float value) {  // rounds to near
   return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
 }
 
+// Two at once, in one instruction.
+__device__ inline void RoundPair(float a, float b, BFloat16* to) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  to[0] = {__bfloat16_as_ushort(pair.x)};
+  to[1] = {__bfloat16_as_ushort(pair.y)};
+}
+__device__ inline void RoundPair(float a, float b, float* to) {
+  to[0] = a;
+  to[1] = b;
+}
+
+// Within two units in the last place.
+__device__ inline float InverseSqrt(float value) { return rsqrtf(value); }
+
 // One rounding each, and never contracted or split: sums that must come out the same whichever
 // kernel takes them are written with these.
 __device__ inline float MultiplyAdd(float a, float b, float c) { return __fmaf_rn(a, b, c); }
@@ -64,9 +78,27 @@ template <typename Word>
 __device__ Word LoadWord(const void* p) {
   return *static_cast<const Word*>(p);
 }
+// Of what no kernel of the launch writes: may be moved before stores to other memory.
+template <typename Word>
+__device__ Word LoadConstantWord(const void* p) {
+  if constexpr (sizeof(Word) == 16) {
+    const uint4 words = __ldg(static_cast<const uint4*>(p));
+    Word word;
+    memcpy(&word, &words, sizeof(word));
+    return word;
+  } else if constexpr (sizeof(Word) == 8) {
+    return static_cast<Word>(__ldg(static_cast<const unsigned long long*>(p)));
+  } else {
+    return __ldg(static_cast<const Word*>(p));
+  }
+}
 template <typename Word>
 __device__ void StoreWord(void* p, Word word) {
   *static_cast<Word*>(p) = word;
+}
+
+__device__ inline void AtomicAdd(uint64_t* p, uint64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(value));
 }
 
 // The block's dynamic shared memory, aligned to 16 bytes.
@@ -76,6 +108,26 @@ __device__ inline unsigned char* SharedMemory() {
 }
 
 // ---- Launches
+
+// The first statement of every kernel, by all of its threads: nothing of memory is read or written
+// before it. From sm_90 on a kernel is put on the device while the one before it in the stream
+// still runs, and waits here until that has ended; then it lets the next one be put there.
+__device__ inline void BeginKernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Whether the kernel, as compiled for this device, waits in BeginKernel.
+template <typename Kernel>
+bool WaitsInBeginKernel(Kernel kernel) {
+  cudaFuncAttributes attributes;
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) == cudaSuccess &&
+         major >= 9 && attributes.ptxVersion >= 90;
+}
 
 struct Grid {
   int64_t x = 1;
@@ -95,11 +147,20 @@ Error Launch(void (*kernel)(Parameters...), Grid grid, int threads, int64_t shar
                                                    static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
-                    static_cast<unsigned>(grid.z));
-  kernel<<<blocks, static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), stream>>>(
-      arguments...);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
+                        static_cast<unsigned>(grid.z));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  // All kernels are compiled for the same devices.
+  static const bool waits = WaitsInBeginKernel(kernel);
+  config.numAttrs = waits ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
 }  // namespace ddl::kernels::cuda

@@ -12,6 +12,7 @@ constexpr int kThreads = 128;
 // is only known now.
 template <typename T, int kDv, int kElements>
 __global__ void __launch_bounds__(kThreads) ExpandInputRows(ExpandInputArgs args) {
+  BeginKernel();
   const int64_t t = blockIdx.x;
   const int d = static_cast<int>(args.d), taps = static_cast<int>(args.taps);
   const int dv = kDv > 0 ? kDv : static_cast<int>(args.dv);

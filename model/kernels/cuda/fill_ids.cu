@@ -8,6 +8,7 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) FillDrawnIds(FillIdsArgs args, int64_t count) {
+  BeginKernel();
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (n >= count) return;
   const int32_t id = args.drawn[args.from[n]];

@@ -16,6 +16,7 @@ constexpr int kThreads = 128;
 template <typename T, int kPack>
 __global__ void __launch_bounds__(kThreads)
     CopyBlocks(GatherContextArgs args, const int32_t* block_table, int64_t block_table_stride) {
+  BeginKernel();
   const int64_t page = blockIdx.x, sequence = blockIdx.y, head = blockIdx.z;
   const int block_size = static_cast<int>(args.cache.block_size);
   const int64_t begin = args.position_begin[sequence] + page * block_size;

@@ -10,6 +10,7 @@ constexpr int kThreads = 128;
 // Of whatever type, a row is bytes.
 template <int kBytes>
 __global__ void __launch_bounds__(kThreads) CopyRows(GatherRowsArgs args, int64_t row_bytes) {
+  BeginKernel();
   using Word = typename WordOf<kBytes>::Type;
   const int64_t n = blockIdx.x;
   const auto* from =

@@ -5,6 +5,11 @@
 // the vocabulary, the block ranks chunks of the most likely tokens, as many as the filters need: a
 // radix select over (weight, id) finds a threshold that no more than a chunk's worth pass, and a
 // bitonic sort orders those. Keys are unique, so integer atomics in any order lead to one result.
+//
+// Where the most likely chunk is not enough for top_p, the distribution is so flat that ranking on
+// would take a chunk after the other. Instead the same radix descent finds the key at which the
+// mass from the most likely token down reaches what is asked for: masses are then integers, whose
+// sum has no order, in units of 2^-39 of the largest weight.
 // Sums over the whole vocabulary are doubles in an order of their own: they differ from the CPU's
 // in the last bits of a double.
 
@@ -28,24 +33,27 @@ struct Decision {
   int refine;          // whether a bin must be looked into
   int enough;          // whether the filters need no more
   double mass;         // of all ranked
+  uint64_t above;      // the mass of the keys above the bin that FindMass looks into
 };
 
 struct Shared {
   uint64_t* key;  // [kChunk]
   double* sum;    // [kThreads]
   Decision* decision;
-  int* bin;        // [kBins]
-  float* scratch;  // [2, warps]
+  uint64_t* bin_mass;  // [kBins]
+  int* bin;            // [kBins]
+  float* scratch;      // [2, warps]
 };
 constexpr int64_t kSharedBytes =
-    kChunk * 8 + kThreads * 8 + sizeof(Decision) + kBins * 4 + 2 * (kThreads / kWarp) * 4;
+    kChunk * 8 + kThreads * 8 + sizeof(Decision) + kBins * 12 + 2 * (kThreads / kWarp) * 4;
 
 __device__ inline Shared SharedOf() {
   Shared shared;
   shared.key = reinterpret_cast<uint64_t*>(SharedMemory());
   shared.sum = reinterpret_cast<double*>(shared.key + kChunk);
   shared.decision = reinterpret_cast<Decision*>(shared.sum + kThreads);
-  shared.bin = reinterpret_cast<int*>(shared.decision + 1);
+  shared.bin_mass = reinterpret_cast<uint64_t*>(shared.decision + 1);
+  shared.bin = reinterpret_cast<int*>(shared.bin_mass + kBins);
   shared.scratch = reinterpret_cast<float*>(shared.bin + kBins);
   return shared;
 }
@@ -205,6 +213,73 @@ __device__ inline void RankChunk(const float* weight, int n, const Shared& share
   if (threadIdx.x == 0) decision.bound = threshold;
 }
 
+// A weight as an integer mass: of any vocabulary (2^24) they add up to less than 2^64.
+__device__ inline uint64_t MassOf(float weight) {
+  return static_cast<uint64_t>(Multiply(weight, 549755813888.0f));  // 2^39
+}
+
+// The mass of the keys from `bound` up.
+__device__ inline uint64_t MassFrom(uint64_t bound, const float* weight, int n,
+                                    const Shared& shared) {
+  uint64_t sum[1] = {};
+  for (int i = threadIdx.x; i < n; i += kThreads) {
+    if (KeyOf(weight[i], i) >= bound) sum[0] += MassOf(weight[i]);
+  }
+  BlockSum<kThreads>(sum, reinterpret_cast<uint64_t*>(shared.sum));
+  return sum[0];
+}
+
+// The key at which the mass of the keys from the largest down reaches `target`, which is at least 1
+// and at most that of all.
+__device__ inline uint64_t FindMass(uint64_t target, const float* weight, int n,
+                                    const Shared& shared) {
+  Decision& decision = *shared.decision;
+  uint64_t prefix = 0;
+  uint64_t above = 0;  // the mass of the keys above those with this prefix
+  for (int level = kKeyBytes - 1; level >= 0; --level) {
+    const int shift = 8 * level;
+    for (int b = threadIdx.x; b < kBins; b += kThreads) shared.bin_mass[b] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < n; i += kThreads) {
+      const uint64_t key = KeyOf(weight[i], i);
+      if (level == kKeyBytes - 1 || key >> (shift + 8) == prefix >> (shift + 8)) {
+        AtomicAdd(&shared.bin_mass[key >> shift & (kBins - 1)], MassOf(weight[i]));
+      }
+    }
+    __syncthreads();
+    // The one bin in which the target is reached.
+    const int b = static_cast<int>(threadIdx.x);
+    if (b < kBins) {
+      uint64_t before = above;
+#pragma unroll 4
+      for (int larger = kBins - 1; larger > b; --larger) before += shared.bin_mass[larger];
+      if (before < target && target <= before + shared.bin_mass[b]) {
+        decision.above = before;
+        decision.threshold = prefix | static_cast<uint64_t>(b) << shift;
+      }
+    }
+    __syncthreads();
+    prefix = decision.threshold;
+    above = decision.above;
+    __syncthreads();  // all have read them
+  }
+  return prefix;
+}
+
+// A draw by top_p and min_p, without ranking what they keep.
+__device__ inline int DrawFlat(const SampleRow& row, const float* weight, int n, double u,
+                               const Shared& shared) {
+  const uint64_t all = MassFrom(0, weight, n, shared);
+  const auto wanted = static_cast<uint64_t>(ceil(static_cast<double>(row.top_p) * all));
+  uint64_t bound = FindMass(wanted < 1 ? 1 : wanted < all ? wanted : all, weight, n, shared);
+  // All tokens of at least min_p, whatever their ids. The largest weight is 1, so one is left.
+  const uint64_t least = KeyOf(row.min_p, 0x7fffffff);
+  if (bound < least) bound = least;
+  const uint64_t kept = MassFrom(bound, weight, n, shared);
+  const uint64_t target = static_cast<uint64_t>(u * static_cast<double>(kept)) + 1;
+  return IdOf(FindMass(target < kept ? target : kept, weight, n, shared));
+}
+
 // The token at which the running sum of ranked weights passes the draw, among those that the
 // filters keep. By one thread, in the CPU's order.
 __device__ inline int WalkRanked(const SampleRow& row, const uint64_t* key, int count, double total,
@@ -269,6 +344,7 @@ __device__ inline int WalkAll(const float* weight, int n, double u, const Shared
 }
 
 __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args) {
+  BeginKernel();
   const int64_t r = blockIdx.x;
   const SampleRow& row = args.rows[r];
   const float* logits = args.logits + r * args.vocab;
@@ -288,8 +364,8 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
     max = fmaxf(max, logits[i]);
     if (!(fabsf(logits[i]) <= kMaxFloat)) bad = 1.0f;
   }
-  max = BlockMax(max, shared.scratch);
-  bad = BlockMax(bad, shared.scratch);
+  max = BlockMax<kThreads>(max, shared.scratch);
+  bad = BlockMax<kThreads>(bad, shared.scratch);
   if (bad > 0.0f || n < 1) {
     if (threadIdx.x == 0) {
       args.id[r] = -1;
@@ -299,13 +375,13 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
   }
   float sum[1] = {};
   for (int i = threadIdx.x; i < n; i += kThreads) sum[0] += Exp(Add(logits[i], -max));
-  BlockSum(sum, shared.scratch);
+  BlockSum<kThreads>(sum, shared.scratch);
   const float log_sum = max + logf(sum[0]);
 
   Adjust(row, logits, n, weight, count);
   max = -INFINITY;  // of what may be drawn: it sets the scale
   for (int i = threadIdx.x; i < n; i += kThreads) max = fmaxf(max, weight[i]);
-  max = BlockMax(max, shared.scratch);
+  max = BlockMax<kThreads>(max, shared.scratch);
 
   int id = 0;
   if (row.temperature == 0.0f) {
@@ -314,7 +390,7 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
     for (int i = threadIdx.x; i < n && first == n; i += kThreads) {
       if (weight[i] == max) first = i;
     }
-    id = -static_cast<int>(BlockMax(-static_cast<float>(first), shared.scratch));
+    id = -static_cast<int>(BlockMax<kThreads>(-static_cast<float>(first), shared.scratch));
   } else {
     const float inverse = fminf(1.0f / row.temperature, kMaxFloat);
     const bool ranks = row.top_k > 0 || row.top_p < 1.0f;
@@ -330,7 +406,7 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
     if (!ranks) {
       id = WalkAll(weight, n, u, shared);
     } else {
-      BlockSum(total, shared.sum);
+      BlockSum<kThreads>(total, shared.sum);
       if (threadIdx.x == 0) {
         decision.bound = ~uint64_t{0};
         decision.mass = 0.0;
@@ -339,7 +415,8 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
       __syncthreads();
       int ranked = 0;
       const uint64_t* all_keys = shared.key;
-      for (bool enough = false; !enough;) {
+      bool flat = false;
+      for (bool enough = false; !enough && !flat;) {
         if (ranked > 0) all_keys = key;
         RankChunk(weight, n, shared);
         const int found = decision.found;
@@ -356,9 +433,14 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
         }
         __syncthreads();
         enough = decision.enough != 0;
+        flat = row.top_k <= 0 && !enough;
         __syncthreads();
       }
-      if (threadIdx.x == 0) id = WalkRanked(row, all_keys, ranked, total[0], u);
+      if (flat) {
+        id = DrawFlat(row, weight, n, u, shared);
+      } else if (threadIdx.x == 0) {
+        id = WalkRanked(row, all_keys, ranked, total[0], u);
+      }
     }
   }
   if (threadIdx.x == 0) {

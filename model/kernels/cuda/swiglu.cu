@@ -10,6 +10,7 @@ constexpr int kThreads = 256;
 
 template <typename T, int kElements>
 __global__ void __launch_bounds__(kThreads) SwiGluRows(SwiGluArgs args) {
+  BeginKernel();
   const int64_t t = blockIdx.x;
   const T* a = static_cast<const T*>(args.ab) + t * 2 * args.m;
   const T* b = a + args.m;

@@ -253,7 +253,7 @@ TEST(CudaAttentionTest, GatheredEqualsInPlace) {
         kernels::Batch batch = input.batch;
         if (!planned) batch.attention_plan = nullptr;
         args.y = out.data_ptr();
-        CudaAttention((*device)->tensors(), batch, args);
+        CudaAttention((*device)->tensors()).Run(batch, args);
         y.push_back(Floats(out));
       }
       const double tolerance = type == at::kFloat ? 1e-5 : 3e-2;

@@ -17,7 +17,15 @@
 namespace ddl::kernels {
 namespace {
 
-class CudaAttentionTest : public CudaKernelTest {};
+class CudaAttentionTest : public CudaKernelTest {
+ protected:
+  // The CPU may round weights to bfloat16 before they meet V.
+  void ExpectAttended(const std::vector<float>& found, const std::vector<double>& want,
+                      const std::string& what) const {
+    if (engine().where == Where::kCpu) return ExpectCloseAttention(found, want, type(), what);
+    ExpectClose(found, want, type(), what);
+  }
+};
 
 TEST_P(CudaAttentionTest, InputThenAttentionEqualsNaiveLoops) {
   // Positions 0...length-1 are filled by a first call, the rest by a second, where for one
@@ -183,6 +191,31 @@ Context MakeContext(Random& random, Type type, int64_t heads, int64_t head_dim, 
           random.Values(size, 3.0f / std::sqrt(std::sqrt(static_cast<float>(head_dim))), type)};
 }
 
+std::vector<double> NaiveAttend(const Context& context, const std::vector<int>& rows) {
+  const int64_t hd = context.head_dim;
+  std::vector<double> want;
+  for (const int row : rows) {
+    for (int64_t head = 0; head < context.heads; ++head) {
+      const auto at = [&](int64_t p) { return (p * context.heads + head) * hd; };
+      std::vector<double> weight(row + 1), out(hd, 0.0);
+      double largest = -INFINITY, total = 0.0;
+      for (int p = 0; p <= row; ++p) {
+        for (int64_t n = 0; n < hd; ++n) {
+          weight[p] += double(context.q[at(row) + n]) * context.k[at(p) + n];
+        }
+        weight[p] /= std::sqrt(static_cast<double>(hd));
+        largest = std::max(largest, weight[p]);
+      }
+      for (double& w : weight) total += w = std::exp(w - largest);
+      for (int p = 0; p <= row; ++p) {
+        for (int64_t n = 0; n < hd; ++n) out[n] += weight[p] / total * context.v[at(p) + n];
+      }
+      want.insert(want.end(), out.begin(), out.end());
+    }
+  }
+  return want;
+}
+
 // Contexts around tiles and splits.
 TEST_P(CudaAttentionTest, LongContextsEqualNaiveLoops) {
   constexpr auto kSplit = static_cast<int>(cuda::kPositionsPerSplit);
@@ -202,30 +235,23 @@ TEST_P(CudaAttentionTest, LongContextsEqualNaiveLoops) {
   for (const int length : lengths) rows.push_back(length - 1);
   for (const auto& [hd, block_size] :
        std::vector<std::pair<int64_t, int64_t>>{{128, 16}, {64, 8}, {33, 16}, {40, 5}, {7, 33}}) {
-    const Context context = MakeContext(random_, type(), 2, hd, block_size, 3 * kSplit);
+    const Context context = MakeContext(random_, type(), 2, hd, block_size, 4 * kSplit);
     const std::vector<float> found = Attend(engine(), type(), context, rows, 1);
-    std::vector<double> want;
-    for (const int row : rows) {
-      for (int64_t head = 0; head < context.heads; ++head) {
-        const auto at = [&](int64_t p) { return (p * context.heads + head) * hd; };
-        std::vector<double> weight(row + 1), out(hd, 0.0);
-        double largest = -INFINITY, total = 0.0;
-        for (int p = 0; p <= row; ++p) {
-          for (int64_t n = 0; n < hd; ++n) {
-            weight[p] += double(context.q[at(row) + n]) * context.k[at(p) + n];
-          }
-          weight[p] /= std::sqrt(static_cast<double>(hd));
-          largest = std::max(largest, weight[p]);
-        }
-        for (double& w : weight) total += w = std::exp(w - largest);
-        for (int p = 0; p <= row; ++p) {
-          for (int64_t n = 0; n < hd; ++n) out[n] += weight[p] / total * context.v[at(p) + n];
-        }
-        want.insert(want.end(), out.begin(), out.end());
-      }
-    }
-    ExpectClose(found, want, type(),
-                "hd " + std::to_string(hd) + " block_size " + std::to_string(block_size));
+    ExpectAttended(found, NaiveAttend(context, rows),
+                   "hd " + std::to_string(hd) + " block_size " + std::to_string(block_size));
+    if (HasFatalFailure()) return;
+  }
+}
+
+// Splits grow with the context, and then have several tiles.
+TEST_P(CudaAttentionTest, ContextsOfMoreThanTheMostSplits) {
+  constexpr auto kMost = static_cast<int>(cuda::kPositionsPerSplit * cuda::kMaxSplits);
+  const std::vector<int> rows = {kMost - 2,   kMost - 1,     kMost,
+                                 kMost + 129, 2 * kMost - 1, 2 * kMost};
+  for (const int64_t hd : {64, 24}) {
+    const Context context = MakeContext(random_, type(), 1, hd, 16, 2 * kMost + 16);
+    const std::vector<float> found = Attend(engine(), type(), context, rows, 1);
+    ExpectAttended(found, NaiveAttend(context, rows), "hd " + std::to_string(hd));
     if (HasFatalFailure()) return;
   }
 }
@@ -233,13 +259,15 @@ TEST_P(CudaAttentionTest, LongContextsEqualNaiveLoops) {
 TEST_P(CudaAttentionTest, BitsDependOnTheRowAlone) {
   constexpr auto kSplit = static_cast<int>(cuda::kPositionsPerSplit);
   const std::vector<int> rows = {0, 30, kSplit - 1, kSplit, 2 * kSplit - 1, 2 * kSplit + 5};
-  const Context context = MakeContext(random_, type(), 1, 32, 16, 2 * kSplit + 16);
-  const std::vector<float> together = Attend(engine(), type(), context, rows, 3);
-  for (size_t n = 0; n < rows.size(); ++n) {
-    // Alone, a short row takes one kernel; beside a long one, the second kernel passes it by.
-    const std::vector<float> alone = Attend(engine(), type(), context, {rows[n]}, 0);
-    EXPECT_EQ(std::memcmp(alone.data(), together.data() + n * 32, 32 * sizeof(float)), 0)
-        << "position " << rows[n];
+  for (const int64_t hd : {32, 64}) {
+    const Context context = MakeContext(random_, type(), 1, hd, 16, 2 * kSplit + 16);
+    const std::vector<float> together = Attend(engine(), type(), context, rows, 3);
+    for (size_t n = 0; n < rows.size(); ++n) {
+      // Alone, a short row has no workspace; beside a long one, blocks past its end.
+      const std::vector<float> alone = Attend(engine(), type(), context, {rows[n]}, 0);
+      EXPECT_EQ(std::memcmp(alone.data(), together.data() + n * hd, hd * sizeof(float)), 0)
+          << "hd " << hd << ", position " << rows[n];
+    }
   }
 }
 
@@ -352,6 +380,65 @@ TEST_P(CudaAttentionTest, InputBitsDependOnNeitherBatchNorChunks) {
     ASSERT_EQ(found.size(), whole.size());
     EXPECT_EQ(std::memcmp(found.data(), whole.data(), whole.size() * sizeof(float)), 0)
         << "chunks of " << chunk;
+  }
+}
+
+// Many rows take a kernel that has several of them in a lane.
+TEST_P(CudaAttentionTest, InputOfManyRowsHasTheBitsOfFew) {
+  const std::vector<std::pair<int, int>> sequences = {{0, 201}, {5, 3}, {37, 61}, {9, 1}};
+  constexpr int64_t kHeads = 2, kBlockSize = 16;
+  for (const int64_t hd : {64, 128}) {
+    const int64_t width = kHeads * hd;
+    const std::vector<float> norm = random_.Values(hd, 1.0f);
+    const std::vector<float> rope = random_.Values(256 * hd / 2, 1.0f);
+    const RaggedBatch all(sequences, kBlockSize, 256);
+    const int64_t blocks_of_sequence = all.batch.block_table_stride;
+    const std::vector<float> qkv = random_.Values(all.batch.tokens * 3 * width, 1.0f, type());
+    // q, K and V of the first `rows` rows of a batch.
+    const auto run = [&](const RaggedBatch& ragged, const std::vector<float>& rows) {
+      const std::vector<float> empty(ragged.blocks() * width * kBlockSize, 0.0f);
+      Buffer k_cache(type(), empty), v_cache(type(), empty), rows_buffer(type(), rows);
+      AttentionInputArgs args;
+      args.type = type();
+      args.d = 8;
+      args.heads = kHeads;
+      args.head_dim = hd;
+      args.c = rows_buffer.data();  // not read without shifts
+      args.qkv = rows_buffer.data();
+      args.rotary_dims = hd;
+      args.rope_cos = args.rope_sin = rope.data();
+      args.q_norm = args.k_norm = norm.data();
+      args.norm_eps = 1e-5f;
+      args.cache = {k_cache.data(), v_cache.data(), kBlockSize};
+      RunKernel(engine(), ragged, 256, args);
+      return std::vector<std::vector<float>>{rows_buffer.Floats(), k_cache.Floats(),
+                                             v_cache.Floats()};
+    };
+    const auto many = run(all, qkv);
+    for (size_t s = 0; s < sequences.size(); ++s) {
+      RaggedBatch alone({sequences[s]}, kBlockSize, 256);
+      const int64_t first = all.row_begin[s], count = sequences[s].second;
+      const std::vector<float> rows(qkv.begin() + first * 3 * width,
+                                    qkv.begin() + (first + count) * 3 * width);
+      // In a cache of its own, block by block in order.
+      for (int64_t b = 0; b < blocks_of_sequence; ++b) {
+        alone.block_table[b] = static_cast<int32_t>(b);
+      }
+      const auto few = run(alone, rows);
+      for (int64_t i = 0; i < count * 3 * width; ++i) {
+        ASSERT_EQ(few[0][i], many[0][first * 3 * width + i]) << "hd " << hd << ", sequence " << s;
+      }
+      const int64_t block_elements = width * kBlockSize;
+      for (int64_t b = 0; b < blocks_of_sequence; ++b) {
+        const int64_t at = all.block_table[s * blocks_of_sequence + b] * block_elements;
+        for (int64_t i = 0; i < block_elements; ++i) {
+          for (const int cache : {1, 2}) {
+            ASSERT_EQ(few[cache][b * block_elements + i], many[cache][at + i])
+                << "hd " << hd << ", sequence " << s << ", block " << b;
+          }
+        }
+      }
+    }
   }
 }
 

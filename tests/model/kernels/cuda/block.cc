@@ -41,6 +41,7 @@ struct Fiber {
   std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
   State state = State::kDone;
   unsigned index = 0;
+  bool begun = false;  // ThreadBegins was called
 };
 
 // Threads of a warp meet in rounds. A thread can be one round ahead of another, not two, so two
@@ -204,6 +205,13 @@ void RunGrid(Index blocks, unsigned block_threads, size_t shared_bytes,
   }
   shared_memory.reset();
   current = nullptr;
+}
+
+void ThreadBegins() { current->begun = true; }
+
+void CheckBegun() {
+  DDL_CHECK(current->begun, "every thread of a kernel begins with BeginKernel");
+  current->begun = false;
 }
 
 void BlockBarrier() {

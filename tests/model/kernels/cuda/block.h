@@ -47,10 +47,14 @@ void RunGrid(Index blocks, unsigned threads, size_t shared_bytes,
              const std::function<void()>& kernel);
 
 // Called by kernels.
+void ThreadBegins();
 void BlockBarrier();
 void WarpBarrier();
 uint64_t WarpExchange(uint64_t value, unsigned source_lane);  // the value of that lane
 unsigned char* SharedMemory();
+
+// At the end of a thread: ends the process unless it has called ThreadBegins.
+void CheckBegun();
 
 }  // namespace ddl::kernels::cuda_host
 

@@ -4,7 +4,9 @@
 
 #include "base/check.h"
 #include "gtest/gtest.h"
+#include "model/kernels/cpu/cpu_kernels.h"
 #include "model/kernels/cuda/cuda_kernels.h"
+#include "model/kernels/instruction_set.h"
 #include "tests/model/kernels/cuda/session.h"
 
 namespace ddl::kernels {
@@ -14,6 +16,18 @@ size_t Bytes(Type type, int64_t elements) {
   return static_cast<size_t>(elements) * (type == Type::kFloat32 ? 4 : 2);
 }
 size_t Floats(int64_t elements) { return Bytes(Type::kFloat32, elements); }
+
+const CpuKernels& Cpu() {
+  static const auto& kernels = *MakeCpuKernels(BestInstructionSet(), {}).release();
+  return kernels;
+}
+
+// For kernels that ask no more of a batch than how many rows it has.
+Batch RowsAlone(int64_t tokens) {
+  Batch batch;
+  batch.tokens = tokens;
+  return batch;
+}
 
 Batch In(CudaSession& session, const RaggedBatch& ragged) {
   Batch batch = ragged.batch;
@@ -39,7 +53,7 @@ std::vector<Engine> Engines() {
 
 void RunKernel(const Engine& engine, int64_t tokens, int64_t vocabulary,
                const ExpandInputArgs& args) {
-  if (engine.where == Where::kCpu) return ExpandInput({}, tokens, args);
+  if (engine.where == Where::kCpu) return Cpu().ExpandInput(RowsAlone(tokens), args);
   cuda::ChooseSchedule(engine.schedule);
   CudaSession session;
   ExpandInputArgs device = args;
@@ -52,7 +66,7 @@ void RunKernel(const Engine& engine, int64_t tokens, int64_t vocabulary,
 }
 
 void RunKernel(const Engine& engine, const RaggedBatch& ragged, const DeltaStepArgs& args) {
-  if (engine.where == Where::kCpu) return DeltaStep({}, ragged.batch, args);
+  if (engine.where == Where::kCpu) return Cpu().DeltaStep(ragged.batch, args);
   cuda::ChooseSchedule(engine.schedule);
   CudaSession session;
   const Batch batch = In(session, ragged);
@@ -82,7 +96,7 @@ void RunKernel(const Engine& engine, const RaggedBatch& ragged, const DeltaStepA
 
 void RunKernel(const Engine& engine, const RaggedBatch& ragged, int64_t rope_positions,
                const AttentionInputArgs& args) {
-  if (engine.where == Where::kCpu) return AttentionInput({}, ragged.batch, args);
+  if (engine.where == Where::kCpu) return Cpu().AttentionInput(ragged.batch, args);
   cuda::ChooseSchedule(engine.schedule);
   CudaSession session;
   const Batch batch = In(session, ragged);
@@ -119,7 +133,7 @@ void RunKernel(const Engine& engine, const RaggedBatch& ragged, int64_t rope_pos
 }
 
 void RunKernel(const Engine& engine, const RaggedBatch& ragged, const PagedAttentionArgs& args) {
-  if (engine.where == Where::kCpu) return PagedAttention({}, ragged.batch, args);
+  if (engine.where == Where::kCpu) return Cpu().PagedAttention(ragged.batch, args);
   cuda::ChooseSchedule(engine.schedule);
   CudaSession session;
   const Batch batch = In(session, ragged);
@@ -136,13 +150,18 @@ void RunKernel(const Engine& engine, const RaggedBatch& ragged, const PagedAtten
   std::vector<float> workspace(cuda::PagedAttentionWorkspaceFloats(tokens, device, longest));
   float* const device_workspace =
       workspace.empty() ? nullptr : session.In(workspace.data(), Floats(workspace.size()));
-  ASSERT_EQ(cuda::PagedAttention(nullptr, batch, device, longest, device_workspace),
-            cuda::kSuccess);
+  std::vector<int32_t> arrivals(workspace.empty() ? 0 : tokens * args.heads);
+  int32_t* const device_arrivals =
+      arrivals.empty() ? nullptr : session.InOut(arrivals.data(), 4 * arrivals.size());
+  ASSERT_EQ(
+      cuda::PagedAttention(nullptr, batch, device, longest, device_workspace, device_arrivals),
+      cuda::kSuccess);
   session.CopyBack();
+  ASSERT_EQ(arrivals, std::vector<int32_t>(arrivals.size())) << "left as they were found";
 }
 
 void RunKernel(const Engine& engine, int64_t tokens, const SwiGluArgs& args) {
-  if (engine.where == Where::kCpu) return SwiGlu({}, tokens, args);
+  if (engine.where == Where::kCpu) return Cpu().SwiGlu(RowsAlone(tokens), args);
   cuda::ChooseSchedule(engine.schedule);
   CudaSession session;
   SwiGluArgs device = args;

@@ -127,6 +127,9 @@ TEST_P(CudaSamplingTest, DrawsWhatTheCpuDraws) {
   add("top_p", {.top_p = 0.9f});
   add("small top_p", {.top_p = 0.01f});
   add("top_p past a chunk", {.temperature = 2.0f, .top_p = 0.995f});
+  add("top_p past a chunk, min_p", {.temperature = 2.0f, .top_p = 0.999f, .min_p = 0.02f});
+  add("top_p past a chunk, nearly all", {.temperature = 3.0f, .top_p = 0.99999f});
+  add("top_p past a chunk, padding", {.temperature = 2.0f, .top_p = 0.995f}, 1200);
   add("top_k, then top_p", {.top_k = 40, .top_p = 0.8f});
   add("min_p", {.min_p = 0.05f});
   add("min_p 1", {.min_p = 1.0f});
@@ -166,6 +169,7 @@ TEST_P(CudaSamplingTest, DrawsWhatTheCpuDraws) {
       {"all equal", 1300, 0.0f, 0.0f},
       {"many ties", 1500, 1.0f, 0.5f},
       {"wide", 2500, 4.0f, 0.0f},
+      {"flat", 3000, 0.01f, 0.0f},
       {"largest floats", 40, kMax / 8, 0.0f},
   };
   for (const Shape& shape : shapes) {

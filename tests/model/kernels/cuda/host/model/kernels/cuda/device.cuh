@@ -13,6 +13,7 @@
 #include "model/kernels/cuda/cuda_kernels.h"
 #include "model/kernels/philox.h"
 #include "tests/model/kernels/cuda/block.h"
+#include "tests/model/kernels/cuda/host_memory.h"
 
 #define __host__
 #define __device__
@@ -25,6 +26,7 @@
 #define gridDim ::ddl::kernels::cuda_host::grid_size
 
 inline void __syncthreads() { ddl::kernels::cuda_host::BlockBarrier(); }
+inline void __threadfence() {}  // one block runs after the other
 inline void __syncwarp() { ddl::kernels::cuda_host::WarpBarrier(); }
 
 template <typename Value>
@@ -39,9 +41,21 @@ Value __shfl_xor_sync(unsigned mask, Value value, int lane_mask) {
   return value;
 }
 
+template <typename Value>
+Value __shfl_sync(unsigned mask, Value value, int source_lane) {
+  DDL_CHECK(mask == 0xffffffffu, "only whole warps shuffle here");
+  uint64_t bits = 0;
+  static_assert(sizeof(value) <= sizeof(bits));
+  memcpy(&bits, &value, sizeof(value));
+  bits = ddl::kernels::cuda_host::WarpExchange(bits, static_cast<unsigned>(source_lane));
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 // Fibers take turns only at barriers, so a plain addition is atomic among them.
-inline int atomicAdd(int* p, int value) {
-  const int before = *p;
+template <typename Integer>
+Integer atomicAdd(Integer* p, Integer value) {
+  const Integer before = *p;
   *p += value;
   return before;
 }
@@ -81,6 +95,17 @@ inline BFloat16 FromFloat<BFloat16>(float value) {
   return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
 
+inline void RoundPair(float a, float b, BFloat16* to) {
+  to[0] = FromFloat<BFloat16>(a);
+  to[1] = FromFloat<BFloat16>(b);
+}
+inline void RoundPair(float a, float b, float* to) {
+  to[0] = a;
+  to[1] = b;
+}
+
+inline float InverseSqrt(float value) { return 1.0f / sqrtf(value); }
+
 // Built without contraction, so that plain operators round once each.
 inline float MultiplyAdd(float a, float b, float c) { return fmaf(a, b, c); }
 inline float Add(float a, float b) { return a + b; }
@@ -95,12 +120,21 @@ Word LoadWord(const void* p) {
   return word;
 }
 template <typename Word>
+Word LoadConstantWord(const void* p) {
+  return LoadWord<Word>(p);
+}
+template <typename Word>
 void StoreWord(void* p, Word word) {
   DDL_CHECK(reinterpret_cast<uintptr_t>(p) % sizeof(Word) == 0, "a store that is not aligned");
   memcpy(p, &word, sizeof(word));
 }
 
+inline void AtomicAdd(uint64_t* p, uint64_t value) { *p += value; }
+
 inline unsigned char* SharedMemory() { return cuda_host::SharedMemory(); }
+
+// One kernel runs after the other here; that every thread comes by is checked (block.h).
+inline void BeginKernel() { cuda_host::ThreadBegins(); }
 
 struct Grid {
   int64_t x = 1;
@@ -114,10 +148,15 @@ constexpr Error kInvalidArgument = 1;  // cudaErrorInvalidValue
 template <typename... Parameters, typename... Arguments>
 Error Launch(void (*kernel)(Parameters...), Grid grid, int threads, int64_t shared_bytes, Stream,
              const Arguments&... arguments) {
+  const auto blocks = static_cast<size_t>(grid.x);
+  (cuda_host::CheckArgument(arguments, blocks), ...);
+  const cuda_host::DeviceMemoryAccess access;
   cuda_host::RunGrid(
       {static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z)},
-      static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes),
-      [&] { kernel(arguments...); });
+      static_cast<unsigned>(threads), static_cast<size_t>(shared_bytes), [&] {
+        kernel(arguments...);
+        cuda_host::CheckBegun();
+      });
   return kSuccess;
 }
 
