@@ -66,8 +66,8 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
   qkv_ =
       Linear({weight("c_q.weight"), weight(config.use_k_shift ? "c_k.linear.weight" : "c_k.weight"),
               weight(config.use_v_shift ? "c_v.linear.weight" : "c_v.weight")},
-             products, quantization);
-  output_ = Linear({weight("c_proj.weight")}, products, quantization);
+             products, quantization, device.product_rows());
+  output_ = Linear({weight("c_proj.weight")}, products, quantization, device.product_rows());
   if (config.use_k_shift) k_shift_ = floats("c_k.shift_proj.weight");
   if (config.use_v_shift) v_shift_ = floats("c_v.shift_proj.weight");
   if (config.use_qk_rmsnorm) {
@@ -75,7 +75,9 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
     k_norm_ = floats("k_rms.weight");
   }
   has_gate_ = config.use_output_gate;
-  if (has_gate_) gate_ = Linear({weight("g_proj.weight")}, products, quantization);
+  if (has_gate_) {
+    gate_ = Linear({weight("g_proj.weight")}, products, quantization, device.product_rows());
+  }
   if (config.using_groupnorm) {
     output_norm_ = floats("subln.weight");
   } else if (has_gate_) {

@@ -167,7 +167,8 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
   }
   embedding_ = weight("transformer.wte.weight");
   const kernels::CpuKernels* const products = device->products();
-  head_ = Linear({embedding_}, products, options.quantization);  // tied
+  const int64_t product_rows = device->product_rows();
+  head_ = Linear({embedding_}, products, options.quantization, product_rows);  // tied
   if (checkpoint.Has("input_embed.conv.weight")) {
     const TensorView& conv = checkpoint.Get("input_embed.conv.weight");
     input_taps_ = conv.shape[2];
@@ -184,15 +185,16 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
          DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal, device->tensors()),
          Linear({PaddedTo(mlp_width_, d_, weight(prefix + "mlp.c_fc1.weight")),
                  PaddedTo(mlp_width_, d_, weight(prefix + "mlp.c_fc2.weight"))},
-                products, options.quantization),
+                products, options.quantization, product_rows),
          Linear({PaddedTo(d_, mlp_width_, weight(prefix + "mlp.c_proj.weight"))}, products,
-                options.quantization)});
+                options.quantization, product_rows)});
   }
   before_head_ = DeltaResidual::BeforeHead(checkpoint, dv_causal, device->tensors());
 
   MakeCaches(options.kv_num_blocks);
 
-  const int64_t rows = options.max_step_tokens;
+  // Products of whole slices then read no rows but these.
+  const int64_t rows = RoundUp(options.max_step_tokens, std::max<int64_t>(product_rows, 1));
   x_ = at::empty({rows, d_, dv_}, activations);
   c_ = at::empty({rows, d_}, activations);
   const int64_t heads_width = int64_t{config.num_attention_heads} * config.head_dim;
@@ -262,6 +264,7 @@ void DdlModel::MakeCaches(int32_t kv_num_blocks) {
   decode_graphs_ = device_->MakeDecodeGraphs(
       {.max_rows = std::min(options_.max_sequences, options_.max_step_tokens),
        .longest = max_context_length(),
+       .kv_block_size = options_.kv_block_size,
        .block_table_stride =
            (max_context_length() + options_.kv_block_size - 1) / options_.kv_block_size,
        .spare_block = kv_num_blocks,
@@ -360,7 +363,7 @@ void DdlModel::RunLayers(const StepInput& input, const StepInput* wanted,
   };
   const auto rows = [&](const at::Tensor& all) { return all.narrow(0, 0, batch->tokens); };
   at::Tensor wanted_rows;
-  if (wanted != nullptr) {
+  if (wanted != nullptr && wanted->batch.tokens > 0) {
     wanted_rows = at::from_blob(const_cast<int32_t*>(wanted->ids), {wanted->batch.tokens},
                                 at::TensorOptions().dtype(at::kInt).device(x_.device()));
   }

@@ -42,6 +42,11 @@ class DdlModel {
   // Makes the caches anew with so many K/V blocks; the constructor has made options.kv_num_blocks.
   void MakeCaches(int32_t kv_num_blocks);
 
+  // Steps so far that came from a captured graph.
+  int64_t graph_replays() const {
+    return decode_graphs_ != nullptr ? decode_graphs_->replays() : 0;
+  }
+
   // Called with the layer and X [tokens, d, dv] once the layer's block has written it.
   using StateObserver = std::function<void(int64_t layer, const at::Tensor& x)>;
 

@@ -3,6 +3,8 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -22,11 +24,26 @@ kernels::WeightType WeightTypeOf(at::ScalarType type, Quantization quantization)
   return type == at::kFloat ? kernels::WeightType::kFloat32 : kernels::WeightType::kBFloat16;
 }
 
+// `n` rows of x [rows, k] from `first` on. Those past its end are whatever its storage has there,
+// if that is long enough, else zeros: they are multiplied, and nobody looks at the result.
+Tensor WholeSlice(const Tensor& x, int64_t first, int64_t n) {
+  const int64_t rows = x.size(0), k = x.size(1);
+  if (first + n <= rows) return x.narrow(0, first, n);
+  const int64_t end = x.storage_offset() + (first + n) * k;
+  if (x.is_contiguous() &&
+      end * static_cast<int64_t>(x.element_size()) <= static_cast<int64_t>(x.storage().nbytes())) {
+    return x.as_strided({n, k}, {k, 1}, x.storage_offset() + first * k);
+  }
+  const Tensor padded = at::zeros({n, k}, x.options());
+  padded.narrow(0, 0, rows - first).copy_(x.narrow(0, first, rows - first));
+  return padded;
+}
+
 }  // namespace
 
 Linear::Linear(const std::vector<Tensor>& weights, const kernels::CpuKernels* kernels,
-               Quantization quantization)
-    : kernels_(kernels) {
+               Quantization quantization, int64_t rows_at_once)
+    : kernels_(kernels), rows_at_once_(rows_at_once) {
   for (const Tensor& weight : weights) out_features_ += weight.size(0);
   if (kernels_ == nullptr) {
     DDL_CHECK(quantization == Quantization::kNone, "LibTorch multiplies what is not quantized");
@@ -78,12 +95,32 @@ Linear Linear::FirstOutputs(int64_t n) const {
   return first;
 }
 
+Tensor Linear::InSlices(const Tensor& x, at::ScalarType type) const {
+  const int64_t n = rows_at_once_, slices = (x.size(0) + n - 1) / n;
+  const Tensor y = at::empty({slices * n, out_features_}, x.options().dtype(type));
+  for (int64_t slice = 0; slice < slices; ++slice) {
+    const Tensor rows = WholeSlice(x, slice * n, n);
+    Tensor out = y.narrow(0, slice * n, n);
+    if (type == x.scalar_type()) {
+      at::mm_out(out, rows, weight_.t());
+    } else {
+      at::mm_out(out, rows, weight_.t(), type);
+    }
+  }
+  return y.narrow(0, 0, x.size(0));
+}
+
 Tensor Linear::operator()(const Tensor& x, const Tensor& out) const {
-  return kernels_ != nullptr ? Multiply(x, x.scalar_type(), out) : at::linear(x, weight_);
+  if (kernels_ != nullptr) return Multiply(x, x.scalar_type(), out);
+  return rows_at_once_ > 0 ? InSlices(x, x.scalar_type()) : at::linear(x, weight_);
 }
 
 Tensor Linear::ToFloat(const Tensor& x, const Tensor& out) const {
-  return kernels_ != nullptr ? Multiply(x, at::kFloat, out) : (*this)(x).to(at::kFloat);
+  if (kernels_ != nullptr) return Multiply(x, at::kFloat, out);
+  if (rows_at_once_ > 0) return InSlices(x, at::kFloat);
+  // cuBLAS has its sums in float32 anyway.
+  if (x.is_cuda() && x.scalar_type() == at::kBFloat16) return at::mm(x, weight_.t(), at::kFloat);
+  return (*this)(x).to(at::kFloat);
 }
 
 }  // namespace ddl

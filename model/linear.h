@@ -19,15 +19,19 @@ class Linear {
   // `weights` [out_i, in] each, of one floating type: their rows are stacked, so that several
   // products of the same input are one. `kernels` multiplies and must outlive this; null: LibTorch
   // does, where the weights are. Quantized, weights are bfloat16 and on the CPU.
+  // `rows_at_once` > 0, where LibTorch multiplies: it is only asked for products of so many rows,
+  // one after the other. Of one shape cuBLAS has one algorithm, so that a row's result depends on
+  // that row only there, too.
   Linear(const std::vector<at::Tensor>& weights, const kernels::CpuKernels* kernels,
-         Quantization quantization = Quantization::kNone);
+         Quantization quantization = Quantization::kNone, int64_t rows_at_once = 0);
 
   // x [rows, in] of the weights' type, contiguous -> [rows, sum of out_i]. By our kernels a row of
   // the result depends on that row of x only, bit for bit, whatever the number of rows. `out` [at
   // least rows, sum of out_i] of that type takes the result where our kernels multiply; undefined:
   // new memory. Taking megabytes afresh in every step costs more than some kernels do.
   at::Tensor operator()(const at::Tensor& x, const at::Tensor& out = {}) const;
-  // The same in float32, not rounded to the weights' type first where our kernels multiply.
+  // The same in float32, not rounded to the weights' type first where our kernels or cuBLAS
+  // multiply.
   at::Tensor ToFloat(const at::Tensor& x, const at::Tensor& out = {}) const;
 
   // That of the first `n` outputs, or of all if there are fewer. Shares the weights.
@@ -37,6 +41,7 @@ class Linear {
   int64_t out_features() const { return out_features_; }
 
  private:
+  at::Tensor InSlices(const at::Tensor& x, at::ScalarType type) const;
   at::Tensor Multiply(const at::Tensor& x, at::ScalarType type, const at::Tensor& out) const;
 
   const kernels::CpuKernels* kernels_ = nullptr;
@@ -44,6 +49,7 @@ class Linear {
   at::Tensor scales_;             // of int8, as kernels::PackedWeight has them
   at::Tensor sums_;               // likewise
   kernels::PackedWeight packed_;  // points into them
+  int64_t rows_at_once_ = 0;
   int64_t out_features_ = 0;
 };
 

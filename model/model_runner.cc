@@ -165,6 +165,7 @@ class DdlModelRunner final : public ModelRunner {
   }
 
   const ModelDescription& description() const override { return description_; }
+  int64_t graph_replays() const override { return model_.graph_replays(); }
 
   void Begin(absl::Span<const SequenceChunk> chunks) override {
     DDL_CHECK(static_cast<int32_t>(steps_.size()) < description_.max_in_flight_steps,
@@ -223,6 +224,22 @@ class DdlModelRunner final : public ModelRunner {
     description_.kv_num_blocks = options_.kv_num_blocks;
     model_.MakeCaches(options_.kv_num_blocks);
     return absl::OkStatus();
+  }
+
+  // Runs a decode of each size that has a graph of its own, 1, 2, 4 ... rows, of sequences of one
+  // position, all in block 0: what they compute has no meaning.
+  void CaptureGraphs() {
+    const int32_t most = std::min(options_.max_sequences, options_.max_step_tokens);
+    const std::vector<TokenId> tokens(1);
+    const std::vector<int32_t> block_table(1);
+    std::vector<SequenceChunk> chunks(most);
+    for (int32_t slot = 0; slot < most; ++slot) {
+      chunks[slot].tokens = tokens;
+      chunks[slot].block_table = block_table;
+      chunks[slot].slot = slot;
+    }
+    for (int32_t rows = 1; rows < most; rows *= 2) Run(absl::MakeConstSpan(chunks).first(rows));
+    Run(chunks);
   }
 
  private:
@@ -674,7 +691,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
   auto threads = std::make_unique<ThreadPool>(num_threads, SpinOf(num_threads));
   absl::StatusOr<std::unique_ptr<Device>> device =
       options.device == RunnerDevice::kCuda
-          ? MakeCudaDevice()
+          ? MakeCudaDevice(options.batch_invariant)
           : MakeCpuDevice(MakeCpuKernels(
                 options.instruction_set.value_or(kernels::BestInstructionSet()), threads.get()));
   if (!device.ok()) return device.status();
@@ -688,6 +705,7 @@ absl::StatusOr<std::unique_ptr<ModelRunner>> ModelRunner::Create(
     if (options.kv_num_blocks == 0) {
       if (absl::Status status = runner->FillMemory(); !status.ok()) return status;
     }
+    if (options.capture_graphs && options.device == RunnerDevice::kCuda) runner->CaptureGraphs();
     return runner;
   } catch (const c10::OutOfMemoryError&) {
     const int64_t weight_bytes =

@@ -168,6 +168,9 @@ class ModelRunner {
   // meaning. UNAVAILABLE: the device is lost, and so will be every later step.
   virtual absl::StatusOr<std::vector<ChunkOutput>> Finish() = 0;
 
+  // Steps so far whose launches reached the device as one, a CUDA graph.
+  virtual int64_t graph_replays() const { return 0; }
+
   // Both, with nothing else under way.
   absl::StatusOr<std::vector<ChunkOutput>> Forward(absl::Span<const SequenceChunk> chunks) {
     Begin(chunks);

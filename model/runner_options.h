@@ -31,6 +31,12 @@ struct RunnerOptions {
   int32_t max_context_length = 0;  // longest sequence, tokens; 0: config.json's block_size
   // 0: one for every 16 M parameters, at most as many as ProcessLimits::Processors.
   int num_threads = 0;
+  // On a GPU: see to it that a position's bits do not depend on what shares its step, as they never
+  // do on the CPU. Products come in slices, prompts are attended to row by row: it takes longer.
+  bool batch_invariant = false;
+  // On a GPU: capture the graphs of decodes of short contexts while loading, so that no step waits
+  // for one.
+  bool capture_graphs = false;
   // Obey ddl_state_dv_shortconv_causal, as the official accelerated model does. The eager
   // official model ignores the key, and so does the server unless told otherwise.
   bool obey_dv_shortconv_causal = false;

@@ -40,6 +40,7 @@ struct ServerConfig {
 
   std::optional<RunnerDevice> device;  // unset: the GPU where there is one
   double gpu_memory_fraction = 0.9;
+  bool deterministic = true;         // on a GPU, too: RunnerOptions::batch_invariant
   std::optional<RunnerDType> dtype;  // unset: as stored in the checkpoint
   Quantization quantization = Quantization::kNone;
   std::optional<kernels::InstructionSet> instruction_set;  // unset: the best that works

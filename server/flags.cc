@@ -175,6 +175,10 @@ DDL_FLAG(ddl::DeviceFlag, device, device, Any(),
 DDL_FLAG(double, gpu_memory_fraction, gpu_memory_fraction, Fraction(),
          "How much of the GPU's memory may be in use, by anyone, once the K/V cache has taken its "
          "part: that is what weights and the largest step leave. More than 0, at most 1.");
+DDL_FLAG(bool, deterministic, deterministic, Any(),
+         "On a GPU: the same bits in any batch, as on the CPU. Matrix products then come in slices "
+         "of 64 rows and prompts are attended to row by row, which makes long prompts slower; "
+         "false lets cuBLAS and flash attention choose.");
 DDL_FLAG(ddl::DTypeFlag, dtype, dtype, Any(),
          "Type of activations, cache and large weights: auto (bfloat16 for checkpoints stored in "
          "it, else float32), float32 or bfloat16.");

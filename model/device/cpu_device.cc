@@ -18,6 +18,7 @@ class CpuDevice final : public Device {
   std::string name() const override { return "cpu"; }
   at::Device tensors() const override { return at::kCPU; }
   bool runs_beside() const override { return false; }
+  int64_t product_rows() const override { return 0; }      // our own kernels' sums have one order
   int64_t product_multiple() const override { return 1; }  // packing pads by itself
   const kernels::Kernels& kernels() const override { return *kernels_; }
   const kernels::CpuKernels& host_kernels() const override { return *kernels_; }

@@ -65,6 +65,7 @@ struct DeviceMemory {
 struct DecodeGraphShape {
   int64_t max_rows = 0;            // one for each sequence
   int64_t longest = 0;             // positions of a sequence
+  int64_t kv_block_size = 0;       // positions
   int64_t block_table_stride = 0;  // blocks of the longest
   // Nobody's: rows that only fill up a step write here.
   int32_t spare_block = 0;
@@ -85,6 +86,9 @@ class DecodeGraphs {
   // nothing done, for a step that has several rows of a sequence, or where none can be captured.
   // `batch` and `ids` are in host memory, and may go at once.
   virtual bool Run(const kernels::Batch& batch, const StepIds& ids, const Layers& layers) = 0;
+
+  // Steps that came from a graph so far.
+  virtual int64_t replays() const = 0;
 };
 
 // Where a model computes: its tensors live there and its kernels run there. Used by one thread at a
@@ -97,6 +101,9 @@ class Device {
   virtual at::Device tensors() const = 0;
   // Whether calls return before what they ask for has been computed, in the order of the calls.
   virtual bool runs_beside() const = 0;
+  // How many rows every product has, so that a row's bits are the same in any; 0: as many as there
+  // are.
+  virtual int64_t product_rows() const = 0;
   // Products are fast when what they sum over is a multiple of so many elements: others are padded
   // with zeros where a model is free to.
   virtual int64_t product_multiple() const = 0;
@@ -146,7 +153,9 @@ std::unique_ptr<const kernels::CpuKernels> MakeCpuKernels(kernels::InstructionSe
 
 // The machine's first GPU. FAILED_PRECONDITION, in one line, when it has none or the program was
 // built without CUDA (no_cuda.cc is linked instead).
-absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice();
+// `batch_invariant`: sees to it that a row's bits do not depend on what else is computed with it,
+// which takes longer.
+absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(bool batch_invariant = false);
 
 }  // namespace ddl
 

@@ -5,7 +5,7 @@
 
 namespace ddl {
 
-absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice() {
+absl::StatusOr<std::unique_ptr<Device>> MakeCudaDevice(bool /*batch_invariant*/) {
   return absl::FailedPreconditionError("this program was built without CUDA");
 }
 

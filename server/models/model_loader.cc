@@ -126,6 +126,8 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   }
 
   options.gpu_memory_fraction = MemoryFraction(source, config);
+  options.batch_invariant = config.deterministic;
+  options.capture_graphs = true;
   options.dtype = ChooseDType(*checkpoint, config);
   options.quantization = config.quantization;
   options.kv_block_size = config.kv_block_size;

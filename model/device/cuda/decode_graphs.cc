@@ -13,14 +13,21 @@
 
 namespace ddl {
 
-int64_t CudaDecodeGraphs::RowsOfGraph(int64_t rows) const {
-  return std::min<int64_t>(shape_.max_rows,
-                           static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows))));
+CudaDecodeGraphs::Size CudaDecodeGraphs::SizeOf(const kernels::Batch& batch) const {
+  constexpr int64_t kFewestBlocks = 32;
+  const int64_t block_size = shape_.kv_block_size;
+  const int64_t used = (batch.longest + block_size - 1) / block_size;
+  int64_t blocks = kFewestBlocks;
+  while (blocks < used) blocks *= 4;
+  return {.rows = std::min<int64_t>(shape_.max_rows, static_cast<int64_t>(std::bit_ceil(
+                                                         static_cast<uint64_t>(batch.tokens)))),
+          .blocks = std::min(blocks, shape_.block_table_stride)};
 }
 
-StepInput CudaDecodeGraphs::Upload(int64_t rows, const kernels::Batch& batch, const StepIds& ids,
-                                   int64_t taps, const at::Tensor& memory) const {
-  const int64_t stride = shape_.block_table_stride;
+StepInput CudaDecodeGraphs::Upload(const Size& size, const kernels::Batch& batch,
+                                   const StepIds& ids, int64_t taps,
+                                   const at::Tensor& memory) const {
+  const int64_t rows = size.rows, stride = size.blocks;
   std::vector<int32_t> row_begin(rows + 1), position(rows, 0), slot(rows, shape_.spare_slot);
   std::vector<int32_t> block_table(rows * stride, shape_.spare_block);
   std::vector<int32_t> tail_source = slot, row_save(rows, -1), all_ids(rows * taps, -1);
@@ -47,7 +54,7 @@ StepInput CudaDecodeGraphs::Upload(int64_t rows, const kernels::Batch& batch, co
   input.batch.slot = slot.data();
   input.batch.block_table = block_table.data();
   input.batch.block_table_stride = stride;
-  input.batch.longest = shape_.longest;
+  input.batch.longest = std::min(shape_.longest, stride * shape_.kv_block_size);
   if (has_tails) {
     input.batch.tail_source = tail_source.data();
     input.batch.row_save = row_save.data();
@@ -70,25 +77,26 @@ bool CudaDecodeGraphs::Run(const kernels::Batch& batch, const StepIds& ids, cons
   if (!can_capture_ || batch.tokens != batch.sequences || batch.tokens > shape_.max_rows) {
     return false;
   }
-  const int64_t rows = RowsOfGraph(batch.tokens);
+  const Size size = SizeOf(batch);
   const int64_t taps = static_cast<int64_t>(ids.ids.size()) / batch.tokens;
-  auto graph = graphs_.find(rows);
+  auto graph = graphs_.find(size);
   if (graph == graphs_.end()) {
     // Of spare rows alone: capturing runs the launches.
     kernels::Batch nobody = batch;
     nobody.tokens = nobody.sequences = 0;
-    const StepInput input = Upload(rows, nobody, {}, taps, {});
+    const StepInput input = Upload(size, nobody, {}, taps, {});
     try {
       auto launches = cuda_runtime::Capture([layers, input] { layers(input); });
-      graph = graphs_.emplace(rows, Graph{input.memory, std::move(launches)}).first;
+      graph = graphs_.emplace(size, Graph{input.memory, std::move(launches)}).first;
     } catch (const c10::Error& error) {
       TORCH_WARN("decodes run without CUDA graphs: ", error.what_without_backtrace());
       can_capture_ = false;
       return false;
     }
   }
-  Upload(rows, batch, ids, taps, graph->second.input);
+  Upload(size, batch, ids, taps, graph->second.input);
   graph->second.launches->Replay();
+  ++replays_;
   return true;
 }
 

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -14,19 +15,22 @@
 
 namespace ddl {
 
-// A graph for each of 1, 2, 4, 8 ... rows and the largest number there can be. It is captured when
-// a step of its size first comes; that step waits for it, no other does. A step takes the next
-// larger graph, whose other rows are those of sequences of one position in the spare block.
+// A graph for each of 1, 2, 4, 8 ... rows and the largest number there can be, and for contexts of
+// up to 32, 128, 512 ... blocks. It is captured when a step of its size first comes; that step
+// waits for it, no other does. A step takes the next larger graph, whose other rows are those of
+// sequences of one position in the spare block.
 //
 // A graph's launches have the pointers and sizes that they were captured with. So it has input
-// arrays of its own, as long as they can be, into which each step's are copied; and attention's
-// grids are those of the longest context.
+// arrays of its own, as long as its contexts can be, into which each step's are copied; and
+// attention's grids are those of its longest context. Several lengths keep both small: block tables
+// of 256 rows of 128 Ki positions are 8 MB.
 class CudaDecodeGraphs final : public DecodeGraphs {
  public:
   CudaDecodeGraphs(at::Device device, const DecodeGraphShape& shape)
       : device_(device), shape_(shape) {}
 
   bool Run(const kernels::Batch& batch, const StepIds& ids, const Layers& layers) override;
+  int64_t replays() const override { return replays_; }
 
  private:
   struct Graph {
@@ -34,16 +38,24 @@ class CudaDecodeGraphs final : public DecodeGraphs {
     std::unique_ptr<cuda_runtime::Graph> launches;
   };
 
-  int64_t RowsOfGraph(int64_t rows) const;
-  // Copies the batch, filled up to `rows` rows, into `memory`, or into new memory if that is
-  // undefined. `taps` ids belong to each row.
-  StepInput Upload(int64_t rows, const kernels::Batch& batch, const StepIds& ids, int64_t taps,
+  struct Size {
+    int64_t rows = 0;
+    int64_t blocks = 0;  // of a sequence
+    auto operator<=>(const Size&) const = default;
+  };
+
+  // Of the graph for the step.
+  Size SizeOf(const kernels::Batch& batch) const;
+  // Copies the batch, filled up to `size`, into `memory`, or into new memory if that is undefined.
+  // `taps` ids belong to each row.
+  StepInput Upload(const Size& size, const kernels::Batch& batch, const StepIds& ids, int64_t taps,
                    const at::Tensor& memory) const;
 
   const at::Device device_;
   const DecodeGraphShape shape_;
-  std::map<int64_t, Graph> graphs_;  // by rows
+  std::map<Size, Graph> graphs_;
   bool can_capture_ = true;
+  int64_t replays_ = 0;
 };
 
 }  // namespace ddl

@@ -74,7 +74,6 @@ class CudaDevice final : public Device {
   bool runs_beside() const override { return true; }
   // Left alone, cuBLAS chooses the order of a product's sums by the number of rows, and flash
   // attention's depends on a prompt's chunks.
-  bool is_batch_invariant() const override { return batch_invariant_; }
   int64_t product_rows() const override { return batch_invariant_ ? 64 : 0; }
   int64_t product_multiple() const override { return 8; }  // tensor cores, in bfloat16
   const kernels::Kernels& kernels() const override { return kernels_; }

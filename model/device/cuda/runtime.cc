@@ -1,5 +1,6 @@
 #include "model/device/cuda/runtime.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -124,6 +125,8 @@ absl::StatusOr<at::Device> Open() {
                      error != cudaSuccess ? ErrorText(error) : "no device was found"));
   }
   if (absl::Status status = LoadOperators(); !status.ok()) return status;
+  // What cuBLAS splits over the inner dimension is added up in float32, not in bfloat16.
+  at::globalContext().setAllowBF16ReductionCuBLAS(false);
   return at::Device(at::kCUDA, 0);
 }
 
@@ -148,6 +151,13 @@ std::string ErrorText(kernels::cuda::Error error) {
 }
 
 std::unique_ptr<Graph> Capture(const std::function<void()>& work) {
+  // As long as the process: once all graphs are gone the allocator would forget the pool, and
+  // refuse its number to the next.
+  static const bool pool_is_kept = [] {
+    allocator::createOrIncrefPool(kDevice, kGraphPool);
+    return true;
+  }();
+  static_cast<void>(pool_is_kept);
   // The default stream cannot be captured. Always the same one: products keep memory for each.
   static const c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool(false, kDevice);
   CheckCuda(cudaDeviceSynchronize(), "wait before a capture");  // the streams do not

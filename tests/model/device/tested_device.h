@@ -7,6 +7,8 @@ namespace ddl {
 
 // Where model_runner_test computes: each program that it is built into links another definition.
 RunnerDevice TestedDevice();
+// Whether that is a GPU's twin on this processor, which is many thousand times as slow.
+bool IsEmulated();
 
 }  // namespace ddl
 

@@ -23,4 +23,6 @@ const testing::Environment* const kNeedsInstructionSet =
 
 RunnerDevice TestedDevice() { return RunnerDevice::kCpu; }
 
+bool IsEmulated() { return false; }
+
 }  // namespace ddl

@@ -17,4 +17,6 @@ RunnerDevice TestedDevice() {
   return RunnerDevice::kCuda;
 }
 
+bool IsEmulated() { return false; }
+
 }  // namespace ddl

@@ -9,4 +9,6 @@ RunnerDevice TestedDevice() {
   return RunnerDevice::kCuda;
 }
 
+bool IsEmulated() { return true; }
+
 }  // namespace ddl

@@ -10,4 +10,6 @@ RunnerDevice TestedDevice() {
   return RunnerDevice::kCuda;
 }
 
+bool IsEmulated() { return true; }
+
 }  // namespace ddl

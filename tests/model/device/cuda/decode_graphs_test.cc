@@ -14,20 +14,9 @@
 namespace ddl {
 namespace {
 
-constexpr int32_t kBlockSize = 16;
-constexpr int32_t kBlocks = 20;  // of a sequence
 constexpr int32_t kMaxSequences = 6;
-
-class CudaDecodeGraphsTest : public testing::Test {
- protected:
-  // The twin's flash attention is the quicker one for the long prompt.
-  CudaDecodeGraphsTest() { cuda_runtime::on_host.flash_attention = true; }
-  ~CudaDecodeGraphsTest() override { cuda_runtime::on_host = {}; }
-
-  static std::unique_ptr<ModelRunner> Open(const std::string& name) {
-    return OpenGoldenOnCuda(name, {kBlockSize, kBlocks, kMaxSequences, /*max_step_tokens=*/256});
-  }
-};
+constexpr GoldenShape kShape = {
+    .block_size = 16, .blocks = 20, .sequences = kMaxSequences, .max_step_tokens = 256};
 
 // What a step does: the sequences (by slot) that decode, and those that compute `rows` positions
 // instead.
@@ -41,14 +30,25 @@ struct Step {
   bool state = false, stats = false;
 };
 
+class CudaDecodeGraphsTest : public testing::Test {
+ protected:
+  // The twin's flash attention is the quicker one for the long prompt.
+  CudaDecodeGraphsTest() { cuda_runtime::on_host.flash_attention = true; }
+  ~CudaDecodeGraphsTest() override { cuda_runtime::on_host = {}; }
+
+  // Compares the steps by graphs with the same launched kernel by kernel.
+  static void ExpectSameBits(const std::string& model, const std::vector<Step>& steps,
+                             const GoldenShape& shape);
+};
+
 // The logits of the last position of each chunk of each step. Every sequence owns a sixth of all
 // blocks, so that none is nobody's.
 std::vector<std::vector<float>> LogitsOf(ModelRunner& runner, const std::vector<Step>& steps,
-                                         bool with_graphs) {
+                                         const GoldenShape& shape, bool with_graphs) {
   const auto vocab_size = static_cast<int32_t>(runner.description().vocab_size);
   std::vector<std::vector<TokenId>> tokens(kMaxSequences);
   std::vector<std::vector<int32_t>> blocks(kMaxSequences);
-  for (int32_t n = 0; n < kBlocks * kMaxSequences; ++n) {
+  for (int32_t n = 0; n < shape.blocks * kMaxSequences; ++n) {
     blocks[n * 5 % kMaxSequences].push_back(n);
   }
   std::vector<std::vector<float>> logits;
@@ -64,8 +64,8 @@ std::vector<std::vector<float>> LogitsOf(ModelRunner& runner, const std::vector<
       SequenceChunk& chunk = chunks.emplace_back();
       chunk.tokens = all;
       chunk.start = start;
-      chunk.block_table =
-          absl::MakeConstSpan(blocks[slot]).first((all.size() + kBlockSize - 1) / kBlockSize);
+      chunk.block_table = absl::MakeConstSpan(blocks[slot])
+                              .first((all.size() + shape.block_size - 1) / shape.block_size);
       chunk.slot = slot;
       chunk.logits = Rows::kLast;
       chunk.ddl_stats = step.stats;
@@ -110,26 +110,76 @@ const std::vector<Step>& Steps() {
   return steps;
 }
 
+void CudaDecodeGraphsTest::ExpectSameBits(const std::string& model, const std::vector<Step>& steps,
+                                          const GoldenShape& shape) {
+  const auto by_graphs = OpenGoldenOnCuda(model, shape);
+  const std::vector<std::vector<float>> found = LogitsOf(*by_graphs, steps, shape, true);
+  cuda_runtime::on_host.capture_error = "no graphs here";
+  const auto by_launches = OpenGoldenOnCuda(model, shape);
+  const std::vector<std::vector<float>> want = LogitsOf(*by_launches, steps, shape, false);
+  cuda_runtime::on_host.capture_error.clear();
+  ASSERT_EQ(found.size(), want.size()) << model;
+  for (size_t i = 0; i < found.size(); ++i) {
+    EXPECT_FALSE(found[i].empty()) << model;
+    EXPECT_EQ(found[i], want[i]) << model << ", chunk " << i << " of all";
+  }
+}
+
 TEST_F(CudaDecodeGraphsTest, ChangeNoBit) {
   // Additive, over channels, over tokens with all kinds of tails.
   for (const std::string model : {"gpt_base", "ccec_base", "tcec_v_shift"}) {
-    const auto by_graphs = Open(model);
-    const std::vector<std::vector<float>> found = LogitsOf(*by_graphs, Steps(), true);
-    cuda_runtime::on_host.capture_error = "no graphs here";
-    const auto by_launches = Open(model);
-    const std::vector<std::vector<float>> want = LogitsOf(*by_launches, Steps(), false);
-    cuda_runtime::on_host.capture_error.clear();
-    ASSERT_EQ(found.size(), want.size()) << model;
-    for (size_t i = 0; i < found.size(); ++i) {
-      EXPECT_FALSE(found[i].empty()) << model;
-      EXPECT_EQ(found[i], want[i]) << model << ", chunk " << i << " of all";
-    }
+    ExpectSameBits(model, Steps(), kShape);
   }
+}
+
+// Graphs of the same rows for contexts of up to 32 blocks, and of more: as many as there can be.
+TEST_F(CudaDecodeGraphsTest, LongerContextsHaveGraphsOfTheirOwn) {
+  const std::vector<Step> steps = {
+      {"prompts", {}, {0, 1}, 127},
+      {"the last position of 32 blocks", {0, 1}, {}, 0, 1, 1},
+      {"the first of the 33rd", {0, 1}, {}, 0, 1, 1},
+      {"short beside long", {0}, {2}, 3},
+      {"short alone", {2}, {}, 0, 1, 1},
+      {"long again", {1, 0}, {}, 0, 1},
+      {"long alone", {0}, {}, 0, 1, 1},
+  };
+  ExpectSameBits(
+      "ccec_base", steps,
+      {.block_size = 4, .blocks = 40, .sequences = kMaxSequences, .max_step_tokens = 256});
+}
+
+TEST_F(CudaDecodeGraphsTest, AreCapturedWhileLoading) {
+  absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open("tests/data/goldens/tcec_base");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  RunnerOptions options;
+  options.device = RunnerDevice::kCuda;
+  options.kv_num_blocks = 8;
+  options.max_sequences = 5;
+  options.max_context_length = 64;
+  options.num_threads = 1;
+  options.capture_graphs = true;
+  const auto runner =
+      ModelRunner::Create(std::make_shared<const Checkpoint>(*std::move(checkpoint)), options);
+  ASSERT_TRUE(runner.ok()) << runner.status();
+  EXPECT_EQ(cuda_runtime::on_host.captures, 4);  // of 1, 2, 4 and 5 rows
+  const std::vector<TokenId> tokens = {5};
+  std::vector<std::vector<int32_t>> blocks;
+  std::vector<SequenceChunk> chunks(5);
+  for (int32_t slot = 0; slot < 5; ++slot) blocks.push_back({slot});
+  for (int32_t slot = 0; slot < 5; ++slot) {
+    chunks[slot].tokens = tokens;
+    chunks[slot].block_table = blocks[slot];
+    chunks[slot].slot = slot;
+  }
+  for (const size_t rows : {1, 2, 3, 4, 5}) {
+    ASSERT_TRUE((*runner)->Forward(absl::MakeConstSpan(chunks).first(rows)).ok());
+  }
+  EXPECT_EQ(cuda_runtime::on_host.captures, 4);
 }
 
 // A replay that fails, fails its step; the next one runs.
 TEST_F(CudaDecodeGraphsTest, FailedReplayFailsItsStepAlone) {
-  const auto runner = Open("ccec_base");
+  const auto runner = OpenGoldenOnCuda("ccec_base", kShape);
   const std::vector<TokenId> tokens = {5};
   const std::vector<int32_t> blocks = {0};
   SequenceChunk chunk;

@@ -8,13 +8,14 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
+#include "tests/model/device/cuda/tensors_on_host.h"
 #include "tests/model/kernels/cuda/block.h"
 
 namespace ddl::cuda_runtime {
 
 OnHost on_host;
 
-absl::StatusOr<at::Device> Open() { return at::Device(at::kCPU); }
+absl::StatusOr<at::Device> Open() { return DeviceOnHost(); }
 
 kernels::cuda::Stream CurrentStream() {
   TORCH_CHECK(on_host.stream_error.empty(), on_host.stream_error);
@@ -33,7 +34,7 @@ class MilestoneOnHost final : public Milestone {
 // What the tensor was when the copy was asked for, as a stream would have it.
 class CopyOnHost final : public HostCopy {
  public:
-  explicit CopyOnHost(const at::Tensor& tensor) : copy_(tensor.clone()) {}
+  explicit CopyOnHost(const at::Tensor& tensor) : copy_(tensor.to(at::kCPU)) {}
   at::Tensor Wait() override {
     MilestoneOnHost().Wait();
     return copy_;
@@ -96,16 +97,22 @@ at::Tensor FlashAttention(const at::Tensor& q, const at::Tensor& k, const at::Te
                           const at::Tensor& row_begin, const at::Tensor& position_begin,
                           int64_t most_rows, int64_t longest) {
   const int64_t heads = q.size(1), hd = q.size(2);
-  const at::Tensor q_float = q.to(at::kFloat), k_float = k.to(at::kFloat),
-                   v_float = v.to(at::kFloat);
+  const auto on_host = [](const at::Tensor& tensor, at::ScalarType type) {
+    TORCH_CHECK(tensor.is_cuda(), "attention is given tensors of the host");
+    return tensor.to(at::kCPU, type);
+  };
+  const at::Tensor q_float = on_host(q, at::kFloat), k_float = on_host(k, at::kFloat),
+                   v_float = on_host(v, at::kFloat);
+  const at::Tensor row_begins = on_host(row_begin, at::kInt),
+                   position_begins = on_host(position_begin, at::kInt);
   const auto at = [&](const at::Tensor& tensor, int64_t row, int64_t head) {
     TORCH_CHECK(row < tensor.size(0), "a row that is not there");
     return tensor.const_data_ptr<float>() + row * tensor.stride(0) + head * tensor.stride(1);
   };
   const at::Tensor attended = at::empty({q.size(0), heads, hd}, at::kFloat);
-  for (int64_t s = 0; s + 1 < row_begin.size(0); ++s) {
-    const int32_t* const begin = row_begin.const_data_ptr<int32_t>() + s;
-    const int32_t* const from = position_begin.const_data_ptr<int32_t>() + s;
+  for (int64_t s = 0; s + 1 < row_begins.size(0); ++s) {
+    const int32_t* const begin = row_begins.const_data_ptr<int32_t>() + s;
+    const int32_t* const from = position_begins.const_data_ptr<int32_t>() + s;
     const int64_t rows = begin[1] - begin[0], positions = from[1] - from[0];
     TORCH_CHECK(0 < rows && rows <= most_rows && rows <= positions && positions <= longest,
                 "sizes that do not fit together");
@@ -132,7 +139,7 @@ at::Tensor FlashAttention(const at::Tensor& q, const at::Tensor& k, const at::Te
       }
     }
   }
-  return attended.to(q.scalar_type());
+  return attended.to(q.options());
 }
 
 absl::Status Health() { return on_host.health; }

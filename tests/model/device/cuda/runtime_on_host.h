@@ -8,9 +8,9 @@
 
 namespace ddl::cuda_runtime {
 
-// The twin of model/device/cuda/runtime.cc for tests without a GPU: the device's memory is the
-// host's, and the kernels are the .cu files as C++ (tests/model/kernels/cuda/block.h). What only
-// hardware can say, tests say here.
+// The twin of model/device/cuda/runtime.cc for tests without a GPU: the device's tensors are those
+// of tests/model/device/cuda/tensors_on_host.h, and the kernels are the .cu files as C++
+// (tests/model/kernels/cuda/block.h). What only hardware can say, tests say here.
 struct OnHost {
   absl::Status health;
   std::string stream_error;  // not empty: what launching anything throws
