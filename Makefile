@@ -8,7 +8,7 @@ IMAGE ?= ddl-server
 INSTALL_DEPS := scripts/install_dependencies.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve build test test-long cuda-check bench lint format format-check flags-reference image kubernetes-rules install-deps clean
+.PHONY: help demo serve build test test-long cuda-check gpu-bundle bench lint format format-check flags-reference image kubernetes-rules install-deps clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,8 +40,12 @@ test-long: ## Run the long tests too, and the suite under AddressSanitizer
 	@$(INSTALL_DEPS) build client test
 	@scripts/test_long.sh
 
-cuda-check: ## Run the GPU's tests and compute-sanitizer; needs a GPU
-	@scripts/cuda_check.sh
+cuda-check: ## Run the GPU's tests and compute-sanitizer; needs a GPU (PREBUILT=folder: those of an unpacked bundle)
+	@$(if $(PREBUILT),scripts/gpu_check.sh $(PREBUILT),scripts/cuda_check.sh)
+
+gpu-bundle: ## Build the GPU's tests and benchmarks into one archive for a machine with a GPU
+	@$(INSTALL_DEPS) build
+	@scripts/gpu_bundle.sh
 
 bench: ## Compare speeds; takes a while (PEERS=folder adds peers, BENCH_FLAGS=more; docs/performance.md)
 	@$(INSTALL_DEPS) build client bench

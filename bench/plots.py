@@ -3,6 +3,7 @@
 
     bench/plots.py RESULTS.json FOLDER                                                  what bench/compare.py has written
     bench/plots.py --kernels KERNELS.json --engine small=SMALL.json ... FOLDER          cuda_kernels_benchmark, engine_benchmark
+    ... --predictions bench/gpu_predictions.json                                        and what was predicted, beside it; a table too
 """
 
 import argparse
@@ -43,8 +44,12 @@ def draw_throughput(pyplot, text, server, path):
     save(pyplot, figure, text, path)
 
 
-def draw_ratios(pyplot, text, engine, path):
-    """Speed of each variant by that of the additive baseline."""
+def scenario_key(scenario):
+    return "prefill" if scenario["kind"] == "prefill" else f"decode {scenario['batch']}"
+
+
+def draw_ratios(pyplot, text, engine, path, predictions):
+    """Speed of each variant by that of the additive baseline, and what was predicted of it."""
     figure, panels = pyplot.subplots(1, len(engine), figsize=(5.5 * len(engine), 4.5), sharey=True, squeeze=False)
     for axes, (size, result) in zip(panels[0], engine.items()):
         scenarios = result["scenarios"]
@@ -54,6 +59,11 @@ def draw_ratios(pyplot, text, engine, path):
             ratios = [scenario["models"][i + 1]["speed_ratio_to_first"] for scenario in scenarios]
             axes.bar([s + (i - (len(others) - 1) / 2) * width for s in range(len(scenarios))],
                      [ratio["median"] for ratio in ratios], width, yerr=errors(ratios), capsize=2, label=variant)
+            for s, scenario in enumerate(scenarios):
+                predicted = predictions.get("ratios", {}).get(size, {}).get(scenario_key(scenario), {}).get(variant)
+                if predicted is not None:
+                    x = s + (i - (len(others) - 1) / 2) * width
+                    axes.plot([x - width / 2, x + width / 2], [predicted, predicted], color="black", linewidth=1.5)
         axes.axhline(1, color="black", linewidth=0.8)
         labels = [f"prefill\n{s['tokens']}" if s["kind"] == "prefill" else f"decode\nbatch {s['batch']}" for s in scenarios]
         axes.set_xticks(range(len(scenarios)), labels)
@@ -63,8 +73,9 @@ def draw_ratios(pyplot, text, engine, path):
     save(pyplot, figure, text, path)
 
 
-def draw_kernels(pyplot, text, results, path):
-    """What share of a copy's speed each CUDA kernel reaches, by the number of tokens, one panel for each size of model."""
+def draw_kernels(pyplot, text, results, path, predictions):
+    """What share of a copy's speed each CUDA kernel reaches, by the number of tokens, one panel for each size of model. Dashed: what
+    was predicted at 16 384 tokens."""
     lines = {}
     for result in results:
         if "of_copy" in result:
@@ -73,7 +84,10 @@ def draw_kernels(pyplot, text, results, path):
     figure, panels = pyplot.subplots(1, len(lines), figsize=(5.5 * len(lines), 4.5), sharey=True, squeeze=False)
     for axes, (size, kernels) in zip(panels[0], lines.items()):
         for name, shares in kernels.items():
-            axes.plot(list(shares), list(shares.values()), marker="o", label=name)
+            (line,) = axes.plot(list(shares), list(shares.values()), marker="o", label=name)
+            predicted = predictions.get("of_copy", {}).get(f"{size} {name}")
+            if predicted is not None:
+                axes.axhline(predicted, color=line.get_color(), linestyle="--", linewidth=0.8)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_xscale("log", base=2)
         axes.set_ylim(bottom=0)
@@ -85,6 +99,18 @@ def draw_kernels(pyplot, text, results, path):
     save(pyplot, figure, text, path)
 
 
+def print_table(engine, predictions):
+    """The ratios as Markdown: measured, predicted, and what the paper reports of training."""
+    print("| size | step | variant | speed / gpt | predicted | paper |\n|---|---|---|---|---|---|")
+    for size, result in engine.items():
+        for scenario in result["scenarios"]:
+            for model in scenario["models"][1:]:
+                variant = model["variant"]
+                predicted = predictions.get("ratios", {}).get(size, {}).get(scenario_key(scenario), {}).get(variant, "")
+                paper = predictions.get("paper", {}).get(variant, "")
+                print(f"| {size} | {scenario_key(scenario)} | {variant} | {model['speed_ratio_to_first']['median']:.2f} | {predicted} | {paper} |")
+
+
 def save(pyplot, figure, text, path):
     figure.text(0.01, 0.01, text, fontsize=7, color="#555555")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
@@ -93,7 +119,10 @@ def save(pyplot, figure, text, path):
     print(path)
 
 
-def draw(results, folder):
+def draw(results, folder, predictions=None):
+    predictions = predictions or {}
+    if predictions and results.get("engine"):
+        print_table(results["engine"], predictions)
     try:
         import matplotlib
     except ImportError:
@@ -106,9 +135,9 @@ def draw(results, folder):
     if "server" in results:
         draw_throughput(pyplot, text, results["server"], folder / "throughput.png")
     if results.get("engine"):
-        draw_ratios(pyplot, text, results["engine"], folder / "variants.png")
+        draw_ratios(pyplot, text, results["engine"], folder / "variants.png", predictions)
     if "kernels" in results:
-        draw_kernels(pyplot, text, results["kernels"], folder / "kernels.png")
+        draw_kernels(pyplot, text, results["kernels"], folder / "kernels.png", predictions)
 
 
 def of_gpu(kernels, engine):
@@ -130,13 +159,15 @@ def main():
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--kernels", type=pathlib.Path, help="what cuda_kernels_benchmark --json has written")
     parser.add_argument("--engine", action="append", default=[], metavar="SIZE=FILE", help="what engine_benchmark --json has written")
+    parser.add_argument("--predictions", type=pathlib.Path, help="what was predicted of a GPU (bench/gpu_predictions.json)")
     arguments = parser.parse_intermixed_args()
+    predictions = json.loads(arguments.predictions.read_text()) if arguments.predictions else {}
     if (arguments.results is None) == (arguments.kernels is None and not arguments.engine):
         parser.error("either RESULTS.json, or --kernels and --engine")
     if arguments.results is not None:
-        draw(json.loads(arguments.results.read_text()), arguments.folder)
+        draw(json.loads(arguments.results.read_text()), arguments.folder, predictions)
     else:
-        draw(of_gpu(arguments.kernels, arguments.engine), arguments.folder)
+        draw(of_gpu(arguments.kernels, arguments.engine), arguments.folder, predictions)
 
 
 if __name__ == "__main__":

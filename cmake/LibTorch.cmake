@@ -41,7 +41,12 @@ target_link_libraries(ddl_libtorch INTERFACE
 target_link_options(ddl_libtorch INTERFACE "LINKER:-rpath-link,${DDL_LIBTORCH_LIB_DIR}:${DDL_CUDA_LIB_DIR}")
 
 if(DDL_CUDA)
-  foreach(_file ${DDL_LIBTORCH_LIB_DIR}/libc10_cuda.so ${DDL_LIBTORCH_LIB_DIR}/libtorch_cuda.so ${DDL_CUDA_LIB_DIR}/libcublasLt.so.13)
+  # libcublasLt.so stands for what libtorch_cuda.so loads; a build for another machine (DDL_BUILD_SERVER=OFF) runs with that one's.
+  set(_cuda_files ${DDL_LIBTORCH_LIB_DIR}/libc10_cuda.so ${DDL_LIBTORCH_LIB_DIR}/libtorch_cuda.so)
+  if(DDL_BUILD_SERVER)
+    list(APPEND _cuda_files ${DDL_CUDA_LIB_DIR}/libcublasLt.so.13)
+  endif()
+  foreach(_file ${_cuda_files})
     if(NOT EXISTS ${_file})
       message(FATAL_ERROR "LibTorch in ${DDL_LIBTORCH_ROOT} lacks its CUDA part: ${_file} is missing. Run "
                           "scripts/install_dependencies.sh cuda, or set DDL_LIBTORCH_ROOT to where the whole of torch is installed.")

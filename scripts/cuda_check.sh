@@ -9,7 +9,7 @@ sanitizer=$(command -v compute-sanitizer || true)
 [ -n "$sanitizer" ] || { echo "cuda-check: needs compute-sanitizer of the CUDA toolkit in PATH" >&2; exit 1; }
 
 scripts/install_dependencies.sh build cuda
-scripts/build.sh cuda cuda_attention_device_test cuda_kernels_device_test cuda_model_runner_device_test cuda_runtime_device_test ddl_server
+scripts/build.sh cuda cuda_{attention,kernels,model_runner,runtime,steps}_device_test ddl_server
 ctest --test-dir build/cuda --output-on-failure --no-tests=error --tests-regex '^cuda_.*_device_test$'
 # Every kernel on odd sizes, and in chunks. A sanitizer slows a kernel by up to a hundred times, so the long contexts stay out.
 for tool in memcheck racecheck initcheck synccheck; do

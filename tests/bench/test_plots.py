@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -70,6 +71,14 @@ def test_one_kind_of_results_at_a_time(written, arguments):
     assert "either RESULTS.json, or --kernels and --engine" in done.stderr
 
 
+def test_a_table_beside_the_predictions(written):
+    (written / "predictions.json").write_text(json.dumps({"ratios": {"small": {"prefill": {"ccec": 0.91}}}, "paper": {"ccec": 0.67}}))
+    done = plots(written, "--engine", f"small={written / 'small.json'}", "--predictions", written / "predictions.json")
+    assert done.returncode == 0, done.stderr
+    assert "| small | decode 1 | ccec | 0.90 |  | 0.67 |" in done.stdout
+    assert "| small | prefill | ccec | 0.80 | 0.91 | 0.67 |" in done.stdout
+
+
 def test_what_is_drawn(monkeypatch):
     """Each kernel that has bytes, in its size's panel, and the GPU's name below."""
     sys.path.insert(0, str(PLOTS.parent))
@@ -81,6 +90,7 @@ def test_what_is_drawn(monkeypatch):
 
         def plot(self, tokens, shares, marker, label):
             self.lines[label] = dict(zip(tokens, shares))
+            return [types.SimpleNamespace(get_color=lambda: "black")]
 
         def set_title(self, title, fontsize):
             self.title = title
@@ -97,7 +107,7 @@ def test_what_is_drawn(monkeypatch):
 
     saved = []
     monkeypatch.setattr(module, "save", lambda pyplot, figure, text, path: saved.append((figure, text, path)))
-    module.draw_kernels(Pyplot, KERNELS["gpu"], KERNELS["results"], "kernels.png")
+    module.draw_kernels(Pyplot, KERNELS["gpu"], KERNELS["results"], "kernels.png", {})
     assert [axes.title for axes in panels] == ["small", "medium"]
     assert panels[0].lines == {"DeltaStep cc": {1: 0.5, 256: 0.7}}
     assert panels[1].lines == {"SwiGlu": {256: 0.8}}
