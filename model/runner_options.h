@@ -31,8 +31,9 @@ struct RunnerOptions {
   int32_t max_context_length = 0;  // longest sequence, tokens; 0: config.json's block_size
   // 0: one for every 16 M parameters, at most as many as ProcessLimits::Processors.
   int num_threads = 0;
-  // Obey ddl_state_dv_shortconv_causal, as the official accelerated model does. The eager
-  // official model ignores the key, and so does the server unless told otherwise.
+  // Obey ddl_state_dv_shortconv_causal in checkpoints of 2b55f25, as its accelerated model does. Its
+  // eager model ignores the key, and so does the server unless told otherwise. The other revisions'
+  // code obeys it, and so does the server.
   bool obey_dv_shortconv_causal = false;
 };
 

@@ -112,10 +112,10 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
 
   const ModelConfig& model = checkpoint->config();
   if (model.ddl_state_dv_shortconv_causal && !config.obey_dv_shortconv_causal &&
-      !checkpoint->legacy_cc()) {
+      checkpoint->revision() == Revision::k2b55f25) {
     spdlog::warn(
-        "config.json asks for ddl_state_dv_shortconv_causal, which the official eager code "
-        "ignores and so does this server; --obey_dv_shortconv_causal obeys it");
+        "config.json asks for ddl_state_dv_shortconv_causal, which the official eager code of "
+        "2b55f25 ignores and so does this server; --obey_dv_shortconv_causal obeys it");
   }
   loaded.max_context_length = config.engine.max_context_length > 0
                                   ? config.engine.max_context_length
