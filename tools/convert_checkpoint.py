@@ -89,6 +89,24 @@ def locate(source: pathlib.Path) -> list[pathlib.Path]:
     return weight_files(below[0])
 
 
+class TensorPickle:
+    """For torch.load in place of the pickle module: reads every protocol, where torch's own weights_only knows but one, and
+    names nothing that is not part of a tensor or a plain container."""
+
+    ALLOWED = {("collections", "OrderedDict"), ("torch", "Size"), ("torch", "device"), ("torch._utils", "_rebuild_tensor_v2"),
+               ("torch._utils", "_rebuild_parameter")}
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            if (module, name) not in TensorPickle.ALLOWED:
+                raise pickle.UnpicklingError(f"it names {module}.{name}")
+            return super().find_class(module, name)
+
+    load = staticmethod(pickle.load)  # torch.load looks for both
+    dumps = staticmethod(pickle.dumps)
+    __name__ = "TensorPickle"
+
+
 def load(path: pathlib.Path, trust: bool):
     """What a file holds. Nothing in it is run unless `trust`."""
     if path.suffix == ".safetensors":
@@ -102,8 +120,11 @@ def load(path: pathlib.Path, trust: bool):
     except pickle.UnpicklingError as e:
         if trust:
             raise ConversionError(f"{path} cannot be read: {e}")
-        raise ConversionError(f"{path} holds more than tensors and plain values: {str(e).splitlines()[0]}\n"
-                              "--trust loads it nevertheless, and runs what code is in it: for files whose maker you know")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=TensorPickle)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
+            raise ConversionError(f"{path} holds more than tensors and plain values: {str(e).splitlines()[0]}\n"
+                                  "--trust loads it nevertheless, and runs what code is in it: for files whose maker you know")
     except (RuntimeError, EOFError, ValueError, AttributeError, ImportError) as e:
         raise ConversionError(f"{path} cannot be read: {str(e).splitlines()[0] if str(e) else type(e).__name__}")
 
@@ -385,8 +406,8 @@ def run(args) -> int:
     return 0
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv=None, prog=None) -> int:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     return run(parser.parse_args(argv))
 

@@ -34,7 +34,9 @@ absl::Status CheckFolder(const std::filesystem::path& folder) {
   if (std::filesystem::is_directory(status)) return absl::OkStatus();
   const std::string expected = ", expected a folder with config.json and the weights";
   if (std::filesystem::exists(status)) {
-    return absl::InvalidArgumentError(folder.string() + " is a file" + expected);
+    const absl::Status refusal =
+        absl::InvalidArgumentError(folder.string() + " is a file" + expected);
+    return IsWeightFileName(folder.string()) ? Convertible(refusal) : refusal;
   }
   return absl::NotFoundError(folder.string() + " cannot be found" + expected +
                              (error ? " (" + error.message() + ")" : ""));
@@ -63,9 +65,22 @@ std::string CommonPrefix(const WeightFiles& weights) {
   return "";
 }
 
+// Names as only the wrapper of a model, or of a part of one, gives them.
 absl::Status CheckPrefix(const WeightFiles& weights) {
+  constexpr std::string_view kWrappers[] = {"_orig_mod.", "_fsdp_wrapped_module.",
+                                            "_checkpoint_wrapped_module."};
   const std::string prefix = CommonPrefix(weights);
-  if (prefix.empty()) return absl::OkStatus();
+  if (prefix.empty()) {
+    for (const auto& [name, tensor] : weights.tensors) {
+      for (const std::string_view wrapper : kWrappers) {
+        if (name.find(wrapper) == name.npos) continue;
+        return Convertible(absl::InvalidArgumentError(
+            weights.path.string() + ": " + ShowName(name) + " has " + std::string(wrapper) +
+            " in its name, as a wrapped module's tensor does"));
+      }
+    }
+    return absl::OkStatus();
+  }
   return Convertible(absl::InvalidArgumentError(
       weights.path.string() + ": every tensor's name begins with " + ShowName(prefix) +
       ", as the name of a wrapped model's tensor does, expected names like " +

@@ -57,22 +57,19 @@ std::string FolderListing(const std::filesystem::path& folder) {
   return text + (names.size() > kMaxNames ? ", ..." : "");
 }
 
-// Whether the folder, or one in it, has a file whose name ends so.
-bool HoldsFiles(const std::filesystem::path& folder,
-                std::initializer_list<std::string_view> endings) {
+// Whether the folder, or one in it, has a file of such a name.
+bool HoldsFile(const std::filesystem::path& folder, bool (*is_wanted)(std::string_view name)) {
   std::error_code error;
   auto it = std::filesystem::recursive_directory_iterator(folder, error);
   for (; !error && it != std::filesystem::recursive_directory_iterator(); it.increment(error)) {
     if (it.depth() > 0) it.disable_recursion_pending();
-    const std::string name = it->path().filename().string();
-    const auto ends = [&](std::string_view ending) { return name.ends_with(ending); };
-    if (std::any_of(endings.begin(), endings.end(), ends)) return true;
+    if (is_wanted(it->path().filename().string())) return true;
   }
   return false;
 }
 
-bool HoldsOtherWeights(const std::filesystem::path& folder) {
-  return HoldsFiles(folder, {".pt", ".pth", ".ckpt", ".bin", ".safetensors"});
+bool IsTrainingFileName(std::string_view name) {
+  return name.ends_with(".pt") || name.ends_with(".pth") || name.ends_with(".ckpt");
 }
 
 // Moves one file's tensors to the others.
@@ -189,8 +186,14 @@ absl::StatusOr<WeightFiles> ReadShards(const std::filesystem::path& folder, cons
 
 }  // namespace
 
+bool IsWeightFileName(std::string_view name) {
+  return IsTrainingFileName(name) || name.ends_with(".bin") || name.ends_with(".safetensors");
+}
+
 bool HoldsTrainingCheckpoint(const std::filesystem::path& folder) {
-  return HoldsFiles(folder, {".pt", ".pth", ".ckpt", "config.json"});
+  return HoldsFile(folder, [](std::string_view name) {
+    return IsTrainingFileName(name) || name == "config.json";
+  });
 }
 
 absl::StatusOr<WeightFiles> ReadWeightFiles(const std::filesystem::path& folder,
@@ -204,7 +207,7 @@ absl::StatusOr<WeightFiles> ReadWeightFiles(const std::filesystem::path& folder,
       " holds no weights: expected model.safetensors, model.safetensors.index.json, "
       "pytorch_model.bin or pytorch_model.bin.index.json, found " +
       FolderListing(folder));
-  return HoldsOtherWeights(folder) ? Convertible(refusal) : refusal;
+  return HoldsFile(folder, IsWeightFileName) ? Convertible(refusal) : refusal;
 }
 
 }  // namespace ddl

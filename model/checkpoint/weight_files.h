@@ -36,6 +36,9 @@ struct WeightFiles {
 absl::StatusOr<WeightFiles> ReadWeightFiles(const std::filesystem::path& folder,
                                             std::span<const std::string_view> tied);
 
+// Whether a file is, by its name, weights that tools/convert_checkpoint.py may read.
+bool IsWeightFileName(std::string_view name);
+
 // Whether a folder without config.json holds a training run's checkpoint by the look of its files,
 // or a folder with a config.json.
 bool HoldsTrainingCheckpoint(const std::filesystem::path& folder);
