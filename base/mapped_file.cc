@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <system_error>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -32,7 +33,14 @@ class FileDescriptor {
 absl::StatusOr<MappedFile> MappedFile::Open(const std::filesystem::path& path) {
   // O_NONBLOCK: opening a pipe must not wait for its writer. Regular files do not notice it.
   const FileDescriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (file.get() < 0) return absl::ErrnoToStatus(errno, path.string() + " cannot be opened");
+  if (file.get() < 0) {
+    const int error_number = errno;
+    std::error_code error;
+    const std::filesystem::path target = std::filesystem::read_symlink(path, error);
+    return absl::ErrnoToStatus(
+        error_number, path.string() + (error ? "" : ", a link to " + target.string() + ",") +
+                          " cannot be opened");
+  }
   struct stat info;
   if (fstat(file.get(), &info) != 0) {
     return absl::ErrnoToStatus(errno, path.string() + " cannot be examined");

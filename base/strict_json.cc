@@ -69,7 +69,41 @@ std::string ParserComplaint(std::string_view what) {
   return absl::CHexEscape({start.data(), start.size()}) + (what.size() > 200 ? "..." : "");
 }
 
+// `text` with quotes around the numbers that JSON has not.
+std::string QuoteNonFinite(std::string_view text) {
+  std::string quoted;
+  quoted.reserve(text.size() + 16);
+  bool in_string = false;
+  for (size_t i = 0; i < text.size();) {
+    if (in_string) {
+      in_string = text[i] != '"';
+      const size_t length = text[i] == '\\' ? 2 : 1;
+      quoted += text.substr(i, length);
+      i += length;
+      continue;
+    }
+    const std::string_view rest = text.substr(i);
+    std::string_view found;
+    for (const std::string_view number : {"NaN", "Infinity", "-Infinity"}) {
+      if (rest.starts_with(number)) found = number;
+    }
+    if (found.empty()) {
+      in_string = text[i] == '"';
+      quoted += text[i++];
+    } else {
+      quoted.append(1, '"').append(found).append(1, '"');
+      i += found.size();
+    }
+  }
+  return quoted;
+}
+
 }  // namespace
+
+absl::StatusOr<Json> ParsePythonJsonObject(std::string_view text, std::string_view source) {
+  const bool is_plain = text.find("NaN") == text.npos && text.find("Infinity") == text.npos;
+  return is_plain ? ParseJsonObject(text, source) : ParseJsonObject(QuoteNonFinite(text), source);
+}
 
 absl::StatusOr<Json> ParseJsonObject(std::string_view text, std::string_view source) {
   Strictness strictness;

@@ -14,6 +14,12 @@ namespace ddl {
 // nothing. `source` names the text in messages.
 absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text, std::string_view source);
 
+// The same of what Python's json module writes: NaN, Infinity and -Infinity stand for numbers
+// there. They become the strings "NaN", "Infinity" and "-Infinity", so that whoever reads such a
+// key refuses it, and nobody minds the others.
+absl::StatusOr<nlohmann::json> ParsePythonJsonObject(std::string_view text,
+                                                     std::string_view source);
+
 // A value, and a name from a file, as messages show them: on one line, without control
 // characters, shortened to about 80 characters.
 std::string ShowJson(const nlohmann::json& value);

@@ -20,11 +20,11 @@
 namespace ddl {
 namespace {
 
-// Whether the convolution over value channels looks only backwards. The older layout's code
-// obeyed the key; today's eager code ignores it.
+// Whether the convolution over value channels looks only backwards. Of the official revisions'
+// eager code only 2b55f25's ignores the key.
 bool ChannelsAreCausal(const Checkpoint& checkpoint, const RunnerOptions& options) {
   return checkpoint.config().ddl_state_dv_shortconv_causal &&
-         (checkpoint.legacy_cc() || options.obey_dv_shortconv_causal);
+         (checkpoint.revision() != Revision::k2b55f25 || options.obey_dv_shortconv_causal);
 }
 
 int64_t RoundUp(int64_t value, int64_t multiple) {
@@ -153,6 +153,8 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
       mlp_width_(RoundUp(MlpWidth(checkpoint_->config(), checkpoint_->variant()),
                          device->product_multiple())),
       k_eps_(static_cast<float>(checkpoint_->config().ddl_k_eps)),
+      residual_multiplier_(static_cast<float>(ResidualMultiplier(checkpoint_->config()))),
+      logit_scale_(static_cast<float>(LogitScale(checkpoint_->config()))),
       rotary_(checkpoint_->config(), MaxContextLength(*checkpoint_, options), device->tensors()) {
   const Checkpoint& checkpoint = *checkpoint_;
   const ModelConfig& config = checkpoint.config();
@@ -161,14 +163,12 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
   const auto weight = [&](const std::string& name) {
     return WeightAs(checkpoint.Get(name), activations);
   };
-  if (config.mup) {
-    logit_scale_ = static_cast<float>(static_cast<double>(config.hidden_size_base) /
-                                      static_cast<double>(config.hidden_size));
-  }
   embedding_ = weight("transformer.wte.weight");
   const kernels::CpuKernels* const products = device->products();
   const int64_t product_rows = device->product_rows();
-  head_ = Linear({embedding_}, products, options.quantization, product_rows);  // tied
+  const bool tied = !checkpoint.Has("lm_head.weight");
+  head_ = Linear({tied ? embedding_ : weight("lm_head.weight")}, products, options.quantization,
+                 product_rows);
   if (checkpoint.Has("input_embed.conv.weight")) {
     const TensorView& conv = checkpoint.Get("input_embed.conv.weight");
     input_taps_ = conv.shape[2];
@@ -294,6 +294,7 @@ void DdlModel::Boundary(const kernels::Batch& batch, const DeltaResidual& residu
   args.rewrite = h.defined() ? rewrite_ : kernels::Rewrite::kNone;
   args.h = h.defined() ? h.const_data_ptr() : nullptr;
   args.k_eps = k_eps_;
+  args.residual_multiplier = residual_multiplier_;
   residual.Describe(args);
   if (residual.taps() > 1) {
     args.tail = compress_tails_.data(index);

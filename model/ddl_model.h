@@ -132,6 +132,7 @@ class DdlModel {
   int64_t input_taps_ = 1;
   bool has_tails_ = false;
   float k_eps_ = 0.0f;
+  float residual_multiplier_ = 1.0f;
   float logit_scale_ = 1.0f;
   at::Tensor embedding_;     // [vocab, d]
   KernelFloats input_conv_;  // [d, dv, taps] or empty

@@ -141,6 +141,7 @@ class DdlModelRunner final : public ModelRunner {
         model_(checkpoint, options_, device_.get()) {
     const ModelConfig& config = checkpoint->config();
     description_.variant = checkpoint->variant();
+    description_.revision = checkpoint->revision();
     description_.dtype = options.dtype == RunnerDType::kFloat32 ? "float32" : "bfloat16";
     description_.quantization = options.quantization == Quantization::kInt8 ? "int8" : "none";
     description_.device = device_->name();

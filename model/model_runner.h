@@ -97,6 +97,7 @@ struct ChunkOutput {
 // What the engine and the service need to know of a loaded model.
 struct ModelDescription {
   Variant variant = Variant::kGpt;
+  Revision revision = Revision::kD1f7621;
   std::string dtype;         // "float32" | "bfloat16": of activations, cache and large weights
   std::string quantization;  // "none" | "int8": of the matrix products
   std::string device;        // "cpu" | "cuda:N"

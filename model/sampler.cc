@@ -217,15 +217,17 @@ SampledToken Sample(const kernels::CpuKernels& kernels, absl::Span<const float> 
   static const SamplingParams kDefaults;
   const SamplingParams& params = request.params != nullptr ? *request.params : kDefaults;
   Scratch& scratch = ThreadScratch();
-  logits = Drawable(logits, request.vocab_size);
   const float max = Largest(kernels, logits);
   const float log_sum = LogSum(kernels, logits, max, scratch);
+  const bool is_padded = static_cast<size_t>(request.vocab_size) < logits.size();
+  logits = Drawable(logits, request.vocab_size);
+  scratch.weights.resize(logits.size());
 
   const absl::Span<const float> adjusted = Adjust(logits, params, request, scratch);
-  const bool is_adjusted = adjusted.data() != logits.data();
+  const bool is_adjusted = is_padded || adjusted.data() != logits.data();
   TokenId id = 0;
   // The largest that may be drawn sets the scale: at a low temperature the others would vanish
-  // beside a banned one.
+  // beside a banned one or a padding row's.
   const float adjusted_max = is_adjusted ? Largest(kernels, adjusted) : max;
   if (params.temperature == 0.0f) {
     id = static_cast<TokenId>(std::find(adjusted.begin(), adjusted.end(), adjusted_max) -
@@ -249,9 +251,8 @@ SampledToken Sample(const kernels::CpuKernels& kernels, absl::Span<const float> 
 SampledToken Score(const kernels::CpuKernels& kernels, absl::Span<const float> logits,
                    TokenId target, TokenId vocab_size, int32_t logprobs) {
   Scratch& scratch = ThreadScratch();
-  logits = Drawable(logits, vocab_size);
   const float log_sum = LogSum(kernels, logits, Largest(kernels, logits), scratch);
-  return Report(logits, log_sum, target, logprobs, scratch);
+  return Report(Drawable(logits, vocab_size), log_sum, target, logprobs, scratch);
 }
 
 }  // namespace ddl

@@ -38,7 +38,7 @@ struct SampleRequest {
   // Number of tokens the sequence has generated before this one. (seed, index) decide the draw,
   // so that it is the same in any batch and after a preemption.
   uint64_t index = 0;
-  // Ids at or past this are padding rows of the embedding and never drawn.
+  // Ids at or past this are padding rows of the embedding and never drawn, nor among the likely ones.
   TokenId vocab_size = 0;
   // Never drawn either (end and stop tokens while min_tokens holds).
   absl::Span<const TokenId> banned;
@@ -56,9 +56,10 @@ struct TokenLogprob {
 
 struct SampledToken {
   TokenId id = 0;
-  // Natural logarithm of the probability that the model gives the token: log softmax over all
-  // vocab_size logits, before penalties, bias, temperature, filters and bans, so that it equals
-  // what scoring the same text reports. Always computed.
+  // Natural logarithm of the probability that the model gives the token: log softmax over all of
+  // its logits, padding rows' included as in the official code, before penalties, bias,
+  // temperature, filters and bans, so that it equals what scoring the same text reports. Always
+  // computed.
   float logprob = 0.0f;
   std::vector<TokenLogprob> top;  // most likely first, as many as asked
 };

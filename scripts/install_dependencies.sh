@@ -151,7 +151,7 @@ install_nvcc() {
 install_python_client() {
   install_python_packages clients/python/requirements.txt "the Python client and the demo"
   local stamp=$venv/installed/ddl-client content
-  content=$(find clients/python proto -type f -not -path '*/__pycache__/*' -print0 | sort -z | xargs -0 sha256sum)
+  content=$(find clients/python proto tools/*.py -type f -not -path '*/__pycache__/*' -print0 | sort -z | xargs -0 sha256sum)
   [ "$(cat "$stamp" 2>/dev/null)" != "$content" ] || return 0
   say "installing into .venv: the project's Python client, clients/python"
   pip_install --no-deps --no-build-isolation --no-index --force-reinstall ./clients/python || fail "pip could not install clients/python"

@@ -46,6 +46,39 @@ absl::Status Complete(ServerConfig* config) {
   return CompleteQuantization(config);
 }
 
+namespace {
+
+bool IsFolder(const std::string& path) {
+  std::error_code ignored;
+  return std::filesystem::is_directory(path, ignored);
+}
+
+// What a folder is called: of "models/demo/" and of "." too.
+std::string LastPart(const std::string& folder) {
+  std::error_code ignored;
+  std::filesystem::path absolute = std::filesystem::absolute(folder, ignored).lexically_normal();
+  if (!absolute.has_filename()) absolute = absolute.parent_path();
+  return absolute.filename().string();
+}
+
+bool IsNameCharacter(char c) {
+  return absl::ascii_isalnum(static_cast<unsigned char>(c)) || absl::StrContains("._-:@+", c);
+}
+
+bool IsModelName(const std::string& name) {
+  return !name.empty() && name.size() <= 128 && name != "unknown" &&
+         std::all_of(name.begin(), name.end(), IsNameCharacter);
+}
+
+// The model's name where nobody gives one: the folder's, with _ for what no name may hold.
+std::string NameOfFolder(const std::string& folder) {
+  std::string name = LastPart(folder).substr(0, 128);
+  for (char& c : name) c = IsNameCharacter(c) ? c : '_';
+  return name;
+}
+
+}  // namespace
+
 absl::StatusOr<std::vector<ModelSource>> ParseModelSources(const std::string& text) {
   if (text.empty()) {
     return absl::InvalidArgumentError(
@@ -53,6 +86,14 @@ absl::StatusOr<std::vector<ModelSource>> ParseModelSources(const std::string& te
   }
   std::vector<ModelSource> models;
   std::set<std::string> names;
+  // A folder's own name may hold what separates entries, and what no model's name does.
+  if (const std::string name = NameOfFolder(text); IsFolder(text) && IsModelName(name)) {
+    return std::vector<ModelSource>{{name, text}};
+  }
+  const std::pair<std::string, std::string> whole = absl::StrSplit(text, absl::MaxSplits('=', 1));
+  if (IsModelName(whole.first) && IsFolder(whole.second)) {
+    return std::vector<ModelSource>{{whole.first, whole.second}};
+  }
   for (const absl::string_view entry : absl::StrSplit(text, ',')) {
     const std::pair<std::string, std::string> parts =
         absl::StrSplit(entry, absl::MaxSplits('=', 1));
@@ -62,16 +103,8 @@ absl::StatusOr<std::vector<ModelSource>> ParseModelSources(const std::string& te
       return absl::InvalidArgumentError(
           absl::StrCat("--model=", text, ": an entry without a folder"));
     }
-    std::error_code ignored;
-    std::filesystem::path absolute = std::filesystem::absolute(folder, ignored).lexically_normal();
-    if (!absolute.has_filename()) absolute = absolute.parent_path();  // "models/demo/"
-    const std::string name = named ? parts.first : absolute.filename().string();
-    const bool plain =
-        !name.empty() && name.size() <= 128 && std::all_of(name.begin(), name.end(), [](char c) {
-          return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
-                 absl::StrContains("._-:@+", c);
-        });
-    if (!plain || name == "unknown") {
+    const std::string name = named ? parts.first : LastPart(folder);
+    if (!IsModelName(name)) {
       return absl::InvalidArgumentError(absl::StrCat(
           "--model=", text, ": '", name,
           "' cannot be a model's name: up to 128 letters, digits and . _ - : @ +, and not "

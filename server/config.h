@@ -67,7 +67,8 @@ struct ServerConfig {
 absl::Status Complete(ServerConfig* config);
 
 // "[NAME=]DIR[,[NAME=]DIR...]". NAME defaults to the folder's name. What stands before a '=' is
-// a name unless it holds a '/'.
+// a name unless it holds a '/'. A text that as a whole names a folder is that folder, whatever
+// characters it holds, and so is what follows "NAME=".
 absl::StatusOr<std::vector<ModelSource>> ParseModelSources(const std::string& text);
 
 }  // namespace ddl

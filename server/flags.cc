@@ -197,8 +197,9 @@ DDL_FLAG(
     "Threads that compute. 0: one for every 16 million parameters of the model, at most one for "
     "each processor that affinity and control groups let the process use.");
 DDL_FLAG(bool, obey_dv_shortconv_causal, obey_dv_shortconv_causal, Any(),
-         "Obey ddl_state_dv_shortconv_causal of config.json, as the official accelerated code "
-         "does. The official eager code ignores the key, and so does the server by default.");
+         "Obey ddl_state_dv_shortconv_causal of config.json also in checkpoints of 2b55f25, as its "
+         "accelerated code does. Its eager code ignores the key, and so does the server by default; "
+         "other revisions' code obeys it, and so does the server.");
 
 DDL_GROUP(Addresses);
 

@@ -10,7 +10,8 @@ One `Model` covers the additive baseline and the five delta variants:
     cc      dv value channels, compressed by a convolution over the channels
     ccec    cc with the expanding convolution (the paper's "DDL")
 
-Parameters carry the official names and shapes, so `state_dict()` is what an official checkpoint holds.
+Parameters carry names and shapes of the official code's 2b55f25. `stored_tensors` gives a `state_dict()` those of any
+revision, `own_tensors` takes them back; `Model.load` reads every revision.
 
     from ddl_torch import Model
     model = Model.load("models/ddl-demo")              # a folder with config.json and model.safetensors
@@ -32,7 +33,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from ddl_config import Config, parameters
+from ddl_config import NEWEST, Config, Layout, parameters
 
 LN_EPS = 1e-5  # the delta variants' norms ignore rms_norm_eps
 
@@ -226,12 +227,12 @@ class Expansion(nn.Module):
 
 
 class Rewrite(nn.Module):
-    """X + k (beta (v - k^T X)): forget what the state holds along k, write v there."""
+    """X + r k (beta (v - k^T X)): forget what the state holds along k, write v there; r is the residual multiplier."""
 
     def __init__(self, cfg: Config):
         super().__init__()
         self.eps, self.scale, self.sigmoid = cfg.ddl_k_eps, cfg.ddl_v_sigmoid_scale, cfg.ddl_v_sigmoid
-        self.constant = cfg.constant_v
+        self.constant, self.multiplier = cfg.constant_v, cfg.residual_multiplier
         if cfg.ddl_beta_single_linear:
             self.beta = linear(cfg.hidden_size, 1, bias=True)
         else:
@@ -243,7 +244,7 @@ class Rewrite(nn.Module):
         h = h.float()
         k = h * torch.rsqrt(h.square().sum(-1, keepdim=True) + self.eps**2)
         gate = self.beta(c) if hasattr(self, "beta") else self.beta_out(torch.tanh(self.beta_in(c)))
-        beta = 2 * torch.sigmoid(gate.float())
+        beta = 2 * self.multiplier * torch.sigmoid(gate.float())
         if self.constant is not None:
             v = torch.full_like(X[..., 0], self.constant)
         else:
@@ -260,7 +261,7 @@ class Rewrite(nn.Module):
 class Block(nn.Module):
     def __init__(self, cfg: Config, causal_channels: bool):
         super().__init__()
-        self.delta = cfg.variant != "gpt"
+        self.delta, self.multiplier = cfg.variant != "gpt", cfg.residual_multiplier
         eps = LN_EPS if self.delta else cfg.rms_norm_eps
         self.ln_1, self.ln_2 = RMSNorm(cfg.hidden_size, eps), RMSNorm(cfg.hidden_size, eps)
         self.attn, self.mlp = Attention(cfg), MLP(cfg)
@@ -270,8 +271,8 @@ class Block(nn.Module):
 
     def forward(self, X, cos, sin):
         if not self.delta:
-            X = X + self.attn(self.ln_1(X), cos, sin)
-            return X + self.mlp(self.ln_2(X))
+            X = X + self.multiplier * self.attn(self.ln_1(X), cos, sin)
+            return X + self.multiplier * self.mlp(self.ln_2(X))
         x_in = self.compress(X)
         c = self.ln_1(x_in)
         X = self.ddl_attn(X, self.attn(c, cos, sin), x_in, c)
@@ -287,13 +288,13 @@ def compressor(cfg: Config, causal_channels: bool) -> nn.Module:
 
 
 class Model(nn.Module):
-    """A decoder. `causal_channels` obeys ddl_state_dv_shortconv_causal as the accelerated reference does; the
-    plain reference ignores that key, and so does this model by default."""
+    """A decoder. `causal_channels` obeys ddl_state_dv_shortconv_causal as the accelerated code of 2b55f25 does, whose
+    plain code ignores that key. With `tied` off the head is a matrix of its own, `lm_head.weight`."""
 
-    def __init__(self, cfg: Config, causal_channels: bool = False):
+    def __init__(self, cfg: Config, causal_channels: bool = False, tied: bool = True):
         super().__init__()
         self.cfg = cfg
-        causal_channels = causal_channels and cfg.ddl_state_dv_shortconv_causal
+        causal_channels = cfg.channels_are_causal or (causal_channels and cfg.ddl_state_dv_shortconv_causal)
         self.transformer = nn.ModuleDict({
             "wte": nn.Embedding(cfg.vocab_size, cfg.hidden_size),
             "h": nn.ModuleList(Block(cfg, causal_channels) for _ in range(cfg.num_hidden_layers))})
@@ -302,7 +303,7 @@ class Model(nn.Module):
         if cfg.variant != "gpt":
             self.readout = compressor(cfg, causal_channels)
         self.ln_f = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps if cfg.variant == "gpt" else LN_EPS)
-        self.logit_scale = cfg.hidden_size_base / cfg.hidden_size if cfg.mup else 1.0
+        self.lm_head = None if tied else linear(cfg.hidden_size, cfg.vocab_size)
         self.rope = None  # cos and sin, grown on demand: not part of the checkpoint
 
     # ---- forward
@@ -337,7 +338,8 @@ class Model(nn.Module):
         return self.ln_f(X if self.cfg.variant == "gpt" else self.readout(X))
 
     def logits(self, hidden):
-        return F.linear(hidden, self.transformer["wte"].weight) * self.logit_scale
+        head = self.transformer["wte"] if self.lm_head is None else self.lm_head
+        return F.linear(hidden, head.weight) * self.cfg.logit_scale
 
     def forward(self, ids):
         return self.logits(self.hidden(ids))
@@ -362,30 +364,70 @@ class Model(nn.Module):
 
     @staticmethod
     def load(folder, causal_channels: bool = False) -> "Model":
-        """Reads config.json and model.safetensors, into float32; the variant comes from the tensors' names."""
-        from safetensors.torch import load_file
-
+        """Reads a folder of any revision with safetensors, one file or shards, into float32."""
         folder = pathlib.Path(folder)
-        tensors, legacy = renamed(load_file(folder / "model.safetensors"))
-        cfg = Config.from_checkpoint(json.loads((folder / "config.json").read_text()),
-                                     {k: tuple(v.shape) for k, v in tensors.items()})
-        tensors.pop("lm_head.weight", None)  # tied to wte
-        model = Model(cfg, causal_channels or legacy)
-        model.load_state_dict(tensors)
+        return Model.of(json.loads((folder / "config.json").read_text()), read_safetensors(folder), causal_channels)
+
+    @staticmethod
+    def of(config: dict, tensors: dict[str, torch.Tensor], causal_channels: bool = False) -> "Model":
+        """The model of a config.json and the tensors as a file holds them; they alone tell variant and revision."""
+        tensors = with_embedding(tensors)
+        cfg = Config.from_checkpoint(config, {k: tuple(v.shape) for k, v in tensors.items()})
+        tensors = own_tensors(tensors)
+        head = tensors.pop("lm_head.weight", None)
+        # Only the newest revision's code keeps a head that differs from the embedding.
+        tied = head is None or cfg.revision != NEWEST or torch.equal(head, tensors["transformer.wte.weight"])
+        if not tied:
+            tensors["lm_head.weight"] = head
+        with torch.device("meta"):
+            model = Model(cfg, causal_channels, tied)
+        model.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
         return model.eval()
 
 
-def renamed(tensors: dict) -> tuple[dict, bool]:
-    """Today's names for a checkpoint of the official code before February 2026, and whether it was one.
-    That code also obeyed ddl_state_dv_shortconv_causal."""
+# ---- tensors as files hold them
+
+
+def read_safetensors(folder: pathlib.Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder's model.safetensors or of the shards that its index names, mapped from the files."""
+    from safetensors.torch import load_file
+
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if not (folder / names[0]).exists() and index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return {k: v for name in names for k, v in load_file(folder / name).items()}
+
+
+DERIVED = ("inv_freq", "_kernel_index", "_kernel_valid")  # buffers that some saves hold; the code makes them anew
+
+
+def with_embedding(tensors: dict) -> dict:
+    """The tensors without derived buffers, and with the tied embedding under its own name."""
+    out = {k: v for k, v in tensors.items() if k.rpartition(".")[2] not in DERIVED}
+    if "transformer.wte.weight" not in out and "lm_head.weight" in out:
+        out["transformer.wte.weight"] = out.pop("lm_head.weight")
+    return out
+
+
+def own_tensors(tensors: dict) -> dict:
+    """The tensors of a file under the names and in the shapes of this program: views."""
+    layout = Layout.of({k: tuple(v.shape) for k, v in tensors.items()})
     out = {}
-    for name, t in tensors.items():
-        if name.endswith("shortconv.conv.weight"):  # tc: [d * dv, 1, kernel]
-            name, t = name.replace("conv.weight", "weight"), t.squeeze(1)
-        elif name.endswith("shortconv.weight") and t.dim() == 3:  # cc: [d, 1, kernel]
-            name, t = name.replace("shortconv.weight", "weight"), t.squeeze(1)
-        out[name] = t
-    return out, out.keys() != tensors.keys()
+    for name, tensor in tensors.items():
+        own, shape = layout.own(name, tuple(tensor.shape))
+        out[own] = tensor.reshape(shape)
+    return out
+
+
+def stored_tensors(tensors: dict, cfg: Config) -> dict:
+    """The tensors of this program under the names and in the shapes of the revision of `cfg`: views."""
+    layout = Layout(cfg.variant, cfg.revision)
+    out = {}
+    for name, tensor in tensors.items():
+        stored, shape = layout.stored(name, tuple(tensor.shape), cfg.hidden_size)
+        out[stored] = tensor.reshape(shape)
+    return out
 
 
 # ---- comparison with golden files
@@ -436,7 +478,7 @@ def main() -> int:
         variant, worst, wrong = check(case)
         ok = worst < 1e-4 and wrong == 0
         failed += not ok
-        print(f"{case.name:22} {variant:6} difference {worst:.1e}  wrong greedy tokens {wrong}  {'ok' if ok else 'FAILED'}")
+        print(f"{case.name:32} {variant:6} difference {worst:.1e}  wrong greedy tokens {wrong}  {'ok' if ok else 'FAILED'}")
     print(f"{len(cases) - failed} passed, {failed} failed")
     return 1 if failed else 0
 

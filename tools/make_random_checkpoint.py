@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import pathlib
 import shutil
-import struct
 import sys
 import zlib
 
 import numpy as np
 
-from ddl_config import SIZES, VARIANTS, Config, ConfigError, Parameter, apply_settings, count, parameters
+from ddl_config import NEWEST, REVISIONS, SIZES, VARIANTS, Config, ConfigError, Layout, Parameter, apply_settings, count, parameters
+from safetensors_writer import write_safetensors
 
-DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}
+DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 
 def initial(name: str, spec: Parameter, seed: int) -> np.ndarray:
@@ -46,27 +45,21 @@ def encoded(x: np.ndarray, dtype: str) -> bytes:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
 
 
-def write_safetensors(path: pathlib.Path, cfg: Config, dtype: str, seed: int):
-    """Tensor by tensor, so that memory holds one at a time."""
-    code, size = DTYPES[dtype]
-    specs = dict(sorted(parameters(cfg).items()))
-    header, at = {"__metadata__": {"format": "pt"}}, 0
+def write_weights(path: pathlib.Path, cfg: Config, dtype: str, seed: int):
+    layout, specs, own = Layout(cfg.variant, cfg.revision), parameters(cfg), {}
+    shapes = {}
     for name, spec in specs.items():
-        end = at + size * math.prod(spec.shape)
-        header[name] = {"dtype": code, "shape": list(spec.shape), "data_offsets": [at, end]}
-        at = end
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)  # the data starts aligned
-    with open(path, "wb") as f:
-        f.write(struct.pack("<Q", len(head)) + head)
-        for name, spec in specs.items():
-            f.write(encoded(initial(name, spec, seed), dtype))
+        stored, shape = layout.stored(name, spec.shape, cfg.hidden_size)
+        shapes[stored], own[stored] = shape, name
+    write_safetensors(path, shapes, DTYPES[dtype], lambda stored: encoded(initial(own[stored], specs[own[stored]], seed), dtype))
 
 
 def parse(argv=None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=pathlib.Path, required=True, help="folder to write; made if missing")
     p.add_argument("--variant", choices=VARIANTS, default="ccec", help="default ccec, the paper's DDL")
+    p.add_argument("--revision", choices=REVISIONS, default=NEWEST,
+                   help=f"of the official code, whose initialisation and checkpoint format this has (default {NEWEST})")
     p.add_argument("--size", choices=SIZES, default="tiny",
                    help="tiny: 2 layers of width 32, vocabulary 256; small, medium: the paper's, vocabulary 50304 "
                         "(default tiny); the options below change single dimensions of it")
@@ -84,14 +77,12 @@ def parse(argv=None) -> argparse.Namespace:
 
 
 def config_for(args) -> Config:
-    values = {"variant": args.variant} | SIZES[args.size]
+    values = {"variant": args.variant, "revision": args.revision} | SIZES[args.size]
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "vocab_size", "block_size",
                 "ddl_value_channels"):
         if getattr(args, key) is not None:
             values[key] = getattr(args, key)
     values = apply_settings(values, args.set)
-    if args.variant.startswith("cc"):  # today's layout: the kernel spans the channels
-        values.setdefault("ddl_state_shortconv_kernel_size", values.get("ddl_value_channels", 4))
     return Config(**values)
 
 
@@ -108,9 +99,9 @@ def main(argv=None) -> int:
     except (ConfigError, OSError) as e:
         print(f"make_random_checkpoint.py: {e}", file=sys.stderr)
         return 2
-    write_safetensors(args.out / "model.safetensors", cfg, args.dtype, args.seed)
+    write_weights(args.out / "model.safetensors", cfg, args.dtype, args.seed)
     (args.out / "config.json").write_text(json.dumps(cfg.to_json(args.dtype), indent=1) + "\n")
-    print(f"{args.out}: {cfg.variant}, {count(cfg):,} parameters, {args.dtype}")
+    print(f"{args.out}: {cfg.variant}, {count(cfg):,} parameters, {args.dtype}, as the official code writes it at {cfg.revision}")
     return 0
 
 

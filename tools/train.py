@@ -37,8 +37,8 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ddl_config import SIZES, VARIANTS, Config, ConfigError, apply_settings, count
-from ddl_torch import Model
+from ddl_config import NEWEST, REVISIONS, SIZES, VARIANTS, Config, ConfigError, apply_settings, count
+from ddl_torch import Model, stored_tensors
 
 END = "<|endoftext|>"
 PIECE = 16_000  # characters of a piece of a text that is one document
@@ -213,7 +213,8 @@ def rounded(weights: dict, dtype: torch.dtype) -> dict:
 
 def write_checkpoint(out: pathlib.Path, cfg: Config, weights: dict, dtype: str):
     # Through write_bytes: save_file makes a file that only its owner may read, and a server may be another user.
-    (out / "model.safetensors").write_bytes(save(rounded(weights, getattr(torch, dtype)), metadata={"format": "pt"}))
+    (out / "model.safetensors").write_bytes(
+        save(stored_tensors(rounded(weights, getattr(torch, dtype)), cfg), metadata={"format": "pt"}))
     (out / "config.json").write_text(json.dumps(cfg.to_json(dtype), indent=1) + "\n")
 
 
@@ -243,7 +244,7 @@ def save_state(path: pathlib.Path, state: dict):
 
 
 # What must be the same for a run to be continued.
-SAME = ("variant", "contexts", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+SAME = ("variant", "revision", "contexts", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim",
         "ddl_value_channels", "held_out", "seed", "steps", "batch_tokens", "lr", "warmup", "min_lr", "weight_decay")
 
 
@@ -254,6 +255,7 @@ def identity(args, cfg: Config, data: torch.Tensor) -> dict:
 
 def resumed(path: pathlib.Path, wanted: dict) -> dict:
     state = torch.load(path, weights_only=True)
+    state["identity"].setdefault("revision", "2b55f25")  # runs before there was a choice
     differ = [f"{k} {state['identity'].get(k)!r} there, {v!r} here" for k, v in wanted.items() if state["identity"].get(k) != v]
     if differ:
         raise UsageError(f"--resume: {path} is of another run: " + "; ".join(differ))
@@ -272,6 +274,8 @@ def parse(argv=None) -> argparse.Namespace:
     g = p.add_argument_group("model (defaults: the demo model's, about 7 million parameters)")
     g.add_argument("--variant", choices=VARIANTS, default="ccec",
                    help="gpt: no delta; vdim1, tc, tcec, cc, ccec: the delta variants (default ccec)")
+    g.add_argument("--revision", choices=REVISIONS, default=NEWEST,
+                   help=f"of the official code, whose initialisation and checkpoint format this has (default {NEWEST})")
     g.add_argument("--size", choices=("small", "medium"), help="dimensions of the paper, in place of the next four")
     g.add_argument("--hidden-size", type=int, default=288, metavar="N", help="default 288")
     g.add_argument("--layers", dest="num_hidden_layers", type=int, default=6, metavar="N", help="default 6")
@@ -314,12 +318,10 @@ def parse(argv=None) -> argparse.Namespace:
 
 
 def config_for(args, vocab: int) -> Config:
-    values = {k: getattr(args, k) for k in ("variant", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+    values = {k: getattr(args, k) for k in ("variant", "revision", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim",
                                             "ddl_value_channels")}
     values |= SIZES[args.size] if args.size else {}
     values |= {"vocab_size": vocab, "block_size": max(p.context for p in phases(args.contexts, args.steps))}
-    if args.variant.startswith("cc"):
-        values["ddl_state_shortconv_kernel_size"] = args.ddl_value_channels
     return Config(**apply_settings(values, args.set))
 
 

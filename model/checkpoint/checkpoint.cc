@@ -18,6 +18,8 @@
 #include "base/problem_list.h"
 #include "base/strict_json.h"
 #include "model/checkpoint/checkpoint_layout.h"
+#include "model/checkpoint/convert_command.h"
+#include "model/checkpoint/git_lfs.h"
 #include "model/checkpoint/weight_files.h"
 
 namespace ddl {
@@ -32,16 +34,66 @@ absl::Status CheckFolder(const std::filesystem::path& folder) {
   if (std::filesystem::is_directory(status)) return absl::OkStatus();
   const std::string expected = ", expected a folder with config.json and the weights";
   if (std::filesystem::exists(status)) {
-    return absl::InvalidArgumentError(folder.string() + " is a file" + expected);
+    const absl::Status refusal =
+        absl::InvalidArgumentError(folder.string() + " is a file" + expected);
+    return IsWeightFileName(folder.string()) ? Convertible(refusal) : refusal;
   }
   return absl::NotFoundError(folder.string() + " cannot be found" + expected +
                              (error ? " (" + error.message() + ")" : ""));
 }
 
-absl::StatusOr<ModelConfig> ReadConfig(const std::filesystem::path& path) {
-  const absl::StatusOr<MappedFile> file = MappedFile::Open(path);
-  if (!file.ok()) return file.status();
-  return ModelConfig::Parse(file->text(), path.string());
+// Buffers that some saves hold beside the weights. The official code makes them anew.
+bool IsDerived(std::string_view name) {
+  constexpr std::string_view kBuffers[] = {"inv_freq", "_kernel_index", "_kernel_valid"};
+  const std::string_view last = name.substr(name.rfind('.') + 1);
+  return std::find(std::begin(kBuffers), std::end(kBuffers), last) != std::end(kBuffers);
+}
+
+// What stands before the family's names in all tensors alike: "_orig_mod." where torch.compile
+// wrapped the model, "module." where DistributedDataParallel did.
+std::string CommonPrefix(const WeightFiles& weights) {
+  for (const auto& [name, tensor] : weights.tensors) {
+    for (const std::string_view known : {kEmbedding, kTiedHead}) {
+      if (!name.ends_with(known)) continue;
+      const std::string prefix = name.substr(0, name.size() - known.size());
+      const bool everywhere =
+          std::all_of(weights.tensors.begin(), weights.tensors.end(),
+                      [&](const auto& item) { return item.first.starts_with(prefix); });
+      if (everywhere) return prefix;
+    }
+  }
+  return "";
+}
+
+// Names as only the wrapper of a model, or of a part of one, gives them.
+absl::Status CheckPrefix(const WeightFiles& weights) {
+  constexpr std::string_view kWrappers[] = {"_orig_mod.", "_fsdp_wrapped_module.",
+                                            "_checkpoint_wrapped_module."};
+  const std::string prefix = CommonPrefix(weights);
+  if (prefix.empty()) {
+    for (const auto& [name, tensor] : weights.tensors) {
+      for (const std::string_view wrapper : kWrappers) {
+        if (name.find(wrapper) == name.npos) continue;
+        return Convertible(absl::InvalidArgumentError(
+            weights.path.string() + ": " + ShowName(name) + " has " + std::string(wrapper) +
+            " in its name, as a wrapped module's tensor does"));
+      }
+    }
+    return absl::OkStatus();
+  }
+  return Convertible(absl::InvalidArgumentError(
+      weights.path.string() + ": every tensor's name begins with " + ShowName(prefix) +
+      ", as the name of a wrapped model's tensor does, expected names like " +
+      std::string(kEmbedding)));
+}
+
+// One of the two names of the tied embedding may be all that a file has.
+void NameEmbedding(WeightFiles& weights) {
+  if (weights.tensors.contains(kEmbedding)) return;
+  auto head = weights.tensors.extract(std::string(kTiedHead));
+  if (head.empty()) return;
+  head.key() = kEmbedding;
+  weights.tensors.insert(std::move(head));
 }
 
 ShapesByName ShapesOf(const WeightFiles& weights) {
@@ -70,7 +122,8 @@ class Comparison {
     if (problems_.empty()) return absl::OkStatus();
     return absl::InvalidArgumentError(
         problems_.Message(weights_.path.string() + " does not match config.json (variant " +
-                          std::string(VariantName(layout_.variant)) + "):") +
+                          std::string(VariantName(layout_.variant)) + ", " +
+                          std::string(RevisionName(layout_.revision)) + "):") +
         "\n  config.json says: " + Sizes());
   }
 
@@ -117,7 +170,7 @@ class Comparison {
                        std::to_string(config_.hidden_size) + ", num_attention_heads " +
                        std::to_string(config_.num_attention_heads) + ", head_dim " +
                        std::to_string(config_.head_dim);
-    if (layout_.compress != CompressLayout::kNone) {
+    if (layout_.variant != Variant::kGpt && layout_.variant != Variant::kVdim1) {
       text += ", ddl_value_channels " + std::to_string(config_.ddl_value_channels);
       if (config_.ddl_state_shortconv_kernel_size) {
         text += ", ddl_state_shortconv_kernel_size " +
@@ -210,18 +263,38 @@ int64_t TensorView::num_elements() const {
 int64_t TensorView::num_bytes() const { return num_elements() * StoredTypeSize(type); }
 
 absl::StatusOr<Checkpoint> Checkpoint::Open(const std::filesystem::path& folder) {
+  absl::StatusOr<Checkpoint> checkpoint = Read(folder);
+  if (!checkpoint.ok()) return WithConvertCommand(checkpoint.status(), folder);
+  return checkpoint;
+}
+
+absl::StatusOr<Checkpoint> Checkpoint::Read(const std::filesystem::path& folder) {
   if (absl::Status status = CheckFolder(folder); !status.ok()) return status;
   const std::filesystem::path config_path = folder / "config.json";
-  const absl::StatusOr<ModelConfig> config = ReadConfig(config_path);
-  if (!config.ok()) return config.status();
-  absl::StatusOr<WeightFiles> weights = ReadWeightFiles(folder);
+  const absl::StatusOr<MappedFile> config_file = MappedFile::Open(config_path);
+  if (!config_file.ok()) {
+    const bool elsewhere =
+        absl::IsNotFound(config_file.status()) && HoldsTrainingCheckpoint(folder);
+    return elsewhere ? Convertible(config_file.status()) : config_file.status();
+  }
+  if (absl::Status status = CheckNoGitLfsPointer(config_file->text(), config_path); !status.ok()) {
+    return status;
+  }
+  constexpr std::string_view kTied[] = {kEmbedding, kTiedHead};
+  absl::StatusOr<WeightFiles> weights = ReadWeightFiles(folder, kTied);
   if (!weights.ok()) return weights.status();
+  std::erase_if(weights->tensors, [](const auto& item) { return IsDerived(item.first); });
+  if (absl::Status status = CheckPrefix(*weights); !status.ok()) return status;
+  NameEmbedding(*weights);
 
   const absl::StatusOr<CheckpointLayout> layout = DetectLayout(ShapesOf(*weights));
   if (!layout.ok()) {
     return absl::InvalidArgumentError(weights->path.string() + ": " +
                                       std::string(layout.status().message()));
   }
+  const absl::StatusOr<ModelConfig> config = ModelConfig::Parse(
+      config_file->text(), config_path.string(), layout->variant, layout->revision);
+  if (!config.ok()) return config.status();
   if (absl::Status status = CheckSizes(*config, *layout); !status.ok()) {
     return absl::InvalidArgumentError(config_path.string() + ": " + std::string(status.message()));
   }
@@ -234,20 +307,23 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::filesystem::path& folder)
   checkpoint.config_ = *config;
   checkpoint.variant_ = layout->variant;
   checkpoint.value_channels_ = ValueChannels(*config, *layout);
-  checkpoint.legacy_cc_ = layout->compress == CompressLayout::kLegacyCc;
+  checkpoint.revision_ = layout->revision;
   checkpoint.storage_ = std::move(weights->storage);
   if (const auto head = weights->tensors.find(kTiedHead); head != weights->tensors.end()) {
-    if (!SameValues(head->second.view, weights->tensors.find(kEmbedding)->second.view)) {
+    const bool same = SameValues(head->second.view, weights->tensors.find(kEmbedding)->second.view);
+    const bool keeps = layout->revision == Revision::kD1f7621;
+    if (!same) {
       checkpoint.warnings_.push_back(
-          weights->path.string() +
-          ": lm_head.weight differs from transformer.wte.weight. The "
-          "official code ties the two, so transformer.wte.weight is used for both.");
+          weights->path.string() + ": lm_head.weight differs from transformer.wte.weight. The " +
+          (keeps ? "official code of d1f7621 keeps them apart, and so does this server."
+                 : "official code of this revision ties the two, so transformer.wte.weight is "
+                   "used for both."));
     }
-    weights->tensors.erase(head);
+    if (same || !keeps) weights->tensors.erase(head);
   }
   for (auto& [name, tensor] : weights->tensors) {
-    tensor.view.shape = TodaysShape(name, tensor.view.shape, *layout);
-    checkpoint.tensors_.emplace(TodaysName(name, *layout), std::move(tensor.view));
+    tensor.view.shape = OwnShape(name, tensor.view.shape, *layout);
+    checkpoint.tensors_.emplace(OwnName(name, *layout), std::move(tensor.view));
   }
   return checkpoint;
 }

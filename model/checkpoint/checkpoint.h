@@ -45,21 +45,21 @@ class Checkpoint {
  public:
   // Fails with one message that names the file and every tensor that is missing, unexpected or
   // misshapen, with found and expected shapes. config.json decides every size, tensor names and
-  // ranks decide the variant. Values are not looked at: NaN is legal here. Older layouts of the
-  // official repository are accepted and their names brought to today's:
-  //   TC `*.shortconv.conv.weight` (d*dv, 1, k) -> `*.shortconv.weight` (d*dv, k)
-  //   CC `*.shortconv.weight`      (d, 1, k)    -> `*.weight` (d, k), with legacy_cc()
-  // `lm_head.weight` is tied to `transformer.wte.weight`: it may be absent, and is not kept.
+  // ranks decide variant and revision. Values are not looked at: NaN is legal here. What
+  // tools/convert_checkpoint.py mends is refused with the command at the message's end.
+  //
+  // `lm_head.weight` and `transformer.wte.weight` are tied: either may be absent, and a head equal
+  // to the embedding is not kept. One that differs is where the revision's code keeps it, in
+  // d1f7621. Buffers that the official code computes from the configuration are ignored.
   static absl::StatusOr<Checkpoint> Open(const std::filesystem::path& folder);
 
   const ModelConfig& config() const { return config_; }
   Variant variant() const { return variant_; }
+  Revision revision() const { return revision_; }
   // dv: rows of the state's second axis; 1 for gpt and vdim1.
   int64_t value_channels() const { return value_channels_; }
-  // The older CC layout, which obeyed ddl_state_dv_shortconv_causal and allowed k < dv.
-  bool legacy_cc() const { return legacy_cc_; }
 
-  // By today's official name, e.g. "transformer.h.0.ddl_attn.v_proj.weight".
+  // By the server's own names, whatever the revision: see OwnName in checkpoint_layout.h.
   bool Has(std::string_view name) const;
   const TensorView& Get(std::string_view name) const;  // must exist
   const std::map<std::string, TensorView, std::less<>>& tensors() const { return tensors_; }
@@ -79,11 +79,14 @@ class Checkpoint {
  private:
   Checkpoint() = default;
 
+  // Open, but for the command.
+  static absl::StatusOr<Checkpoint> Read(const std::filesystem::path& folder);
+
   std::filesystem::path folder_;
   ModelConfig config_;
   Variant variant_ = Variant::kGpt;
+  Revision revision_ = Revision::kD1f7621;
   int64_t value_channels_ = 1;
-  bool legacy_cc_ = false;
   std::map<std::string, TensorView, std::less<>> tensors_;
   std::vector<std::shared_ptr<const void>> storage_;
   std::vector<std::string> warnings_;

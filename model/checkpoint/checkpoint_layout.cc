@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <initializer_list>
+#include <iterator>
 #include <utility>
 
 #include "base/problem_list.h"
@@ -13,33 +14,146 @@ namespace {
 constexpr std::string_view kLayerPrefix = "transformer.h.";
 constexpr std::string_view kReadout = "readout.";
 constexpr std::string_view kCompress = "compress.";
+constexpr std::string_view kInputEmbed = "input_embed.";
 
-// What follows "compress." or "readout." in a compressor's tensor; nothing for other names.
-std::optional<std::string_view> CompressorPart(std::string_view name) {
-  if (name.starts_with(kReadout)) return name.substr(kReadout.size());
-  if (!LayerIndex(name)) return std::nullopt;
+// ---- The layouts
+
+// How a tensor of n rows and k columns lies in a file; its elements are in the same order anyway.
+enum class Axes {
+  kRows,      // (n, k)
+  kRowsOne,   // (n, 1, k)
+  kChannels,  // (d, n / d, k)
+};
+
+struct TensorForm {
+  std::string_view ending;  // of its name
+  Axes axes = Axes::kRows;
+};
+
+// The tensors that not every revision writes alike.
+struct RevisionLayout {
+  Revision revision;
+  TensorForm output;            // of attn. and mlp.: (d, width)
+  TensorForm token_compress;    // of compress. and readout. in TC: n = d * dv
+  TensorForm channel_compress;  // of compress. and readout. in CC: n = d
+  TensorForm expansion;         // of input_embed.: n = d * dv
+  bool kernel_is_dv;            // CC: k = dv; otherwise k <= dv
+};
+
+// clang-format off
+constexpr RevisionLayout kLayouts[] = {
+    {Revision::kLegacy,  {"c_proj.weight"}, {"shortconv.conv.weight", Axes::kRowsOne},
+     {"shortconv.weight", Axes::kRowsOne}, {"conv.weight", Axes::kRowsOne}, false},
+    {Revision::k2b55f25, {"c_proj.weight"}, {"shortconv.weight", Axes::kRows},
+     {"weight", Axes::kRows},              {"conv.weight", Axes::kRowsOne}, true},
+    {Revision::kD1f7621, {"o_proj.weight"}, {"weight", Axes::kChannels},
+     {"weight", Axes::kRows},              {"weight", Axes::kChannels},     false},
+};
+// clang-format on
+constexpr Revision kOwnRevision = Revision::k2b55f25;
+
+const RevisionLayout& LayoutOf(Revision revision) {
+  return kLayouts[static_cast<size_t>(revision)];
+}
+
+size_t RankOf(Axes axes) { return axes == Axes::kRows ? 2 : 3; }
+
+Shape ShapeOf(Axes axes, int64_t d, int64_t rows, int64_t columns) {
+  switch (axes) {
+    case Axes::kRows:
+      return {rows, columns};
+    case Axes::kRowsOne:
+      return {rows, 1, columns};
+    case Axes::kChannels:
+      return {d, rows / d, columns};
+  }
+  return {};
+}
+
+// ---- Names
+
+// The tensors that a name may be of, by what stands before its ending.
+enum class Place { kSublayer, kCompressor, kExpansion };
+
+struct PlacedName {
+  Place place;
+  std::string_view ending;
+};
+
+std::optional<PlacedName> PlaceOf(std::string_view name) {
+  const auto after = [&](std::string_view prefix, Place place) -> std::optional<PlacedName> {
+    if (!name.starts_with(prefix)) return std::nullopt;
+    return PlacedName{place, name.substr(prefix.size())};
+  };
+  if (!LayerIndex(name)) {
+    if (const auto readout = after(kReadout, Place::kCompressor)) return readout;
+    return after(kInputEmbed, Place::kExpansion);
+  }
   name.remove_prefix(kLayerPrefix.size());
   name.remove_prefix(name.find('.') + 1);
-  if (!name.starts_with(kCompress)) return std::nullopt;
-  return name.substr(kCompress.size());
+  if (const auto compress = after(kCompress, Place::kCompressor)) return compress;
+  if (const auto attention = after("attn.", Place::kSublayer)) return attention;
+  return after("mlp.", Place::kSublayer);
 }
 
-std::optional<CompressLayout> LayoutOf(std::string_view part, size_t rank) {
-  if (part == "shortconv.conv.weight") return CompressLayout::kLegacyTc;
-  if (part == "shortconv.weight")
-    return rank == 3 ? CompressLayout::kLegacyCc : CompressLayout::kTc;
-  if (part == "weight") return CompressLayout::kCc;
-  return std::nullopt;
+bool IsTc(Variant variant) { return variant == Variant::kTc || variant == Variant::kTcec; }
+bool IsCc(Variant variant) { return variant == Variant::kCc || variant == Variant::kCcec; }
+bool HasCompressor(Variant variant) { return IsTc(variant) || IsCc(variant); }
+
+// The form that a revision gives to what stands at a place in a variant; null in a variant that has
+// nothing there.
+const TensorForm* FormAt(Place place, const CheckpointLayout& layout) {
+  const RevisionLayout& forms = LayoutOf(layout.revision);
+  switch (place) {
+    case Place::kSublayer:
+      return &forms.output;
+    case Place::kCompressor:
+      if (!HasCompressor(layout.variant)) return nullptr;
+      return IsTc(layout.variant) ? &forms.token_compress : &forms.channel_compress;
+    case Place::kExpansion:
+      return &forms.expansion;
+  }
+  return nullptr;
 }
 
-bool IsTc(CompressLayout layout) {
-  return layout == CompressLayout::kTc || layout == CompressLayout::kLegacyTc;
+// The form of a tensor that not every revision writes alike; null for the others.
+const TensorForm* FormOf(std::string_view name, const CheckpointLayout& layout) {
+  const std::optional<PlacedName> placed = PlaceOf(name);
+  const TensorForm* form = placed ? FormAt(placed->place, layout) : nullptr;
+  return form != nullptr && placed->ending == form->ending ? form : nullptr;
+}
+
+// ---- Detection
+
+// Sets of layouts, all those of one revision that compress alike being one: a bit each.
+constexpr unsigned kEvery = (1u << 2 * std::size(kLayouts)) - 1;
+
+unsigned SetOf(Revision revision, bool tc) {
+  return 1u << (2 * static_cast<unsigned>(revision) + (tc ? 1 : 0));
+}
+
+// The layouts in which a tensor of this name and rank can be; all for tensors that every revision
+// writes alike. A known name of no known rank tells by its name.
+unsigned LayoutsWith(std::string_view name, size_t rank) {
+  const std::optional<PlacedName> placed = PlaceOf(name);
+  if (!placed) return kEvery;
+  unsigned by_name = 0, by_rank = 0;
+  for (const RevisionLayout& layout : kLayouts) {
+    for (const Variant variant : {Variant::kTcec, Variant::kCcec}) {
+      const TensorForm& form = *FormAt(placed->place, {variant, layout.revision});
+      if (placed->ending != form.ending) continue;
+      by_name |= SetOf(layout.revision, IsTc(variant));
+      if (rank == RankOf(form.axes)) by_rank |= SetOf(layout.revision, IsTc(variant));
+    }
+  }
+  if (by_rank != 0) return by_rank;
+  return by_name != 0 ? by_name : kEvery;
 }
 
 // The compressors' kernel size k.
 int64_t CompressTaps(const ModelConfig& config, const CheckpointLayout& layout) {
   constexpr int64_t kTcDefault = 4;
-  const int64_t fallback = IsTc(layout.compress) ? kTcDefault : config.ddl_value_channels;
+  const int64_t fallback = IsTc(layout.variant) ? kTcDefault : config.ddl_value_channels;
   return config.ddl_state_shortconv_kernel_size.value_or(fallback);
 }
 
@@ -60,13 +174,19 @@ class ShapeTable {
     }
     AddCompressor(std::string(kReadout));
     if (HasInputExpansion(layout_.variant)) {
-      Add("input_embed.conv.weight", {d_ * dv_, 1, config_.input_embed_shortconv_kernel_size});
+      AddForm(std::string(kInputEmbed), Place::kExpansion, d_ * dv_,
+              config_.input_embed_shortconv_kernel_size);
     }
     return std::move(shapes_);
   }
 
  private:
   void Add(std::string name, Shape shape) { shapes_.emplace(std::move(name), std::move(shape)); }
+
+  void AddForm(const std::string& prefix, Place place, int64_t rows, int64_t columns) {
+    const TensorForm& form = *FormAt(place, layout_);
+    Add(prefix + std::string(form.ending), ShapeOf(form.axes, d_, rows, columns));
+  }
 
   void AddLayer(const std::string& layer) {
     Add(layer + "ln_1.weight", {d_});
@@ -75,7 +195,7 @@ class ShapeTable {
     const int64_t m = MlpWidth(config_, layout_.variant);
     Add(layer + "mlp.c_fc1.weight", {m, d_});
     Add(layer + "mlp.c_fc2.weight", {m, d_});
-    Add(layer + "mlp.c_proj.weight", {d_, m});
+    AddForm(layer + "mlp.", Place::kSublayer, d_, m);
     if (layout_.variant == Variant::kGpt) return;
     AddCompressor(layer + std::string(kCompress));
     AddDelta(layer + "ddl_attn.");
@@ -86,7 +206,7 @@ class ShapeTable {
     Add(attn + "c_q.weight", {width_, d_});
     AddShiftable(attn + "c_k.", config_.use_k_shift);
     AddShiftable(attn + "c_v.", config_.use_v_shift);
-    Add(attn + "c_proj.weight", {d_, width_});
+    AddForm(attn, Place::kSublayer, d_, width_);
     if (config_.use_qk_rmsnorm) {
       Add(attn + "q_rms.weight", {config_.head_dim});
       Add(attn + "k_rms.weight", {config_.head_dim});
@@ -119,23 +239,9 @@ class ShapeTable {
   }
 
   void AddCompressor(const std::string& prefix) {
-    const int64_t taps = CompressTaps(config_, layout_);
-    switch (layout_.compress) {
-      case CompressLayout::kNone:
-        return;
-      case CompressLayout::kTc:
-        Add(prefix + "shortconv.weight", {d_ * dv_, taps});
-        break;
-      case CompressLayout::kLegacyTc:
-        Add(prefix + "shortconv.conv.weight", {d_ * dv_, 1, taps});
-        break;
-      case CompressLayout::kCc:
-        Add(prefix + "weight", {d_, taps});
-        break;
-      case CompressLayout::kLegacyCc:
-        Add(prefix + "shortconv.weight", {d_, 1, taps});
-        break;
-    }
+    if (!HasCompressor(layout_.variant)) return;
+    AddForm(prefix, Place::kCompressor, IsTc(layout_.variant) ? d_ * dv_ : d_,
+            CompressTaps(config_, layout_));
     Add(prefix + "read", {dv_});
   }
 
@@ -156,38 +262,39 @@ std::string ShowShape(const Shape& shape) {
 }
 
 absl::StatusOr<CheckpointLayout> DetectLayout(const ShapesByName& found) {
-  std::map<CompressLayout, std::string> seen;  // with an example of each
-  bool has_delta = false;
-  bool has_read = false;
+  std::map<unsigned, std::string> evidence;  // sets of layouts, with an example of each
+  bool has_delta = false, has_compressor = false, expands = false;
+  unsigned possible = kEvery;
   for (const auto& [name, shape] : found) {
-    const std::optional<std::string_view> part = CompressorPart(name);
-    if (part) {
-      has_read = has_read || *part == "read";
-      if (const std::optional<CompressLayout> layout = LayoutOf(*part, shape.size())) {
-        seen.emplace(*layout, ShowName(name) + ", found " + ShowShape(shape));
-      }
+    const unsigned layouts = LayoutsWith(name, shape.size());
+    if (layouts != kEvery) {
+      evidence.emplace(layouts, ShowName(name) + ", found " + ShowShape(shape));
     }
-    has_delta =
-        has_delta || name.find(".ddl_attn.") != name.npos || name.find(".ddl_mlp.") != name.npos;
+    possible &= layouts;
+    const std::optional<PlacedName> placed = PlaceOf(name);
+    has_compressor |= placed && placed->place == Place::kCompressor;
+    expands |= placed && placed->place == Place::kExpansion;
+    has_delta |= name.find(".ddl_attn.") != name.npos || name.find(".ddl_mlp.") != name.npos;
   }
-  if (seen.size() > 1) {
+  if (possible == 0) {
     ProblemList examples;
-    for (const auto& [layout, example] : seen) examples.Add(example);
+    for (const auto& [layouts, example] : evidence) examples.Add(example);
     return absl::InvalidArgumentError(
-        examples.Message("compressors of different variants or layouts are mixed:"));
+        examples.Message("tensors of different variants or revisions are mixed:"));
   }
+  // The newest that is left; of two kinds of compressors CC.
   CheckpointLayout layout;
-  if (!seen.empty()) {
-    layout.compress = seen.begin()->first;
-  } else if (has_read) {
-    layout.compress = CompressLayout::kCc;
+  bool tc = false;
+  for (const RevisionLayout& candidate : kLayouts) {
+    for (const bool is_tc : {true, false}) {
+      if ((possible & SetOf(candidate.revision, is_tc)) == 0) continue;
+      layout.revision = candidate.revision;
+      tc = is_tc;
+    }
   }
-  if (layout.compress == CompressLayout::kNone) {
+  if (!has_compressor) {
     layout.variant = has_delta ? Variant::kVdim1 : Variant::kGpt;
-    return layout;
-  }
-  const bool expands = found.contains("input_embed.conv.weight");
-  if (IsTc(layout.compress)) {
+  } else if (tc) {
     layout.variant = expands ? Variant::kTcec : Variant::kTc;
   } else {
     layout.variant = expands ? Variant::kCcec : Variant::kCc;
@@ -200,27 +307,25 @@ bool HasInputExpansion(Variant variant) {
 }
 
 int64_t ValueChannels(const ModelConfig& config, const CheckpointLayout& layout) {
-  return layout.compress == CompressLayout::kNone ? 1 : config.ddl_value_channels;
+  return HasCompressor(layout.variant) ? config.ddl_value_channels : 1;
 }
 
 absl::Status CheckSizes(const ModelConfig& config, const CheckpointLayout& layout) {
-  if (layout.compress == CompressLayout::kNone) return absl::OkStatus();
+  if (!HasCompressor(layout.variant)) return absl::OkStatus();
   const int64_t dv = config.ddl_value_channels;
-  const std::string variant(VariantName(layout.variant));
+  const std::string tensors = "for the tensors found (variant " +
+                              std::string(VariantName(layout.variant)) + ", " +
+                              std::string(RevisionName(layout.revision)) + ")";
   if (dv < 2) {
     return absl::InvalidArgumentError("ddl_value_channels: found " + std::to_string(dv) +
-                                      ", allowed for the tensors found (variant " + variant +
-                                      ") is 2 or more");
+                                      ", allowed " + tensors + " is 2 or more");
   }
   const int64_t taps = CompressTaps(config, layout);
-  const bool fits = IsTc(layout.compress) || taps == dv ||
-                    (layout.compress == CompressLayout::kLegacyCc && taps < dv);
-  if (fits) return absl::OkStatus();
+  const bool is_dv = LayoutOf(layout.revision).kernel_is_dv;
+  if (IsTc(layout.variant) || taps == dv || (taps < dv && !is_dv)) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      "ddl_state_shortconv_kernel_size: found " + std::to_string(taps) +
-      ", allowed for the tensors found (variant " + variant + ") is " +
-      (layout.compress == CompressLayout::kLegacyCc ? "at most" : "only") +
-      " ddl_value_channels, " + std::to_string(dv));
+      "ddl_state_shortconv_kernel_size: found " + std::to_string(taps) + ", allowed " + tensors +
+      " is " + (is_dv ? "only" : "at most") + " ddl_value_channels, " + std::to_string(dv));
 }
 
 ShapesByName ExpectedShapes(const ModelConfig& config, const CheckpointLayout& layout) {
@@ -240,24 +345,19 @@ std::optional<int64_t> LayerIndex(std::string_view name) {
   return index;
 }
 
-std::string TodaysName(std::string_view name, const CheckpointLayout& layout) {
-  const auto replace_end = [&](std::string_view older, std::string_view today) {
-    if (!CompressorPart(name) || !name.ends_with(older)) return std::string(name);
-    return std::string(name.substr(0, name.size() - older.size())) + std::string(today);
-  };
-  switch (layout.compress) {
-    case CompressLayout::kLegacyTc:
-      return replace_end("shortconv.conv.weight", "shortconv.weight");
-    case CompressLayout::kLegacyCc:
-      return replace_end("shortconv.weight", "weight");
-    default:
-      return std::string(name);
-  }
+std::string OwnName(std::string_view name, const CheckpointLayout& layout) {
+  const TensorForm* form = FormOf(name, layout);
+  if (form == nullptr) return std::string(name);
+  const TensorForm& own = *FormAt(PlaceOf(name)->place, {layout.variant, kOwnRevision});
+  return std::string(name.substr(0, name.size() - form->ending.size())) + std::string(own.ending);
 }
 
-Shape TodaysShape(std::string_view name, const Shape& shape, const CheckpointLayout& layout) {
-  if (TodaysName(name, layout) == name) return shape;
-  return {shape.front(), shape.back()};
+Shape OwnShape(std::string_view name, const Shape& shape, const CheckpointLayout& layout) {
+  const TensorForm* form = FormOf(name, layout);
+  if (form == nullptr) return shape;
+  const TensorForm& own = *FormAt(PlaceOf(name)->place, {layout.variant, kOwnRevision});
+  const int64_t channels = form->axes == Axes::kChannels ? shape[1] : 1;
+  return ShapeOf(own.axes, shape.front(), shape.front() * channels, shape.back());
 }
 
 }  // namespace ddl

@@ -19,23 +19,16 @@ using ShapesByName = std::map<std::string, Shape, std::less<>>;
 
 std::string ShowShape(const Shape& shape);  // "(128, 1, 4)"
 
-// How a file writes the compressors. The bare name `compress.shortconv.weight` is ambiguous: rank
-// 2 is today's TC, rank 3 the older CC.
-enum class CompressLayout {
-  kNone,      // gpt, vdim1
-  kTc,        // *.shortconv.weight       (d*dv, k)
-  kLegacyTc,  // *.shortconv.conv.weight  (d*dv, 1, k)
-  kCc,        // *.weight                 (d, k), k = dv
-  kLegacyCc,  // *.shortconv.weight       (d, 1, k), k <= dv
-};
-
-// What the tensors' names and ranks tell about the model.
+// What the tensors' names and ranks tell about the model. A table in checkpoint_layout.cc has the
+// tensors that not all revisions write alike. Without a compressor legacy files are as 2b55f25's.
 struct CheckpointLayout {
   Variant variant = Variant::kGpt;
-  CompressLayout compress = CompressLayout::kNone;
+  Revision revision = Revision::kD1f7621;
+
+  friend bool operator==(const CheckpointLayout&, const CheckpointLayout&) = default;
 };
 
-// Fails if the compressors are written in more than one way. A file that lacks tensors still gets
+// Fails if the names are of more than one variant or revision. A file that lacks tensors still gets
 // the layout it comes closest to, so that what it lacks can be named.
 absl::StatusOr<CheckpointLayout> DetectLayout(const ShapesByName& found);
 
@@ -48,17 +41,18 @@ int64_t ValueChannels(const ModelConfig& config, const CheckpointLayout& layout)
 // Whether the configuration's sizes are ones that this layout can have.
 absl::Status CheckSizes(const ModelConfig& config, const CheckpointLayout& layout);
 
-// Every tensor that the official code would save for this configuration, by its name in this
-// layout, except the tied lm_head.weight. CheckSizes holds.
+// Every tensor that the official code of this layout's revision would save for this configuration,
+// by its name there, except lm_head.weight. CheckSizes holds.
 ShapesByName ExpectedShapes(const ModelConfig& config, const CheckpointLayout& layout);
 
 // Index i of "transformer.h.<i>.<rest>"; nothing for other names.
 std::optional<int64_t> LayerIndex(std::string_view name);
 
-// Today's official name and shape of a tensor of this layout. An older shape (n, 1, k) loses the
-// middle axis.
-std::string TodaysName(std::string_view name, const CheckpointLayout& layout);
-Shape TodaysShape(std::string_view name, const Shape& shape, const CheckpointLayout& layout);
+// The name and shape that a tensor of this layout has in the server: those of 2b55f25, where no
+// name stands for two things (in d1f7621 `compress.weight` is TC's by rank 3, CC's by rank 2). The
+// elements and their order are the same everywhere.
+std::string OwnName(std::string_view name, const CheckpointLayout& layout);
+Shape OwnShape(std::string_view name, const Shape& shape, const CheckpointLayout& layout);
 
 }  // namespace ddl
 

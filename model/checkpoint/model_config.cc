@@ -1,12 +1,15 @@
 #include "model/checkpoint/model_config.h"
 
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "absl/status/status.h"
+#include "absl/strings/numbers.h"
 #include "base/problem_list.h"
 #include "base/strict_json.h"
+#include "model/checkpoint/convert_command.h"
 
 namespace ddl {
 namespace {
@@ -25,15 +28,43 @@ constexpr double kMaxScale = 1e6;
 
 // Keys of other code's configurations that mean something this format says otherwise. The
 // official code refuses them too, because a model built without them would be another model.
-constexpr const char* kRefusedKeys[] = {"n_embd",
-                                        "n_embd_base",
-                                        "d_ff_factor",
-                                        "delta_beta_init",
-                                        "delta_use_short_conv",
-                                        "delta_conv_size",
-                                        "delta_norm_eps",
-                                        "q_rank",
-                                        "rank"};
+struct RefusedKey {
+  const char* key;
+  Revision since;
+};
+constexpr RefusedKey kRefusedKeys[] = {
+    {"n_embd", Revision::kLegacy},
+    {"n_embd_base", Revision::kLegacy},
+    {"d_ff_factor", Revision::kLegacy},
+    {"delta_beta_init", Revision::kLegacy},
+    {"delta_use_short_conv", Revision::kLegacy},
+    {"delta_conv_size", Revision::kLegacy},
+    {"delta_norm_eps", Revision::kLegacy},
+    {"q_rank", Revision::kLegacy},
+    {"rank", Revision::kLegacy},
+    {"delta_qk_activation", Revision::kD1f7621},
+    {"delta_qk_norm", Revision::kD1f7621},
+    {"delta_allow_neg_eigval", Revision::kD1f7621},
+    {"gated_deltanet_allow_neg_eigval", Revision::kD1f7621},
+    {"lambda_scale", Revision::kD1f7621},
+    {"fast_weight_lambda", Revision::kD1f7621},
+    {"fast_weight_alpha", Revision::kD1f7621},
+};
+
+// As d1f7621 spells them; any other string is plain.
+struct NamedParameterization {
+  const char* name;
+  Parameterization value;
+};
+constexpr NamedParameterization kParameterizations[] = {
+    {"widthmuP", Parameterization::kWidth},
+    {"widthmup", Parameterization::kWidth},
+    {"completeP", Parameterization::kWidthAndDepth},
+    {"completep", Parameterization::kWidthAndDepth},
+    {"spectralP", Parameterization::kWidthAndDepth},
+    {"SpectralP", Parameterization::kWidthAndDepth},
+    {"spectralp", Parameterization::kWidthAndDepth},
+};
 
 std::string Number(double value) {
   std::ostringstream text;
@@ -71,11 +102,29 @@ class ConfigKeys {
   void Take(const char* key, double min, double max, double* field) {
     const Json* value = Find(key);
     if (value == nullptr) return;
-    if (value->is_number() && value->get<double>() >= min && value->get<double>() <= max) {
-      *field = value->get<double>();
+    double number = std::numeric_limits<double>::quiet_NaN();
+    if (value->is_number()) number = value->get<double>();
+    if (value->is_string() && !absl::SimpleAtod(value->get_ref<const std::string&>(), &number)) {
+      number = std::numeric_limits<double>::quiet_NaN();
+    }
+    if (number >= min && number <= max) {
+      *field = number;
     } else {
       Refuse(key, *value, "a number from " + Number(min) + " to " + Number(max));
     }
+  }
+
+  // Where null is as good as no key.
+  void TakeUnlessNull(const char* key, double min, double max, double* field) {
+    const Json* value = Find(key);
+    if (value != nullptr && !value->is_null()) Take(key, min, max, field);
+  }
+  void TakeUnlessNull(const char* key, double min, double max, std::optional<double>* field) {
+    const Json* value = Find(key);
+    if (value == nullptr || value->is_null()) return;
+    double taken = min;
+    Take(key, min, max, &taken);
+    *field = taken;
   }
 
   void Take(const char* key, bool* field) {
@@ -104,11 +153,12 @@ class ConfigKeys {
     }
   }
 
-  // For keys that need not be there, but must say this if they are.
-  void Expect(const char* key, const Json& expected) {
+  void Take(const char* key, Parameterization* field) {
     const Json* value = Find(key);
-    if (value == nullptr || value->is_null() || *value == expected) return;
-    Refuse(key, *value, ShowJson(expected) + ", as the official Deep Delta Learning code writes");
+    if (value == nullptr) return;
+    for (const NamedParameterization& named : kParameterizations) {
+      if (*value == named.name) *field = named.value;
+    }
   }
 
   void Refuse(const char* key) {
@@ -121,19 +171,28 @@ class ConfigKeys {
     problems_.Add(std::string(key) + ": found " + ShowJson(found) + ", allowed is " + allowed);
   }
 
-  const ProblemList& problems() const { return problems_; }
+  // Of a key that asks for what only another revision's code does: conversion mends it.
+  void RefuseInRevision(const char* key, const Json& found, const std::string& allowed) {
+    Refuse(key, found, allowed);
+    ++convertible_;
+  }
 
- private:
   const Json* Find(const char* key) const {
     const auto it = object_.find(key);
     return it == object_.end() ? nullptr : &*it;
   }
 
+  const ProblemList& problems() const { return problems_; }
+  // Whether all problems are such.
+  bool is_convertible() const { return convertible_ == problems_.size(); }
+
+ private:
   const Json& object_;
   ProblemList problems_;
+  size_t convertible_ = 0;
 };
 
-void TakeBackbone(ConfigKeys& keys, ModelConfig& config) {
+void TakeBackbone(ConfigKeys& keys, Variant variant, ModelConfig& config) {
   keys.Take("vocab_size", 1, kMaxCount, &config.vocab_size);
   keys.Take("num_hidden_layers", 1, kMaxLayers, &config.num_hidden_layers);
   keys.Take("num_attention_heads", 1, kMaxWidth, &config.num_attention_heads);
@@ -149,30 +208,82 @@ void TakeBackbone(ConfigKeys& keys, ModelConfig& config) {
   keys.Take("k_activation", &config.k_activation);
   keys.Take("v_activation", &config.v_activation);
   keys.Take("rope_ratio", 0.0, 1.0, &config.rope_ratio);
-  keys.Take("rope_base", kMinEps, 1e30, &config.rope_base);
-  keys.Take("rms_norm_eps", kMinEps, 1.0, &config.rms_norm_eps);
-  keys.Take("mup", &config.mup);
-  keys.Take("hidden_size_base", 1, kMaxCount, &config.hidden_size_base);
+  keys.TakeUnlessNull("rope_base", kMinEps, 1e30, &config.rope_base);
+  keys.TakeUnlessNull("rms_norm_eps", kMinEps, 1.0, &config.rms_norm_eps);
+  if (variant != Variant::kGpt) return;
   keys.Take("intermediate_size", 1, kMaxCount, &config.intermediate_size);
-  keys.Take("mlp_hidden_mult", kMinEps, 1024.0, &config.mlp_hidden_mult);
+  keys.TakeUnlessNull("mlp_hidden_mult", kMinEps, 1024.0, &config.mlp_hidden_mult);
+  // The precision of the official attention. Here --dtype decides; but a type that the official
+  // code has not means something else.
+  if (const Json* dtype = keys.Find("attention_dtype"); dtype != nullptr && !dtype->is_null() &&
+                                                        *dtype != "auto" && *dtype != "bfloat16" &&
+                                                        *dtype != "float32") {
+    keys.Refuse("attention_dtype", *dtype, R"("auto", "bfloat16" or "float32")");
+  }
 }
 
-void TakeDelta(ConfigKeys& keys, ModelConfig& config) {
-  keys.Take("ddl_k_eps", kMinEps, 1.0, &config.ddl_k_eps);
+// What scales the logits and the residual updates: its keys differ by revision.
+void TakeScales(ConfigKeys& keys, Revision revision, ModelConfig& config) {
+  keys.Take("parameterization", &config.parameterization);
+  keys.TakeUnlessNull("residual_branch_mult", kMinEps, kMaxScale, &config.residual_branch_mult);
+  if (revision == Revision::kD1f7621) {
+    if (const Json* mup = keys.Find("mup")) {
+      keys.RefuseInRevision("mup", *mup,
+                            "no such key in d1f7621, whose tensor names these are (its "
+                            "parameterization \"widthmuP\" does what mup did)");
+    }
+    if (const Json* value = keys.Find("parameterization");
+        value != nullptr && (*value == "muP" || *value == "mup")) {
+      keys.Refuse("parameterization", *value,
+                  R"("widthmuP", "completeP" or "spectralP"; the official code refuses this one)");
+    }
+  } else {
+    keys.Take("mup", &config.mup);
+    const std::string unread = "null: the code whose tensor names these are (" +
+                               std::string(RevisionName(revision)) +
+                               ") does not read this key, d1f7621 does";
+    if (config.parameterization != Parameterization::kPlain) {
+      keys.RefuseInRevision("parameterization", *keys.Find("parameterization"), unread);
+    }
+    if (config.residual_branch_mult.value_or(1.0) != 1.0) {
+      keys.RefuseInRevision("residual_branch_mult", *keys.Find("residual_branch_mult"), unread);
+    }
+  }
+  const bool scales = config.mup || config.parameterization != Parameterization::kPlain;
+  if (scales) keys.Take("hidden_size_base", kMinEps, kMaxCount, &config.hidden_size_base);
+  const Json* layers_base = keys.Find("num_hidden_layers_base");
+  if (config.parameterization == Parameterization::kWidthAndDepth && !config.residual_branch_mult &&
+      layers_base != nullptr) {
+    config.num_hidden_layers_base = 0.0;
+    keys.Take("num_hidden_layers_base", kMinEps, kMaxCount, &*config.num_hidden_layers_base);
+  }
+}
+
+void TakeDelta(ConfigKeys& keys, Variant variant, ModelConfig& config) {
+  if (variant == Variant::kGpt) return;
+  keys.Take("ddl_k_eps", -kMaxScale, kMaxScale, &config.ddl_k_eps);
   keys.Take("ddl_beta_single_linear", &config.ddl_beta_single_linear);
   keys.Take("ddl_beta_hidden_size", 1, kMaxCount, &config.ddl_beta_hidden_size);
   keys.Take("ddl_v_sigmoid", &config.ddl_v_sigmoid);
   keys.Take("ddl_v_sigmoid_scale", -kMaxScale, kMaxScale, &config.ddl_v_sigmoid_scale);
+  if (variant == Variant::kVdim1) {
+    keys.Take("ddl_v_dim1_constant", &config.ddl_v_dim1_constant);
+    keys.Take("ddl_v_dim1_constant_value", -kMaxScale, kMaxScale,
+              &config.ddl_v_dim1_constant_value);
+    return;
+  }
   keys.Take("ddl_value_channels", 1, kMaxValueChannels, &config.ddl_value_channels);
   keys.Take("ddl_state_shortconv_kernel_size", 1, kMaxKernelSize,
             &config.ddl_state_shortconv_kernel_size);
   keys.Take("ddl_v_constant", &config.ddl_v_constant);
   keys.Take("ddl_v_constant_value", -kMaxScale, kMaxScale, &config.ddl_v_constant_value);
-  keys.Take("ddl_v_dim1_constant", &config.ddl_v_dim1_constant);
-  keys.Take("ddl_v_dim1_constant_value", -kMaxScale, kMaxScale, &config.ddl_v_dim1_constant_value);
-  keys.Take("input_embed_shortconv_kernel_size", 1, kMaxKernelSize,
-            &config.input_embed_shortconv_kernel_size);
-  keys.Take("ddl_state_dv_shortconv_causal", &config.ddl_state_dv_shortconv_causal);
+  if (variant == Variant::kTcec || variant == Variant::kCcec) {
+    keys.Take("input_embed_shortconv_kernel_size", 1, kMaxKernelSize,
+              &config.input_embed_shortconv_kernel_size);
+  }
+  if (variant == Variant::kCc || variant == Variant::kCcec) {
+    keys.Take("ddl_state_dv_shortconv_causal", &config.ddl_state_dv_shortconv_causal);
+  }
 }
 
 // What no key is to blame for alone.
@@ -209,22 +320,51 @@ std::string_view VariantName(Variant variant) {
   return "unknown";
 }
 
-absl::StatusOr<ModelConfig> ModelConfig::Parse(std::string_view json, std::string_view source) {
-  absl::StatusOr<Json> object = ParseJsonObject(json, source);
+std::string_view RevisionName(Revision revision) {
+  switch (revision) {
+    case Revision::kLegacy:
+      return "legacy";
+    case Revision::k2b55f25:
+      return "2b55f25";
+    case Revision::kD1f7621:
+      return "d1f7621";
+  }
+  return "unknown";
+}
+
+absl::StatusOr<ModelConfig> ModelConfig::Parse(std::string_view json, std::string_view source,
+                                               Variant variant, Revision revision) {
+  absl::StatusOr<Json> object = ParsePythonJsonObject(json, source);
   if (!object.ok()) return object.status();
   ConfigKeys keys(*object);
-  keys.Expect("model_type", "nanogpt-pro");
-  keys.Expect("architectures", Json::array({"GPT"}));
-  for (const char* key : kRefusedKeys) keys.Refuse(key);
-  ModelConfig config;
-  TakeBackbone(keys, config);
-  TakeDelta(keys, config);
-  CheckTogether(keys, config);
-  if (!keys.problems().empty()) {
-    return absl::InvalidArgumentError(keys.problems().Message(
-        std::string(source) + " does not describe a model that can be served:"));
+  for (const RefusedKey& refused : kRefusedKeys) {
+    if (revision >= refused.since) keys.Refuse(refused.key);
   }
-  return config;
+  if (const Json* version = keys.Find("ddl_sequence_reduction_version");
+      version != nullptr && !(version->is_number_integer() && *version == 1)) {
+    keys.Refuse("ddl_sequence_reduction_version", *version, "1");
+  }
+  ModelConfig config;
+  TakeBackbone(keys, variant, config);
+  TakeScales(keys, revision, config);
+  TakeDelta(keys, variant, config);
+  CheckTogether(keys, config);
+  if (keys.problems().empty()) return config;
+  const absl::Status refused = absl::InvalidArgumentError(keys.problems().Message(
+      std::string(source) + " does not describe a model that can be served:"));
+  return keys.is_convertible() ? Convertible(refused) : refused;
+}
+
+double LogitScale(const ModelConfig& config) {
+  const bool scales = config.mup || config.parameterization != Parameterization::kPlain;
+  return scales ? config.hidden_size_base / static_cast<double>(config.hidden_size) : 1.0;
+}
+
+double ResidualMultiplier(const ModelConfig& config) {
+  if (config.residual_branch_mult) return *config.residual_branch_mult;
+  if (config.parameterization != Parameterization::kWidthAndDepth) return 1.0;
+  const auto layers = static_cast<double>(config.num_hidden_layers);
+  return config.num_hidden_layers_base.value_or(layers) / layers;
 }
 
 int64_t MlpWidth(const ModelConfig& config, Variant variant) {

@@ -22,15 +22,37 @@ enum class Variant {
 };
 std::string_view VariantName(Variant variant);  // "gpt", "vdim1", "tc", "tcec", "cc", "ccec"
 
+// The states of the official repository (yifanzhang-pro/deep-delta-learning) whose checkpoints
+// differ in names, ranks or meaning, oldest first. Tensor names and ranks tell them apart as well.
+enum class Revision {
+  kLegacy,   // before February 2026
+  k2b55f25,  // `model_type: nanogpt-pro`
+  kD1f7621,  // `model_type: nanogptpro`
+};
+std::string_view RevisionName(Revision revision);  // "legacy", "2b55f25", "d1f7621"
+
 enum class Activation { kIdentity, kSilu, kRelu, kElu1 };
 
-// config.json of the official code (`model_type: "nanogpt-pro"`). Field names and defaults are
-// the official ones; keys that only matter to training, and unknown keys, are accepted and
-// ignored. A plain value.
+// What d1f7621 scales by the model's size. A key `parameterization` that it does not know scales
+// nothing; "muP" it refuses.
+enum class Parameterization {
+  kPlain,
+  kWidth,          // widthmuP: the logits
+  kWidthAndDepth,  // completeP, spectralP: the logits and every sublayer's update
+};
+
+// config.json of the official code. Field names and defaults are the official ones; keys that
+// only matter to training or to other variants, and unknown keys, are accepted and ignored, even
+// where Python wrote NaN or Infinity. Which class wrote the file (`model_type`, `architectures`)
+// decides nothing. A plain value.
 struct ModelConfig {
-  // Types are strict (a quoted "true" is refused), as are ranges. `source` names the file in
-  // messages. One message lists every bad key with the value found and what is allowed.
-  static absl::StatusOr<ModelConfig> Parse(std::string_view json, std::string_view source);
+  // The configuration as the code of `revision` reads it for `variant`, both told from the tensors.
+  // Types are strict as there (a quoted "true" is refused, a quoted number taken where the number
+  // may have a fraction), as are ranges. A key that asks for what that code does not do is refused.
+  // `source` names the file in messages. One message lists every bad key with the value found and
+  // what is allowed.
+  static absl::StatusOr<ModelConfig> Parse(std::string_view json, std::string_view source,
+                                           Variant variant, Revision revision);
 
   int64_t vocab_size = 50304;
   int64_t num_hidden_layers = 12;
@@ -50,10 +72,13 @@ struct ModelConfig {
   double rope_ratio = 1.0;
   double rope_base = 10000.0;
   double rms_norm_eps = 1e-5;
-  bool mup = false;
-  int64_t hidden_size_base = 1024;
-  std::optional<int64_t> intermediate_size;  // baseline only
-  double mlp_hidden_mult = 8.0 / 3.0;        // baseline only
+  bool mup = false;  // up to 2b55f25; d1f7621 has the next four
+  Parameterization parameterization = Parameterization::kPlain;
+  double hidden_size_base = 1024.0;
+  std::optional<double> num_hidden_layers_base;  // none: num_hidden_layers
+  std::optional<double> residual_branch_mult;    // goes before what parameterization says
+  std::optional<int64_t> intermediate_size;      // baseline only
+  double mlp_hidden_mult = 8.0 / 3.0;            // baseline only
 
   double ddl_k_eps = 1e-5;
   bool ddl_beta_single_linear = true;
@@ -61,7 +86,7 @@ struct ModelConfig {
   bool ddl_v_sigmoid = true;
   double ddl_v_sigmoid_scale = 4.0;
   int64_t ddl_value_channels = 4;
-  std::optional<int64_t> ddl_state_shortconv_kernel_size;  // CC: dv; TC: 4
+  std::optional<int64_t> ddl_state_shortconv_kernel_size;  // none: dv in CC, 4 in TC
   bool ddl_v_constant = false;                             // dv > 1
   double ddl_v_constant_value = 2.0;
   bool ddl_v_dim1_constant = false;  // vdim1
@@ -73,6 +98,11 @@ struct ModelConfig {
 // Width m of the MLP: floor(8/3 d), or what intermediate_size / mlp_hidden_mult say in the
 // baseline.
 int64_t MlpWidth(const ModelConfig& config, Variant variant);
+
+// What the logits are multiplied by, and what every sublayer's whole update of the state is, in all
+// layers alike.
+double LogitScale(const ModelConfig& config);
+double ResidualMultiplier(const ModelConfig& config);
 
 }  // namespace ddl
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/strict_json.h"
+#include "model/checkpoint/convert_command.h"
 
 namespace ddl {
 namespace {
@@ -90,7 +91,8 @@ class PickleWalk {
 
   absl::Status Run() {
     if (Number(1) != kProto || Number(1) != 2) {
-      Refuse("is not a pickle of protocol 2, which torch.save writes unless told otherwise");
+      RefuseConvertible(
+          "is not a pickle of protocol 2, which torch.save writes unless told otherwise");
     }
     while (!stopped_ && refusal_.ok()) Step();
     return refusal_;
@@ -245,9 +247,9 @@ class PickleWalk {
     for (const NamedKind& global : kGlobals) {
       if (name == global.name) return Push({global.kind});
     }
-    Refuse("names " + ShowName(name) +
-           ", which a dict of tensors does not need. Nothing of it was run. Expected is what "
-           "torch.save writes for a plain dict of tensors");
+    RefuseConvertible("names " + ShowName(name) +
+                      ", which a dict of tensors does not need. Nothing of it was run. Expected is "
+                      "what torch.save writes for a plain dict of tensors");
   }
 
   void Call() {
@@ -285,26 +287,25 @@ class PickleWalk {
     Refuse("holds a damaged pickle: it makes no sense before byte " + std::to_string(position_));
   }
 
+  // It may be a dict of more than tensors, or of another kind: what a training run saves.
+  void RefuseConvertible(const std::string& why) {
+    Refuse(why);
+    refusal_ = Convertible(refusal_);
+  }
+
   void RefuseInstruction(uint8_t opcode) {
     std::array<char, 8> hex;
     std::snprintf(hex.data(), hex.size(), "0x%02x", opcode);
-    Refuse("holds something other than a plain dict of tensors (pickle instruction " +
-           std::string(hex.data()) + " before byte " + std::to_string(position_) + ")");
+    RefuseConvertible("holds something other than a plain dict of tensors (pickle instruction " +
+                      std::string(hex.data()) + " before byte " + std::to_string(position_) + ")");
   }
 
   void RefuseOrderedDict(bool is_outermost) {
-    const std::string path(path_);
-    if (is_outermost) {
-      Refuse(
-          "holds a collections.OrderedDict, as a bare state_dict() is, expected a plain dict of "
-          "tensors. This converts it:\n  python3 -c \"import torch; f = '" +
-          path + "'; torch.save(dict(torch.load(f, map_location='cpu', weights_only=True)), f)\"");
-    } else {
-      Refuse(
-          "holds a collections.OrderedDict inside of another value, expected nothing but a plain "
-          "dict of tensors. In Python, torch.save(dict(model.state_dict()), '" +
-          path + "') writes one");
-    }
+    RefuseConvertible(
+        is_outermost ? "holds a collections.OrderedDict, as a bare state_dict() is, expected a "
+                       "plain dict of tensors"
+                     : "holds a collections.OrderedDict inside of another value, expected nothing "
+                       "but a plain dict of tensors");
   }
 
   const std::string_view pickle_;

@@ -25,6 +25,8 @@
 #include "base/mapped_file.h"
 #include "base/problem_list.h"
 #include "base/strict_json.h"
+#include "model/checkpoint/convert_command.h"
+#include "model/checkpoint/git_lfs.h"
 #include "model/checkpoint/pickle_check.h"
 
 namespace ddl {
@@ -171,7 +173,8 @@ absl::StatusOr<TensorFile> TensorsOf(const at::IValue& root, Records records,
     }
   }
   if (!problems.empty()) {
-    return absl::InvalidArgumentError(problems.Message(path + " has entries that cannot be read:"));
+    return Convertible(
+        absl::InvalidArgumentError(problems.Message(path + " has entries that cannot be read:")));
   }
   storage->records = std::move(records).Take();
   file.storage = std::move(storage);
@@ -215,9 +218,12 @@ absl::StatusOr<TensorFile> ReadArchive(const MappedFile& file, const std::string
 absl::StatusOr<TensorFile> ReadPytorchPickle(const std::filesystem::path& path) {
   const absl::StatusOr<MappedFile> file = MappedFile::Open(path);
   if (!file.ok()) return file.status();
+  if (absl::Status status = CheckNoGitLfsPointer(file->text(), path); !status.ok()) return status;
   if (!file->text().starts_with("PK")) {
-    return absl::InvalidArgumentError(
+    const absl::Status refusal = absl::InvalidArgumentError(
         path.string() + " is not the zip archive that torch.save has written since PyTorch 1.6");
+    // Older ones are pickles: they begin with the protocol's number.
+    return file->text().starts_with("\x80") ? Convertible(refusal) : refusal;
   }
   const auto damaged = [&](std::string_view why) {
     return absl::InvalidArgumentError(path.string() + " is damaged or was cut off: " +

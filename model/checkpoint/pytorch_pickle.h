@@ -14,7 +14,7 @@ namespace ddl {
 //
 // No code from the file runs: a pickle may name classes and functions, and everything but those
 // that rebuild a tensor is refused before anything is built. A collections.OrderedDict, which a
-// bare state_dict() is, cannot be read; the message has the command that converts it.
+// bare state_dict() is, and what else a training run saves are refused as Convertible.
 absl::StatusOr<TensorFile> ReadPytorchPickle(const std::filesystem::path& path);
 
 }  // namespace ddl

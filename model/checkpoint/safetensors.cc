@@ -17,6 +17,8 @@
 #include "base/mapped_file.h"
 #include "base/problem_list.h"
 #include "base/strict_json.h"
+#include "model/checkpoint/convert_command.h"
+#include "model/checkpoint/git_lfs.h"
 
 namespace ddl {
 namespace {
@@ -122,7 +124,7 @@ absl::StatusOr<TensorView> ParseEntry(const Json& entry, std::span<const std::by
   if (!entry.is_object()) return absl::InvalidArgumentError("found " + ShowJson(entry));
   const Json dtype = entry.value("dtype", Json());
   const std::optional<StoredType> type = ParseType(dtype);
-  if (!type) return bad("dtype", dtype, "F32, BF16, F16 or F64");
+  if (!type) return Convertible(bad("dtype", dtype, "F32, BF16, F16 or F64"));
   const Json shape_json = entry.value("shape", Json());
   const std::optional<std::vector<int64_t>> shape = ParseShape(shape_json, StoredTypeSize(*type));
   if (!shape) {
@@ -186,11 +188,13 @@ void Align(TensorFile& file, Storage& storage) {
 absl::StatusOr<TensorFile> ReadSafetensors(const std::filesystem::path& path) {
   absl::StatusOr<MappedFile> mapped = MappedFile::Open(path);
   if (!mapped.ok()) return mapped.status();
+  if (absl::Status status = CheckNoGitLfsPointer(mapped->text(), path); !status.ok()) return status;
   const absl::StatusOr<Header> header = ReadHeader(*mapped, path);
   if (!header.ok()) return header.status();
 
   TensorFile file;
   ProblemList problems;
+  bool is_convertible = true;
   std::vector<Extent> extents;
   for (const auto& [name, entry] : header->json.items()) {
     if (name == "__metadata__") continue;  // free text about the file
@@ -198,14 +202,16 @@ absl::StatusOr<TensorFile> ReadSafetensors(const std::filesystem::path& path) {
     absl::StatusOr<TensorView> view = ParseEntry(entry, header->data, extent);
     if (!view.ok()) {
       problems.Add(ShowName(name) + ": " + std::string(view.status().message()));
+      is_convertible = is_convertible && IsConvertible(view.status());
       continue;
     }
     extents.push_back(std::move(extent));
     file.tensors.emplace(name, *std::move(view));
   }
   if (!problems.empty()) {
-    return absl::InvalidArgumentError(
+    const absl::Status refusal = absl::InvalidArgumentError(
         problems.Message(path.string() + " has tensors that cannot be read:"));
+    return is_convertible ? Convertible(refusal) : refusal;
   }
   if (absl::Status status = CheckCoverage(std::move(extents), header->data.size(), path);
       !status.ok()) {

@@ -11,6 +11,7 @@
 #include "base/mapped_file.h"
 #include "base/problem_list.h"
 #include "base/strict_json.h"
+#include "model/checkpoint/convert_command.h"
 #include "model/checkpoint/pytorch_pickle.h"
 #include "model/checkpoint/safetensors.h"
 
@@ -54,6 +55,21 @@ std::string FolderListing(const std::filesystem::path& folder) {
     text += (i ? ", " : "") + ShowName(names[i]);
   }
   return text + (names.size() > kMaxNames ? ", ..." : "");
+}
+
+// Whether the folder, or one in it, has a file of such a name.
+bool HoldsFile(const std::filesystem::path& folder, bool (*is_wanted)(std::string_view name)) {
+  std::error_code error;
+  auto it = std::filesystem::recursive_directory_iterator(folder, error);
+  for (; !error && it != std::filesystem::recursive_directory_iterator(); it.increment(error)) {
+    if (it.depth() > 0) it.disable_recursion_pending();
+    if (is_wanted(it->path().filename().string())) return true;
+  }
+  return false;
+}
+
+bool IsTrainingFileName(std::string_view name) {
+  return name.ends_with(".pt") || name.ends_with(".pth") || name.ends_with(".ckpt");
 }
 
 // Moves one file's tensors to the others.
@@ -106,12 +122,21 @@ absl::StatusOr<WeightMap> ReadIndex(const std::filesystem::path& path, const For
       problems.Message(path.string() + " has shards that cannot be used:"));
 }
 
-// Each tensor must be where the index says, and nowhere else.
+// Each tensor must be where the index says, and nowhere else. transformers leaves a tied tensor out
+// of the shards and in the index.
 absl::Status CompareWithIndex(const WeightMap& index, const std::filesystem::path& path,
-                              const std::map<std::string, TensorFile>& shards) {
+                              const std::map<std::string, TensorFile>& shards,
+                              std::span<const std::string_view> tied) {
   ProblemList problems;
+  const auto is_tied = [&](const std::string& tensor) {
+    return std::find(tied.begin(), tied.end(), tensor) != tied.end();
+  };
+  const bool has_tied = std::any_of(shards.begin(), shards.end(), [&](const auto& shard) {
+    return std::any_of(tied.begin(), tied.end(),
+                       [&](std::string_view name) { return shard.second.tensors.contains(name); });
+  });
   for (const auto& [tensor, shard] : index) {
-    if (!shards.at(shard).tensors.contains(tensor)) {
+    if (!shards.at(shard).tensors.contains(tensor) && !(has_tied && is_tied(tensor))) {
       problems.Add(ShowName(tensor) + ": the index maps it to " + ShowName(shard) +
                    ", which does not hold it");
     }
@@ -128,7 +153,8 @@ absl::Status CompareWithIndex(const WeightMap& index, const std::filesystem::pat
   return absl::InvalidArgumentError(problems.Message(path.string() + " and its shards disagree:"));
 }
 
-absl::StatusOr<WeightFiles> ReadShards(const std::filesystem::path& folder, const Format& format) {
+absl::StatusOr<WeightFiles> ReadShards(const std::filesystem::path& folder, const Format& format,
+                                       std::span<const std::string_view> tied) {
   WeightFiles all{folder / format.index, /*sharded=*/true, {}, {}};
   const absl::StatusOr<WeightMap> index = ReadIndex(all.path, format);
   if (!index.ok()) return index.status();
@@ -136,35 +162,52 @@ absl::StatusOr<WeightFiles> ReadShards(const std::filesystem::path& folder, cons
   for (const auto& [tensor, shard] : *index) names.insert(shard);
   std::map<std::string, TensorFile> shards;
   ProblemList problems;
+  bool is_convertible = true;
   for (const std::string& name : names) {
     absl::StatusOr<TensorFile> file = format.read(folder / name);
     if (file.ok()) {
       shards.emplace(name, *std::move(file));
     } else {
       problems.Add(std::string(file.status().message()));
+      is_convertible = is_convertible && IsConvertible(file.status());
     }
   }
   if (!problems.empty()) {
-    return absl::InvalidArgumentError(
+    const absl::Status refusal = absl::InvalidArgumentError(
         problems.Message(all.path.string() + " names shards that cannot be read:"));
+    return is_convertible ? Convertible(refusal) : refusal;
   }
-  if (absl::Status status = CompareWithIndex(*index, all.path, shards); !status.ok()) return status;
+  if (absl::Status status = CompareWithIndex(*index, all.path, shards, tied); !status.ok()) {
+    return status;
+  }
   for (auto& [name, file] : shards) Merge(std::move(file), name, all);
   return all;
 }
 
 }  // namespace
 
-absl::StatusOr<WeightFiles> ReadWeightFiles(const std::filesystem::path& folder) {
+bool IsWeightFileName(std::string_view name) {
+  return IsTrainingFileName(name) || name.ends_with(".bin") || name.ends_with(".safetensors");
+}
+
+bool HoldsTrainingCheckpoint(const std::filesystem::path& folder) {
+  return HoldsFile(folder, [](std::string_view name) {
+    return IsTrainingFileName(name) || name == "config.json";
+  });
+}
+
+absl::StatusOr<WeightFiles> ReadWeightFiles(const std::filesystem::path& folder,
+                                            std::span<const std::string_view> tied) {
   for (const Format& format : kFormats) {
     if (IsThere(folder / format.file)) return ReadSingle(folder, format);
-    if (IsThere(folder / format.index)) return ReadShards(folder, format);
+    if (IsThere(folder / format.index)) return ReadShards(folder, format, tied);
   }
-  return absl::NotFoundError(folder.string() +
-                             " holds no weights: expected model.safetensors, "
-                             "model.safetensors.index.json, pytorch_model.bin or "
-                             "pytorch_model.bin.index.json, found " +
-                             FolderListing(folder));
+  const absl::Status refusal = absl::NotFoundError(
+      folder.string() +
+      " holds no weights: expected model.safetensors, model.safetensors.index.json, "
+      "pytorch_model.bin or pytorch_model.bin.index.json, found " +
+      FolderListing(folder));
+  return HoldsFile(folder, IsWeightFileName) ? Convertible(refusal) : refusal;
 }
 
 }  // namespace ddl

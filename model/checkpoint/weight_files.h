@@ -5,7 +5,9 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -29,8 +31,17 @@ struct WeightFiles {
 
 // Finds and reads a folder's weights: safetensors before PyTorch's own format, one file before an
 // index with shards. Proves each file whole and the shards in agreement with their index, but
-// knows nothing of the model.
-absl::StatusOr<WeightFiles> ReadWeightFiles(const std::filesystem::path& folder);
+// knows nothing of the model: `tied` are names of one and the same tensor, of which an index may
+// name more than the shards hold.
+absl::StatusOr<WeightFiles> ReadWeightFiles(const std::filesystem::path& folder,
+                                            std::span<const std::string_view> tied);
+
+// Whether a file is, by its name, weights that tools/convert_checkpoint.py may read.
+bool IsWeightFileName(std::string_view name);
+
+// Whether a folder without config.json holds a training run's checkpoint by the look of its files,
+// or a folder with a config.json.
+bool HoldsTrainingCheckpoint(const std::filesystem::path& folder);
 
 }  // namespace ddl
 

@@ -38,6 +38,19 @@ std::vector<TokenId> ToTokenIds(const google::protobuf::RepeatedField<uint32_t>&
   return tokens;
 }
 
+void CheckScored(const std::vector<TokenId>& tokens, const std::string& field,
+                 const RequestLimits& limits, FieldErrors* errors) {
+  if (limits.tokenizer == nullptr) return;  // no row is known to be padding
+  const TokenId end = limits.tokenizer->vocab_size();
+  for (size_t i = 1; i < tokens.size(); ++i) {
+    if (tokens[i] < end) continue;
+    errors->Add(absl::StrCat(field, "[", i, "]"),
+                absl::StrCat("must be less than ", end, " to be scored, not ", tokens[i],
+                             ": ids from there on are padding rows of the embedding"));
+    return;
+  }
+}
+
 void CheckTruncation(const InputRules& rules, FieldErrors* errors) {
   if (!v1::TruncationDirection_IsValid(rules.truncation.direction())) {
     errors->AddRange(rules.truncation_field + ".direction",

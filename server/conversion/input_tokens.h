@@ -47,6 +47,11 @@ absl::StatusOr<CutTokens> ToTokens(const v1::Input& input, const std::string& fi
                                    const InputRules& rules, const RequestLimits& limits,
                                    FieldErrors* errors);
 
+// What is wrong with tokens that are to be scored, each after the one before: adds a violation of
+// field[i] for the first that is a padding row of the embedding, which no token has.
+void CheckScored(const std::vector<TokenId>& tokens, const std::string& field,
+                 const RequestLimits& limits, FieldErrors* errors);
+
 }  // namespace ddl
 
 #endif  // DDL_SERVER_CONVERSION_INPUT_TOKENS_H_

@@ -203,6 +203,9 @@ absl::StatusOr<GenerateCall> ParseGenerate(const v1::GenerateRequest& request,
     const Stopwatch stopwatch(&call.tokenize);
     absl::StatusOr<CutTokens> prompt = ToTokens(request.prompt(), "prompt", rules, limits, &errors);
     if (!prompt.ok()) return prompt.status();
+    if (params.prompt_logprobs >= 0) {
+      CheckScored(prompt->tokens, "prompt.token_ids.ids", limits, &errors);
+    }
     params.prompt = std::move(prompt->tokens);
   }
   if (!errors.empty()) return errors.status();
@@ -271,6 +274,7 @@ absl::StatusOr<ScoreCall> ParseScore(const v1::ScoreRequest& request, const Requ
       absl::StatusOr<CutTokens> input =
           ToTokens(request.inputs(i), absl::StrCat("inputs[", i, "]"), rules, limits, &errors);
       if (!input.ok()) return input.status();
+      CheckScored(input->tokens, absl::StrCat("inputs[", i, "].token_ids.ids"), limits, &errors);
       params.inputs.push_back(std::move(input->tokens));
     }
   }

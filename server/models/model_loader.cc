@@ -112,10 +112,10 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
 
   const ModelConfig& model = checkpoint->config();
   if (model.ddl_state_dv_shortconv_causal && !config.obey_dv_shortconv_causal &&
-      !checkpoint->legacy_cc()) {
+      checkpoint->revision() == Revision::k2b55f25) {
     spdlog::warn(
-        "config.json asks for ddl_state_dv_shortconv_causal, which the official eager code "
-        "ignores and so does this server; --obey_dv_shortconv_causal obeys it");
+        "config.json asks for ddl_state_dv_shortconv_causal, which the official eager code of "
+        "2b55f25 ignores and so does this server; --obey_dv_shortconv_causal obeys it");
   }
   loaded.max_context_length = config.engine.max_context_length > 0
                                   ? config.engine.max_context_length
@@ -157,11 +157,12 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   loaded.kv_bytes = description.kv_num_blocks * bytes_per_token * options.kv_block_size;
   WarnOfShortCache(description.kv_num_blocks, loaded.max_context_length, config);
   spdlog::info(
-      "loaded variant={} dtype={} quantization={} device={} instruction_set={} threads={} "
-      "context={} kv_cache={} blocks of {} tokens, {} MiB",
-      loaded.variant, description.dtype, description.quantization, description.device,
-      description.instruction_set, description.num_threads, loaded.max_context_length,
-      description.kv_num_blocks, options.kv_block_size, loaded.kv_bytes >> 20);
+      "loaded variant={} revision={} dtype={} quantization={} device={} instruction_set={} "
+      "threads={} context={} kv_cache={} blocks of {} tokens, {} MiB",
+      loaded.variant, RevisionName(description.revision), description.dtype,
+      description.quantization, description.device, description.instruction_set,
+      description.num_threads, loaded.max_context_length, description.kv_num_blocks,
+      options.kv_block_size, loaded.kv_bytes >> 20);
   if (!description.batch_dependence.empty()) {
     spdlog::warn("answers may depend on what else is served, in their last bits: {}",
                  description.batch_dependence);

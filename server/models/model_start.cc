@@ -88,7 +88,8 @@ std::string Summary(const ReadyModel& model) {
   const int64_t cached_tokens =
       static_cast<int64_t>(description.kv_num_blocks) * description.kv_block_size;
   return absl::StrCat(
-      "model=", model.identity.name, " variant=", model.variant, " dtype=", description.dtype,
+      "model=", model.identity.name, " variant=", model.variant,
+      " revision=", std::string(RevisionName(description.revision)), " dtype=", description.dtype,
       " device=", description.device, " instruction_set=", description.instruction_set,
       " parameters=", description.parameter_count, " context=", model.limits.max_context_length,
       " kv_cache_tokens=", cached_tokens,

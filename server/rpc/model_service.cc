@@ -10,8 +10,11 @@
 namespace ddl {
 namespace {
 
-// Commit of the official repository whose outputs the tests compare with.
-constexpr char kParityReferenceCommit[] = "2b55f25";
+// Commit of the official repository whose outputs the tests compare such models with. Of what was
+// before 2b55f25 there is no commit: that one's code computes the same.
+std::string ParityReferenceCommit(Revision revision) {
+  return std::string(RevisionName(std::max(revision, Revision::k2b55f25)));
+}
 
 v1::ModelState ToProto(ModelState state) {
   switch (state) {
@@ -60,7 +63,8 @@ v1::ModelInfo ToProto(const ServedModel& model) {
                                     v1::POOLING_WEIGHTED_MEAN, v1::POOLING_NONE}) {
     info.add_supported_pooling(pooling);
   }
-  info.set_parity_reference_commit(kParityReferenceCommit);
+  info.set_parity_reference_commit(ParityReferenceCommit(description.revision));
+  info.set_checkpoint_revision(std::string(RevisionName(description.revision)));
   info.set_determinism(description.batch_dependence.empty() ? "batch_invariant" : "none");
   return info;
 }

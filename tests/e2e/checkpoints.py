@@ -30,7 +30,8 @@ TOKENIZER_SIZE = 361
 
 def random_checkpoint(*options, tokenizer=None):
     """A folder that tools/make_random_checkpoint.py has written with these options."""
-    script = MAKE_CHECKPOINT.read_bytes() + (MAKE_CHECKPOINT.parent / "ddl_config.py").read_bytes()
+    script = b"".join((MAKE_CHECKPOINT.parent / name).read_bytes()
+                      for name in (MAKE_CHECKPOINT.name, "ddl_config.py", "safetensors_writer.py"))
     content = repr(options).encode() + script + (tokenizer or "").encode()
     folder = KEPT / hashlib.sha256(content).hexdigest()[:16]
     with _alone(folder):

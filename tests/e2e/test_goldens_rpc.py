@@ -1,4 +1,4 @@
-"""What the official code computed for 47 tiny checkpoints, asked for through the public RPCs."""
+"""What the official code computed for 89 tiny checkpoints of three revisions, asked for through the public RPCs."""
 
 import sys
 
@@ -30,12 +30,16 @@ def expectations(folder):
 
 
 def test_all_cases_are_there():
-    assert len(CASES) == 47
+    assert len(CASES) == 89
 
 
 @pytest.mark.parametrize("folder", CASES, ids=lambda folder: folder.name)
 def test_golden(folder):
     with Server(folder, "--dtype=float32") as server:
+        model = server.client.model_info()
+        revision = "d1f7621" if folder.name.startswith("v2_") else "legacy" if folder.name.startswith("legacy_") else "2b55f25"
+        assert model.checkpoint_revision == revision
+        assert model.parity_reference_commit == ("d1f7621" if revision == "d1f7621" else "2b55f25")
         expected = list(expectations(folder))
         prompts = [ids for ids, _, _ in expected]
         embedded = vectors(server.client.embed(prompts, pooling="none", normalize=False))

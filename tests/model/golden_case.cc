@@ -89,7 +89,7 @@ GoldenCase LoadCase(const std::filesystem::path& folder) {
 
 std::vector<GoldenCase> LoadGoldenCases() {
   std::vector<GoldenCase> cases;
-  for (const std::string set : {"goldens", "goldens-legacy"}) {
+  for (const std::string set : {"goldens", "goldens-legacy", "goldens-v2"}) {
     std::vector<std::filesystem::path> folders;
     for (const auto& entry : std::filesystem::directory_iterator("tests/data/" + set)) {
       if (entry.is_directory()) folders.push_back(entry.path());

@@ -31,7 +31,7 @@ struct GoldenCase {
   std::vector<GoldenPrompt> prompts;
 };
 
-// Every folder below tests/data/goldens and tests/data/goldens-legacy, by name.
+// Every folder below tests/data/goldens, goldens-legacy and goldens-v2, by name.
 //
 // Where the official code is known to be wrong (one-token inputs of models with k/v shift, which
 // it leaves unshifted), `oracle.safetensors` of the case replaces what it computed.

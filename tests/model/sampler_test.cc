@@ -206,6 +206,51 @@ TEST(SamplerTest, ScoreIsWhatSampleReports) {
       << "a padding row has no probability";
 }
 
+// The official code's log softmax is over all of the model's logits.
+TEST(SamplerTest, LogprobsAreOfAllLogitsPaddingIncluded) {
+  std::vector<float> logits;
+  for (int i = 0; i < 1003; ++i) logits.push_back(4.0f * std::sin(static_cast<float>(i)));
+  logits[1001] = 6.0f;  // the largest: leaving it out shows
+  double sum = 0.0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit));
+  for (const TokenId target : {0, 7, 999}) {
+    EXPECT_NEAR(Score(TestedKernels(), logits, target, 1000, 0).logprob,
+                logits[target] - std::log(sum), 1e-5)
+        << target;
+  }
+  Drawing drawing = At(1.0f);
+  drawing.vocab_size = 1000;
+  drawing.logprobs = 20;
+  const SampledToken drawn = drawing.From(logits);
+  EXPECT_NEAR(drawn.logprob, logits[drawn.id] - std::log(sum), 1e-5);
+  for (const TokenLogprob& likely : drawn.top) EXPECT_LT(likely.id, 1000);
+}
+
+// What a padding row's logit is changes no draw, however likely it is.
+TEST(SamplerTest, PaddingRowsChangeNoDraw) {
+  std::vector<float> logits;
+  for (int i = 0; i < 1000; ++i) logits.push_back(4.0f * std::sin(static_cast<float>(i)));
+  std::vector<SamplingParams> rows(5);
+  rows[1].min_p = 0.3f;
+  rows[2].top_k = 5;
+  rows[3].top_p = 0.5f;
+  rows[4].temperature = 0.05f;
+  for (const float padding : {-50.0f, 0.0f, 4.0f, 60.0f}) {
+    std::vector<float> padded = logits;
+    padded.resize(1024, padding);
+    for (size_t row = 0; row < rows.size(); ++row) {
+      for (uint64_t index = 0; index < 50; ++index) {
+        Drawing drawing;
+        drawing.params = rows[row];
+        drawing.index = index;
+        const TokenId expected = drawing.From(logits).id;
+        drawing.vocab_size = 1000;
+        EXPECT_EQ(drawing.From(padded).id, expected) << padding << " row " << row;
+      }
+    }
+  }
+}
+
 // Probability that a chi-square variable of so many degrees of freedom is at least x: the finite
 // sums for an even and an odd number of degrees.
 double ChiSquareTail(double x, int degrees) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes oracle.safetensors beside the goldens whose one-token cases the official code gets wrong.
 
-    python tests/oracle/make_oracle.py tests/data/goldens tests/data/goldens-legacy
+    python tests/oracle/make_oracle.py tests/data/goldens tests/data/goldens-legacy tests/data/goldens-v2
 
 With use_k_shift or use_v_shift, the official forward pass skips the shift when the input is one token long, but applies
 it with a zero predecessor to the first token of a longer input: `logits_one`, `hidden_one` and the first token of
@@ -45,7 +45,7 @@ def main():
             tokens, last = [], row_logits[-1]
             for _ in range(golden["greedy_one"].shape[1]):
                 ranked = np.sort(last)
-                assert ranked[-1] - ranked[-2] > 0.01, f"{folder.name}: greedy is a near tie"
+                assert ranked[-1] - ranked[-2] > 0.002, f"{folder.name}: greedy is a near tie"
                 tokens.append(int(np.argmax(last)))
                 last = model.step(state, tokens[-1])
             greedy.append(tokens)

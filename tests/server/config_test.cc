@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <string>
@@ -38,6 +39,40 @@ TEST(ParseModelSourcesTest, Accepts) {
       EXPECT_EQ((*models)[i].folder, row.expected[i].second) << row.text;
     }
   }
+}
+
+// A value that as a whole names a folder is that folder, and so is what follows NAME=.
+TEST(ParseModelSourcesTest, TakesFoldersWithSeparatorsInTheirNames) {
+  const std::filesystem::path root =
+      std::filesystem::path(testing::TempDir()) / ("models-" + std::to_string(getpid()));
+  struct Row {
+    std::string folder, prefix;
+    std::string name;  // expected
+  };
+  const std::vector<Row> rows = {
+      {"d=768,L=12", "", "d_768_L_12"},
+      {"d=768,L=12", "best=", "best"},
+      {"a,b", "", "a_b"},
+      {"my model", "", "my_model"},
+      {"it's", "x=", "x"},
+      {"unknown", "u=", "u"},
+      {"plain", "", "plain"},
+      {"\xC3\xA9t\xC3\xA9", "", "__t__"},
+  };
+  for (const Row& row : rows) {
+    const std::filesystem::path folder = root / row.folder;
+    std::filesystem::create_directories(folder);
+    const auto models = ParseModelSources(row.prefix + folder.string());
+    ASSERT_TRUE(models.ok()) << row.folder << ": " << models.status();
+    ASSERT_EQ(models->size(), 1u) << row.folder;
+    EXPECT_EQ((*models)[0].name, row.name) << row.folder;
+    EXPECT_EQ((*models)[0].folder, folder.string()) << row.folder;
+  }
+  // Two that are there, and none that is both.
+  const auto two = ParseModelSources((root / "plain").string() + "," + (root / "a").string());
+  ASSERT_TRUE(two.ok()) << two.status();
+  EXPECT_EQ(two->size(), 2u);
+  std::filesystem::remove_all(root);
 }
 
 TEST(ParseModelSourcesTest, NamesTheFolderItRunsIn) {

@@ -1192,8 +1192,10 @@ TEST(ServerTest, ChecksWhatItWouldServe) {
     const absl::StatusOr<std::vector<std::string>> lines = server.Check();
     if (row.failure == nullptr) {
       ASSERT_TRUE(lines.ok()) << row.name << ": " << lines.status();
-      EXPECT_THAT(*lines, ElementsAre(HasSubstr("model=a variant=ccec dtype=float32 device=cpu"),
-                                      HasSubstr("model=b variant=ccec dtype=float32 device=cpu")))
+      EXPECT_THAT(
+          *lines,
+          ElementsAre(HasSubstr("model=a variant=ccec revision=d1f7621 dtype=float32 device=cpu"),
+                      HasSubstr("model=b variant=ccec revision=d1f7621 dtype=float32 device=cpu")))
           << row.name;
     } else {
       EXPECT_THAT(std::string(lines.status().message()), HasSubstr(row.failure)) << row.name;

@@ -39,7 +39,7 @@ def test_the_folder_holds_what_a_server_needs(text, tmp_path):
     said = run("--text", text, "--out", tmp_path, *SMALL)
     assert "held-out bits per byte" in said and "tokens/s" in said
     model = Model.load(tmp_path)
-    assert model.cfg.variant == "ccec" and model.cfg.block_size == 32
+    assert model.cfg.variant == "ccec" and model.cfg.block_size == 32 and model.cfg.revision == "d1f7621"
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == model.cfg.vocab_size and tokenizer.token_to_id(train.END) is not None
     sample = "  Any text: naïve, 日本語,\n\ttabs &c. "
@@ -48,6 +48,18 @@ def test_the_folder_holds_what_a_server_needs(text, tmp_path):
     assert log["loss"][-1][1] < log["loss"][0][1]  # it learns
     assert log["result"]["held_out_bits_per_byte"] > 0
     assert (tmp_path / "loss.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("options, revision, scale, multiplier", [
+    (["--revision", "2b55f25", "--set", "mup=true", "--set", "hidden_size_base=64"], "2b55f25", 2, 1),
+    (["--set", 'parameterization="completeP"', "--set", "hidden_size_base=64", "--set", "num_hidden_layers_base=1"], "d1f7621", 2, 0.5),
+])
+def test_trains_either_revision(text, tmp_path, options, revision, scale, multiplier):
+    run("--text", text, "--out", tmp_path, *SMALL, *options)
+    cfg = Model.load(tmp_path).cfg
+    assert (cfg.revision, cfg.logit_scale, cfg.residual_multiplier) == (revision, scale, multiplier)
+    log = json.loads((tmp_path / "loss.json").read_text())
+    assert log["loss"][-1][1] < log["loss"][0][1]
 
 
 def test_a_resumed_run_ends_as_one_that_was_not_interrupted(text, tmp_path):

@@ -1,8 +1,9 @@
-"""The command line client: python -m ddl_client COMMAND ..."""
+"""The command line client: python -m ddl_client COMMAND ..., or ddl COMMAND ..."""
 
 import argparse
 import json
 import os
+import pathlib
 import sys
 import time
 
@@ -93,7 +94,22 @@ def build_parser():
     show.add_argument("--metrics", default=DEFAULT_METRICS, metavar="HOST:PORT",
                       help=f"of the server's /metrics (default {DEFAULT_METRICS})")
     show.add_argument("--prompt", default=demo.PROMPT, metavar="TEXT")
+
+    # Calls no server; its arguments are the converter's own.
+    commands.add_parser("convert", add_help=False,
+                        help="write a checkpoint as a folder that the server reads; needs ddl-client[convert]")
     return parser
+
+
+def convert(arguments):
+    # The converter's files import each other by name, as beside each other in the repository's tools/.
+    sys.path.insert(0, str(pathlib.Path(__file__).parent / "converter"))
+    try:
+        import convert_checkpoint
+    except ImportError as error:
+        print(f"ddl convert: {error}. It needs PyTorch: pip install 'ddl-client[convert]'", file=sys.stderr)
+        return 1
+    return convert_checkpoint.main(arguments, prog="ddl convert")
 
 
 def run_generate(client, arguments):
@@ -212,6 +228,9 @@ def describe(error, address):
 
 def main(arguments=None):
     parser = build_parser()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["convert"]:
+        return convert(arguments[1:])
     arguments = parser.parse_args(arguments)
     if arguments.command == "embed" and arguments.similarity and arguments.pooling == "none":
         parser.error("--similarity compares one vector a text: not with --pooling none")

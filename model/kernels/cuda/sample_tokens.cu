@@ -348,7 +348,8 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
   const int64_t r = blockIdx.x;
   const SampleRow& row = args.rows[r];
   const float* logits = args.logits + r * args.vocab;
-  const int n = row.vocab_size < args.vocab ? row.vocab_size : static_cast<int>(args.vocab);
+  const int vocab = static_cast<int>(args.vocab);
+  const int n = row.vocab_size < vocab ? row.vocab_size : vocab;  // that may be drawn
   // Of a row of the workspace: keys (before them: counts), then weights (before them: logits).
   auto* key = static_cast<uint64_t*>(args.workspace) + r * args.vocab;
   auto* count = reinterpret_cast<int*>(key);
@@ -360,7 +361,7 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
 
   float max = -INFINITY;
   float bad = 0.0f;
-  for (int i = threadIdx.x; i < n; i += kThreads) {
+  for (int i = threadIdx.x; i < vocab; i += kThreads) {
     max = fmaxf(max, logits[i]);
     if (!(fabsf(logits[i]) <= kMaxFloat)) bad = 1.0f;
   }
@@ -374,7 +375,7 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
     return;
   }
   float sum[1] = {};
-  for (int i = threadIdx.x; i < n; i += kThreads) sum[0] += Exp(Add(logits[i], -max));
+  for (int i = threadIdx.x; i < vocab; i += kThreads) sum[0] += Exp(Add(logits[i], -max));
   BlockSum<kThreads>(sum, shared.scratch);
   const float log_sum = max + logf(sum[0]);
 

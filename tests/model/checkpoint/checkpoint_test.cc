@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "model/checkpoint/checkpoint_layout.h"
 #include "tests/model/checkpoint/scratch_checkpoint.h"
 
 namespace ddl {
@@ -28,7 +29,8 @@ constexpr char kLayer0[] = "transformer.h.0.";
 
 std::vector<fs::path> GoldenFolders() {
   std::vector<fs::path> folders;
-  for (const char* set : {"tests/data/goldens", "tests/data/goldens-legacy"}) {
+  for (const char* set :
+       {"tests/data/goldens", "tests/data/goldens-legacy", "tests/data/goldens-v2"}) {
     for (const auto& entry : fs::directory_iterator(set)) folders.push_back(entry.path());
   }
   return folders;
@@ -79,18 +81,27 @@ void Truncate(const fs::path& path, size_t size) {
 
 TEST(CheckpointTest, OpensEveryGolden) {
   const std::vector<fs::path> folders = GoldenFolders();
-  ASSERT_EQ(folders.size(), 47u);
-  std::set<Variant> variants;
+  ASSERT_EQ(folders.size(), 89u);
+  std::set<std::pair<Variant, Revision>> layouts;
   for (const fs::path& folder : folders) {
     const absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(folder);
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
     std::string name = folder.filename().string();
-    const bool legacy = name.starts_with("legacy_");
-    if (legacy) name.erase(0, 7);
-    variants.insert(checkpoint->variant());
+    Revision revision = Revision::k2b55f25;
+    const auto cut = [&name](std::string_view prefix) {
+      const bool found = name.starts_with(prefix);
+      if (found) name.erase(0, prefix.size());
+      return found;
+    };
+    if (cut("legacy_")) revision = Revision::kLegacy;
+    if (cut("v2_")) revision = Revision::kD1f7621;
+    cut("asis_");
+    layouts.insert({checkpoint->variant(), checkpoint->revision()});
     EXPECT_EQ(VariantName(checkpoint->variant()), name.substr(0, name.find('_'))) << folder;
-    EXPECT_EQ(checkpoint->legacy_cc(), legacy && name.starts_with("cc")) << folder;
-    EXPECT_EQ(checkpoint->stored_type(), StoredType::kFloat32) << folder;
+    EXPECT_EQ(checkpoint->revision(), revision) << folder;
+    EXPECT_EQ(checkpoint->stored_type(),
+              name == "tcec_bf16" ? StoredType::kBFloat16 : StoredType::kFloat32)
+        << folder;
     EXPECT_EQ(checkpoint->folder(), folder);
     EXPECT_THAT(checkpoint->warnings(), IsEmpty()) << folder;
     const bool wide =
@@ -98,22 +109,27 @@ TEST(CheckpointTest, OpensEveryGolden) {
     EXPECT_EQ(checkpoint->value_channels(), wide ? checkpoint->config().ddl_value_channels : 1);
     EXPECT_EQ(checkpoint->Has("readout.read"), wide) << folder;
     // Every tensor of the file is there with its bytes.
-    const EditableTensors stored = ReadTensors(folder / "model.safetensors");
+    EditableTensors stored;
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      if (entry.path().filename().string().starts_with("model") &&
+          entry.path().extension() == ".safetensors") {
+        stored.merge(ReadTensors(entry.path()));
+      }
+    }
     EXPECT_EQ(checkpoint->tensors().size(), stored.size());
+    const CheckpointLayout layout = {checkpoint->variant(), checkpoint->revision()};
     int64_t count = 0;
     for (const auto& [stored_name, tensor] : stored) {
-      count += static_cast<int64_t>(tensor.bytes.size() / sizeof(float));
-      if (!checkpoint->Has(stored_name)) {
-        EXPECT_THAT(stored_name, HasSubstr("shortconv")) << folder;
-        continue;
-      }
-      const TensorView& view = checkpoint->Get(stored_name);
-      EXPECT_EQ(view.shape, tensor.shape) << stored_name;
+      ASSERT_TRUE(checkpoint->Has(OwnName(stored_name, layout))) << folder << " " << stored_name;
+      const TensorView& view = checkpoint->Get(OwnName(stored_name, layout));
+      EXPECT_EQ(view.shape, OwnShape(stored_name, tensor.shape, layout)) << stored_name;
+      EXPECT_EQ(StoredTypeName(view.type), tensor.dtype) << stored_name;
       EXPECT_EQ(std::memcmp(view.data, tensor.bytes.data(), tensor.bytes.size()), 0) << stored_name;
+      count += view.num_elements();
     }
     EXPECT_EQ(checkpoint->parameter_count(), count) << folder;
   }
-  EXPECT_EQ(variants.size(), 6u);
+  EXPECT_EQ(layouts.size(), 15u);  // six variants twice; of the legacy cases tcec, cc and ccec
 }
 
 TEST(CheckpointTest, ReadsTheDimensionsOfGoldens) {
@@ -130,7 +146,14 @@ TEST(CheckpointTest, ReadsTheDimensionsOfGoldens) {
       {"tc_kernel2", 4, "readout.shortconv.weight", {128, 2}},
       {"vdim1_base", 1, "transformer.h.2.ddl_mlp.v_proj.weight", {1, 32}},
       {"gpt_base", 1, "transformer.wte.weight", {256, 32}},
-      // Older names become today's.
+      // Other revisions' names become the server's.
+      {"v2_tcec_base", 4, "transformer.h.0.compress.shortconv.weight", {128, 4}},
+      {"v2_tcec_kernel5", 3, "readout.shortconv.weight", {96, 5}},
+      {"v2_tc_kernel1", 4, "readout.shortconv.weight", {128, 1}},
+      {"v2_cc_dv3_k1", 3, "readout.weight", {32, 1}},
+      {"v2_ccec_dv8", 8, "input_embed.conv.weight", {256, 1, 4}},
+      {"v2_gpt_base", 1, "transformer.h.0.mlp.c_proj.weight", {32, 85}},
+      {"v2_vdim1_base", 1, "transformer.h.0.attn.c_proj.weight", {32, 32}},
       {"legacy_tcec", 4, "transformer.h.0.compress.shortconv.weight", {128, 4}},
       {"legacy_tcec", 4, "readout.shortconv.weight", {128, 4}},
       {"legacy_ccec_k3", 4, "transformer.h.1.compress.weight", {32, 3}},
@@ -277,7 +300,82 @@ TEST(CheckpointTest, ValuesAreNotJudged) {
   EXPECT_TRUE(Checkpoint::Open(folder.path()).ok());
 }
 
-TEST(CheckpointTest, AHeadThatDiffersFromTheEmbeddingIsNotUsed) {
+// Tied weights may be stored under either name, and an index may name both.
+TEST(CheckpointTest, OneOfTheTiedNamesIsEnough) {
+  const auto only_head = [](const fs::path& folder) {
+    EditTensors(folder, [](EditableTensors& tensors) {
+      auto embedding = tensors.extract("transformer.wte.weight");
+      embedding.key() = "lm_head.weight";
+      tensors.insert(std::move(embedding));
+    });
+  };
+  struct Row {
+    std::string name;
+    std::function<void(const fs::path&)> change;
+  };
+  const std::vector<Row> rows = {
+      {"the head alone", only_head},
+      {"the head alone, in shards",
+       [&](const fs::path& f) {
+         only_head(f);
+         Shard(f);
+       }},
+      {"an index with a head that no shard holds",
+       [](const fs::path& f) {
+         Shard(f);
+         EditIndex(f, [](Json& i) { i["weight_map"]["lm_head.weight"] = "model-0.safetensors"; });
+       }},
+      {"an index with an embedding that no shard holds",
+       [&](const fs::path& f) {
+         only_head(f);
+         Shard(f);
+         EditIndex(
+             f, [](Json& i) { i["weight_map"]["transformer.wte.weight"] = "model-1.safetensors"; });
+       }},
+  };
+  for (const std::string golden : {"vdim1_one_layer", "v2_vdim1_base"}) {
+    const ScratchFolder plain(golden);
+    const std::string expected = MustOpen(plain.path()).WeightsSha256();
+    for (const Row& row : rows) {
+      const ScratchFolder folder(golden);
+      row.change(folder.path());
+      const absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(folder.path());
+      ASSERT_TRUE(checkpoint.ok()) << row.name << "\n" << checkpoint.status();
+      EXPECT_EQ(checkpoint->WeightsSha256(), expected) << golden << " " << row.name;
+      EXPECT_FALSE(checkpoint->Has("lm_head.weight")) << row.name;
+      EXPECT_THAT(checkpoint->warnings(), IsEmpty()) << row.name;
+    }
+  }
+}
+
+TEST(CheckpointTest, AHeadThatDiffersFromTheEmbeddingIsKeptByTheNewestRevision) {
+  const ScratchFolder folder("v2_vdim1_base");
+  const std::string tied = MustOpen(folder.path()).WeightsSha256();
+  EditTensors(folder.path(), [](EditableTensors& tensors) {
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"];
+  });
+  EXPECT_FALSE(MustOpen(folder.path()).Has("lm_head.weight"));
+  EXPECT_EQ(MustOpen(folder.path()).WeightsSha256(), tied);
+  EditTensors(folder.path(),
+              [](EditableTensors& tensors) { tensors["lm_head.weight"].bytes[5] ^= 1; });
+  const Checkpoint checkpoint = MustOpen(folder.path());
+  EXPECT_TRUE(checkpoint.Has("lm_head.weight"));
+  EXPECT_NE(checkpoint.WeightsSha256(), tied);
+  ASSERT_EQ(checkpoint.warnings().size(), 1u);
+  EXPECT_THAT(checkpoint.warnings()[0], HasSubstr("keeps them apart, and so does this server"));
+}
+
+TEST(CheckpointTest, BuffersThatFollowFromTheConfigurationAreIgnored) {
+  const ScratchFolder folder("v2_ccec_base");
+  const std::string expected = MustOpen(folder.path()).WeightsSha256();
+  EditTensors(folder.path(), [](EditableTensors& tensors) {
+    tensors["transformer.h.0.attn.rotary.inv_freq"] = ZeroTensor("F32", {8});
+    tensors["readout._kernel_valid"] = ZeroTensor("F32", {4, 4});
+  });
+  EXPECT_EQ(MustOpen(folder.path()).WeightsSha256(), expected);
+}
+
+TEST(CheckpointTest, AHeadThatDiffersFromTheEmbeddingIsNotUsedByOlderRevisions) {
   const ScratchFolder folder("vdim1_one_layer");
   const std::string expected = MustOpen(folder.path()).WeightsSha256();
   for (const std::string type : {"F32", "BF16"}) {
@@ -403,14 +501,14 @@ TEST(BadCheckpointTest, Folder) {
          fs::remove(f / "model.safetensors");
          fs::create_symlink("blobs/gone", f / "model.safetensors");
        },
-       {"model.safetensors cannot be opened", "No such file"}},
+       {"model.safetensors, a link to blobs/gone, cannot be opened", "No such file"}},
       {"a link to itself",
        "cc_dv3",
        [](const fs::path& f) {
          fs::remove(f / "model.safetensors");
          fs::create_symlink("model.safetensors", f / "model.safetensors");
        },
-       {"model.safetensors cannot be opened", "symbolic links"}},
+       {"model.safetensors, a link to model.safetensors, cannot be opened", "symbolic links"}},
   });
 }
 
@@ -446,8 +544,8 @@ TEST(BadCheckpointTest, Config) {
               {"hidden_size", 4096},
               {"intermediate_size", 11008}};
        }),
-       {"config.json", "model_type: found \"llama\", allowed is \"nanogpt-pro\"",
-        "architectures: found [\"LlamaForCausalLM\"]"}},
+       {"does not match config.json (variant cc, 2b55f25)",
+        "transformer.h.0.attn.c_q.weight: found (32, 32), expected (768, 4096)"}},
       {"an activation of the future",
        "cc_dv3",
        Config([](Json& c) { c["v_activation"] = "gelu"; }),
@@ -473,12 +571,12 @@ TEST(BadCheckpointTest, TensorsThatDoNotMatchTheConfig) {
       {"one missing",
        "ccec_base",
        Tensors([=](EditableTensors& t) { t.erase(ln_1); }),
-       {"model.safetensors does not match config.json (variant ccec)",
+       {"model.safetensors does not match config.json (variant ccec, 2b55f25)",
         ln_1 + ": missing, expected (32)"}},
       {"one unexpected",
        "ccec_base",
-       Tensors([](EditableTensors& t) { t["attn.rotary.inv_freq"] = ZeroTensor("F32", {8}); }),
-       {"attn.rotary.inv_freq: found (8), but there is no such tensor"}},
+       Tensors([](EditableTensors& t) { t["attn.rotary.freq"] = ZeroTensor("F32", {8}); }),
+       {"attn.rotary.freq: found (8), but there is no such tensor"}},
       {"one misshapen",
        "ccec_base",
        Tensors([=](EditableTensors& t) { t[ln_1] = ZeroTensor("F32", {31}); }),
@@ -521,7 +619,23 @@ TEST(BadCheckpointTest, TensorsThatDoNotMatchTheConfig) {
          for (const auto& [name, tensor] : t) renamed["module." + name] = tensor;
          t = renamed;
        }),
-       {"module.", "and ", " more", "num_hidden_layers: config.json says 3, found 0 layers"}},
+       {"every tensor's name begins with module., as the name of a wrapped model's tensor does"}},
+      {"everything misnamed twice",
+       "ccec_base",
+       Tensors([](EditableTensors& t) {
+         EditableTensors renamed;
+         for (const auto& [name, tensor] : t) renamed["_orig_mod.module." + name] = tensor;
+         t = renamed;
+       }),
+       {"every tensor's name begins with _orig_mod.module., as"}},
+      {"one misnamed",
+       "ccec_base",
+       Tensors([](EditableTensors& t) {
+         auto norm = t.extract("ln_f.weight");
+         norm.key() = "module.ln_f.weight";
+         t.insert(std::move(norm));
+       }),
+       {"module.ln_f.weight: found (32), but there is no such tensor", "ln_f.weight: missing"}},
       {"a name that would break lines",
        "ccec_base",
        Tensors([](EditableTensors& t) { t["a\nb\x1b[31m"] = ZeroTensor("F32", {1}); }),
@@ -601,10 +715,7 @@ TEST(BadCheckpointTest, TensorsThatDoNotMatchTheConfig) {
        {"lm_head.weight: found (64, 32), expected (128, 44)"}},
       {"no embedding",
        "vdim1_one_layer",
-       Tensors([](EditableTensors& t) {
-         t["lm_head.weight"] = t["transformer.wte.weight"];
-         t.erase("transformer.wte.weight");
-       }),
+       Tensors([](EditableTensors& t) { t.erase("transformer.wte.weight"); }),
        {"transformer.wte.weight: missing, expected (128, 44)"}},
       {"a v projection left out because v is constant",
        "vdim1_v_constant",
@@ -615,13 +726,14 @@ TEST(BadCheckpointTest, TensorsThatDoNotMatchTheConfig) {
        Tensors([](EditableTensors& t) {
          std::erase_if(t, [](const auto& i) { return i.first.find("ddl_mlp") != i.first.npos; });
        }),
-       {"(variant vdim1)", "transformer.h.0.ddl_mlp.beta.weight: missing, expected (1, 44)"}},
+       {"(variant vdim1, 2b55f25)",
+        "transformer.h.0.ddl_mlp.beta.weight: missing, expected (1, 44)"}},
       {"compressors of two kinds",
        "cc_dv3",
        Tensors([](EditableTensors& t) {
          t["readout.shortconv.weight"] = ZeroTensor("F32", {96, 3});
        }),
-       {"model.safetensors: compressors of different variants or layouts are mixed",
+       {"model.safetensors: tensors of different variants or revisions are mixed",
         "readout.shortconv.weight, found (96, 3)", ".weight, found (32, 3)"}},
       {"one compressor of the older layout",
        "cc_dv3",
@@ -629,7 +741,35 @@ TEST(BadCheckpointTest, TensorsThatDoNotMatchTheConfig) {
          t["readout.shortconv.weight"] = ZeroTensor("F32", {32, 1, 3});
          t.erase("readout.weight");
        }),
-       {"layouts are mixed", "readout.shortconv.weight, found (32, 1, 3)"}},
+       {"revisions are mixed", "readout.shortconv.weight, found (32, 1, 3)"}},
+      {"an output projection of another revision",
+       "v2_ccec_base",
+       Tensors([](EditableTensors& t) {
+         auto output = t.extract("transformer.h.1.mlp.o_proj.weight");
+         output.key() = "transformer.h.1.mlp.c_proj.weight";
+         t.insert(std::move(output));
+       }),
+       {"revisions are mixed", "transformer.h.1.mlp.c_proj.weight, found (32, 85)",
+        "input_embed.weight, found (32, 4, 4)"}},
+      {"an input expansion of another revision",
+       "v2_tcec_base",
+       Tensors([](EditableTensors& t) {
+         auto expansion = t.extract("input_embed.weight");
+         expansion.key() = "input_embed.conv.weight";
+         t.insert(std::move(expansion));
+       }),
+       {"revisions are mixed", "input_embed.conv.weight, found (32, 4, 4)"}},
+      {"a TC kernel of another size",
+       "v2_tcec_base",
+       Tensors([](EditableTensors& t) {
+         t["readout.weight"] = ZeroTensor("F32", {32, 4, 3});
+       }),
+       {"readout.weight: found (32, 4, 3), expected (32, 4, 4)"}},
+      {"a CC kernel above dv",
+       "v2_ccec_base",
+       Config([](Json& c) { c["ddl_state_shortconv_kernel_size"] = 5; }),
+       {"config.json: ddl_state_shortconv_kernel_size: found 5, allowed for the tensors found "
+        "(variant ccec, d1f7621) is at most ddl_value_channels, 4"}},
       {"no compressor weights",
        "cc_dv3",
        Tensors([](EditableTensors& t) {
@@ -653,14 +793,14 @@ TEST(BadCheckpointTest, TensorsThatDoNotMatchTheConfig) {
        Tensors([](EditableTensors& t) {
          t["readout.shortconv.weight"] = ZeroTensor("F32", {128, 4});
        }),
-       {"layouts are mixed", "readout.shortconv.conv.weight, found (128, 1, 4)"}},
+       {"revisions are mixed", "readout.shortconv.conv.weight, found (128, 1, 4)"}},
       {"a config of another variant",
        "tc_base",
        [](const fs::path& f) {
          fs::copy_file("tests/data/goldens/gpt_mlp/config.json", f / "config.json",
                        fs::copy_options::overwrite_existing);
        },
-       {"(variant tc)", "num_hidden_layers: config.json says 2, found 3 layers"}},
+       {"(variant tc, 2b55f25)", "num_hidden_layers: config.json says 2, found 3 layers"}},
   });
 }
 
@@ -691,7 +831,7 @@ TEST(BadCheckpointTest, SafetensorsThatAreNotWhole) {
       {"text",
        "cc_dv3",
        Bytes("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
-       {"announce a header of", "another format"}},
+       {"model.safetensors is a Git LFS pointer", "git -C ", " lfs pull"}},
       {"a zip", "cc_dv3", Bytes(ReadFile("tests/data/pickles/one.bin")), {"another format"}},
       {"a header above the limit",
        "cc_dv3",
@@ -907,7 +1047,7 @@ TEST(BadCheckpointTest, Pickles) {
       {"a state_dict()",
        "vdim1_one_layer",
        pickle("ordered_dict.bin"),
-       {"pytorch_model.bin holds a collections.OrderedDict", "python3 -c"}},
+       {"pytorch_model.bin holds a collections.OrderedDict", "tools/convert_checkpoint.py "}},
       {"a command",
        "vdim1_one_layer",
        pickle("runs_a_command.bin"),

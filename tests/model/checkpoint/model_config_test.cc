@@ -6,14 +6,17 @@
 #include <string>
 #include <vector>
 
+#include "model/checkpoint/convert_command.h"
+
 namespace ddl {
 namespace {
 
 using testing::HasSubstr;
 using testing::Not;
 
-absl::StatusOr<ModelConfig> Parse(const std::string& json) {
-  return ModelConfig::Parse(json, "m/config.json");
+absl::StatusOr<ModelConfig> Parse(const std::string& json, Variant variant = Variant::kCcec,
+                                  Revision revision = Revision::k2b55f25) {
+  return ModelConfig::Parse(json, "m/config.json", variant, revision);
 }
 
 TEST(ModelConfigTest, AnEmptyObjectGivesTheOfficialDefaults) {
@@ -36,11 +39,10 @@ TEST(ModelConfigTest, EveryFieldComesFromItsOwnKey) {
     "head_dim": 7, "block_size": 11, "using_groupnorm": true, "use_output_gate": true,
     "use_qk_rmsnorm": false, "use_k_shift": true, "use_v_shift": true, "q_activation": "silu",
     "k_activation": "relu", "v_activation": "elu+1", "rope_ratio": 0.5, "rope_base": 500,
-    "rms_norm_eps": 1e-3, "mup": true, "hidden_size_base": 13, "intermediate_size": 17,
-    "mlp_hidden_mult": 1.5, "ddl_k_eps": 1e-4, "ddl_beta_single_linear": false,
+    "rms_norm_eps": 1e-3, "mup": true, "hidden_size_base": 13, "ddl_k_eps": 1e-4, "ddl_beta_single_linear": false,
     "ddl_beta_hidden_size": 19, "ddl_v_sigmoid": false, "ddl_v_sigmoid_scale": 2,
     "ddl_value_channels": 6, "ddl_state_shortconv_kernel_size": 3, "ddl_v_constant": true,
-    "ddl_v_constant_value": -1.5, "ddl_v_dim1_constant": true, "ddl_v_dim1_constant_value": 0.25,
+    "ddl_v_constant_value": -1.5,
     "input_embed_shortconv_kernel_size": 8, "ddl_state_dv_shortconv_causal": true})");
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   const ModelConfig& config = *parsed;
@@ -63,8 +65,6 @@ TEST(ModelConfigTest, EveryFieldComesFromItsOwnKey) {
   EXPECT_EQ(config.rms_norm_eps, 1e-3);
   EXPECT_TRUE(config.mup);
   EXPECT_EQ(config.hidden_size_base, 13);
-  EXPECT_EQ(config.intermediate_size, 17);
-  EXPECT_EQ(config.mlp_hidden_mult, 1.5);
   EXPECT_EQ(config.ddl_k_eps, 1e-4);
   EXPECT_FALSE(config.ddl_beta_single_linear);
   EXPECT_EQ(config.ddl_beta_hidden_size, 19);
@@ -74,16 +74,181 @@ TEST(ModelConfigTest, EveryFieldComesFromItsOwnKey) {
   EXPECT_EQ(config.ddl_state_shortconv_kernel_size, 3);
   EXPECT_TRUE(config.ddl_v_constant);
   EXPECT_EQ(config.ddl_v_constant_value, -1.5);
-  EXPECT_TRUE(config.ddl_v_dim1_constant);
-  EXPECT_EQ(config.ddl_v_dim1_constant_value, 0.25);
   EXPECT_EQ(config.input_embed_shortconv_kernel_size, 8);
   EXPECT_TRUE(config.ddl_state_dv_shortconv_causal);
+
+  const absl::StatusOr<ModelConfig> gpt =
+      Parse(R"({"intermediate_size": 17, "mlp_hidden_mult": 1.5})", Variant::kGpt);
+  ASSERT_TRUE(gpt.ok()) << gpt.status();
+  EXPECT_EQ(gpt->intermediate_size, 17);
+  EXPECT_EQ(gpt->mlp_hidden_mult, 1.5);
+
+  const absl::StatusOr<ModelConfig> vdim1 =
+      Parse(R"({"ddl_v_dim1_constant": true, "ddl_v_dim1_constant_value": 0.25})", Variant::kVdim1);
+  ASSERT_TRUE(vdim1.ok()) << vdim1.status();
+  EXPECT_TRUE(vdim1->ddl_v_dim1_constant);
+  EXPECT_EQ(vdim1->ddl_v_dim1_constant_value, 0.25);
+
+  const absl::StatusOr<ModelConfig> newest = Parse(
+      R"({"parameterization": "completeP", "hidden_size_base": 64, "num_hidden_layers_base": 6,
+          "residual_branch_mult": null})",
+      Variant::kCcec, Revision::kD1f7621);
+  ASSERT_TRUE(newest.ok()) << newest.status();
+  EXPECT_EQ(newest->parameterization, Parameterization::kWidthAndDepth);
+  EXPECT_EQ(newest->hidden_size_base, 64.0);
+  EXPECT_EQ(newest->num_hidden_layers_base, 6.0);
+  EXPECT_EQ(newest->residual_branch_mult, std::nullopt);
+}
+
+// The logits' scale and the updates' by what the keys of d1f7621 say together, in a model of 12
+// layers and width 768.
+TEST(ModelConfigTest, ScalesFollowTheParameterization) {
+  struct Row {
+    std::string json;
+    double logits, updates;
+  };
+  const std::vector<Row> rows = {
+      {"{}", 1.0, 1.0},
+      {R"({"hidden_size_base": 96, "num_hidden_layers_base": 3})", 1.0, 1.0},
+      {R"({"parameterization": null})", 1.0, 1.0},
+      {R"({"parameterization": 2})", 1.0, 1.0},
+      {R"({"parameterization": "other"})", 1.0, 1.0},
+      // Other capitals than these are plain.
+      {R"({"parameterization": "WidthMuP", "hidden_size_base": 96})", 1.0, 1.0},
+      {R"({"parameterization": "CompleteP", "hidden_size_base": 96})", 1.0, 1.0},
+      {R"({"parameterization": "widthmuP"})", 1024.0 / 768, 1.0},
+      {R"({"parameterization": "widthmuP", "hidden_size_base": 96, "num_hidden_layers_base": 3})",
+       0.125, 1.0},
+      {R"({"parameterization": "widthmup", "hidden_size_base": 96.5})", 96.5 / 768, 1.0},
+      {R"({"parameterization": "completeP", "hidden_size_base": 96, "num_hidden_layers_base": 3})",
+       0.125, 0.25},
+      {R"({"parameterization": "completep", "hidden_size_base": 96})", 0.125, 1.0},
+      {R"({"parameterization": "spectralP", "num_hidden_layers_base": 24})", 1024.0 / 768, 2.0},
+      {R"({"parameterization": "SpectralP", "num_hidden_layers_base": 6})", 1024.0 / 768, 0.5},
+      {R"({"parameterization": "spectralp", "num_hidden_layers_base": 6})", 1024.0 / 768, 0.5},
+      // An explicit multiplier goes first, everywhere, and never touches the logits.
+      {R"({"residual_branch_mult": 0.7})", 1.0, 0.7},
+      {R"({"residual_branch_mult": "0.7"})", 1.0, 0.7},
+      {R"({"residual_branch_mult": 0.7, "parameterization": "widthmuP", "hidden_size_base": 96})",
+       0.125, 0.7},
+      {R"({"residual_branch_mult": 0.7, "parameterization": "completeP", "hidden_size_base": 96,
+          "num_hidden_layers_base": null})",
+       0.125, 0.7},
+      {R"({"residual_branch_mult": null, "parameterization": "completeP", "hidden_size_base": 96,
+          "num_hidden_layers_base": 3})",
+       0.125, 0.25},
+  };
+  for (const Row& row : rows) {
+    const absl::StatusOr<ModelConfig> config = Parse(row.json, Variant::kCcec, Revision::kD1f7621);
+    ASSERT_TRUE(config.ok()) << row.json << "\n" << config.status();
+    EXPECT_DOUBLE_EQ(LogitScale(*config), row.logits) << row.json;
+    EXPECT_DOUBLE_EQ(ResidualMultiplier(*config), row.updates) << row.json;
+  }
+  const absl::StatusOr<ModelConfig> older = Parse(R"({"mup": true, "hidden_size_base": 96})");
+  ASSERT_TRUE(older.ok()) << older.status();
+  EXPECT_EQ(LogitScale(*older), 0.125);
+  EXPECT_EQ(ResidualMultiplier(*older), 1.0);
+}
+
+// Each revision's code reads keys that the other's does not.
+TEST(ModelConfigTest, RefusesWhatTheRevisionDoesNotDo) {
+  struct Row {
+    std::string json;
+    Revision revision;
+    std::string message;  // nothing: it passes
+    bool is_convertible = false;
+  };
+  constexpr Revision kOld = Revision::k2b55f25, kNew = Revision::kD1f7621;
+  const std::vector<Row> rows = {
+      {R"({"mup": true})", kOld, ""},
+      {R"({"mup": true})", Revision::kLegacy, ""},
+      {R"({"mup": true})", kNew, "mup: found true, allowed is no such key in d1f7621", true},
+      {R"({"mup": false})", kNew, "mup: found false", true},
+      {R"({"mup": true, "head_dim": 0})", kNew, "head_dim: found 0", false},
+      {R"({"parameterization": "completeP"})", kNew, ""},
+      {R"({"parameterization": "completeP"})", kOld,
+       R"(parameterization: found "completeP", allowed is null: the code whose tensor names these )"
+       "are (2b55f25) does not read this key",
+       true},
+      {R"({"parameterization": "widthmuP"})", Revision::kLegacy, "(legacy) does not read", true},
+      {R"({"parameterization": "anything"})", kOld, ""},
+      {R"({"parameterization": "muP"})", kOld, ""},
+      {R"({"parameterization": "muP"})", kNew,
+       R"(parameterization: found "muP", allowed is "widthmuP")"},
+      {R"({"parameterization": "mup"})", kNew, R"(parameterization: found "mup")"},
+      {R"({"residual_branch_mult": 0.5})", kNew, ""},
+      {R"({"residual_branch_mult": 0.5})", kOld, "residual_branch_mult: found 0.5", true},
+      {R"({"residual_branch_mult": 1})", kOld, ""},
+      {R"({"residual_branch_mult": 0})", kNew, "residual_branch_mult: found 0"},
+      {R"({"residual_branch_mult": -1})", kNew, "residual_branch_mult: found -1"},
+      {R"({"num_hidden_layers_base": 3})", kOld, ""},
+      {R"({"ddl_sequence_reduction_version": 1})", kNew, ""},
+      {R"({"ddl_sequence_reduction_version": 2})", kNew,
+       "ddl_sequence_reduction_version: found 2, allowed is 1"},
+      {R"({"ddl_sequence_reduction_version": 1.0})", kNew, "found 1.0"},
+      {R"({"ddl_sequence_reduction_version": true})", kNew, "found true"},
+      {R"({"ddl_sequence_reduction_version": null})", kNew, "found null"},
+      {R"({"delta_qk_norm": 1})", kOld, ""},
+      {R"({"delta_qk_norm": 1})", kNew, "delta_qk_norm: found 1"},
+      {R"({"fast_weight_lambda": 1})", kNew, "fast_weight_lambda"},
+      {R"({"fast_weight_lambda_min": 1})", kNew, ""},
+      {R"({"parameterization": "widthmuP", "hidden_size_base": null})", kNew,
+       "hidden_size_base: found null"},
+      {R"({"parameterization": "completeP", "num_hidden_layers_base": null})", kNew,
+       "num_hidden_layers_base: found null"},
+      {R"({"parameterization": "completeP", "num_hidden_layers_base": 0})", kNew,
+       "num_hidden_layers_base: found 0"},
+      {R"({"hidden_size_base": null, "num_hidden_layers_base": null})", kNew,
+       ""},  // nobody reads them
+  };
+  for (const Row& row : rows) {
+    const absl::Status status = Parse(row.json, Variant::kCcec, row.revision).status();
+    EXPECT_EQ(status.ok(), row.message.empty()) << row.json << "\n" << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(row.message)) << row.json;
+    EXPECT_EQ(IsConvertible(status), row.is_convertible) << row.json;
+  }
+}
+
+// Python writes numbers that JSON has not; they matter where the variant's code reads them.
+TEST(ModelConfigTest, IgnoresNonFiniteNumbersInKeysThatNobodyReads) {
+  struct Row {
+    std::string json;
+    Variant variant;
+    std::string message;  // nothing: it passes
+  };
+  const std::vector<Row> rows = {
+      {R"({"embedding_init_std": NaN, "mine": [Infinity, -Infinity, {"a": NaN}]})", Variant::kCcec,
+       ""},
+      {R"({"a NaN in quotes, \" Infinity": "NaN", "dropout": NaN})", Variant::kCcec, ""},
+      {R"({"ddl_k_eps": NaN})", Variant::kGpt, ""},
+      {R"({"ddl_k_eps": NaN})", Variant::kVdim1, R"(ddl_k_eps: found "NaN", allowed is a number)"},
+      {R"({"ddl_v_constant_value": Infinity})", Variant::kVdim1, ""},
+      {R"({"ddl_v_constant_value": Infinity})", Variant::kCc, R"(found "Infinity")"},
+      {R"({"ddl_v_constant_value": -Infinity})", Variant::kCc, R"(found "-Infinity")"},
+      {R"({"mlp_hidden_mult": NaN})", Variant::kTc, ""},
+      {R"({"mlp_hidden_mult": NaN})", Variant::kGpt, "mlp_hidden_mult"},
+      {R"({"vocab_size": NaN})", Variant::kGpt, "vocab_size"},
+      {R"({"a": NaNa})", Variant::kGpt, "not valid JSON"},
+      {R"({"a": nan})", Variant::kGpt, "not valid JSON"},
+      {R"({NaN: 1})", Variant::kGpt, ""},  // as lenient as it is simple
+  };
+  for (const Row& row : rows) {
+    const absl::Status status = Parse(row.json, row.variant).status();
+    EXPECT_EQ(status.ok(), row.message.empty()) << row.json << "\n" << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(row.message)) << row.json;
+  }
 }
 
 TEST(ModelConfigTest, AcceptsWhatTheOfficialCodeAccepts) {
   const std::vector<std::string> accepted = {
       R"({"q_activation": null})", R"({"q_activation": "identity"})",
       R"({"intermediate_size": null})", R"({"architectures": null, "model_type": null})",
+      // Whichever class wrote it: the tensors decide.
+      R"({"architectures": ["MyGPT"], "model_type": "nanogpt"})", R"({"model_type": "nanogptpro"})",
+      R"({"model_type": "mine"})",
+      R"({"rope_base": null, "rms_norm_eps": null, "mlp_hidden_mult": null})",
+      R"({"rope_ratio": "0.5", "ddl_k_eps": "1e-6"})",  // as pydantic does
+      R"({"ddl_k_eps": 0})", R"({"ddl_k_eps": -1e-5})", R"({"attention_dtype": "float32"})",
       R"({"rope_ratio": 0})", R"({"rope_ratio": 1})", R"({"ddl_v_sigmoid_scale": -4})",
       R"({"head_dim": 1, "num_attention_heads": 1, "hidden_size": 1, "vocab_size": 1})",
       // Only training reads these.
@@ -109,7 +274,7 @@ TEST(ModelConfigTest, RefusesWithTheKeyWhatWasFoundAndWhatIsAllowed) {
       {"", "not valid JSON"},
       {"{", "not valid JSON"},
       {R"({"mup": true,})", "line 1"},
-      {R"({"mup": NaN})", "not valid JSON"},
+      {R"({"mup": NaN})", R"(mup: found "NaN", allowed is true or false)"},
       {R"({"mup": 1e999})", "not valid JSON"},
       {"{\"mup\": \"\xff\"}", "not valid JSON"},
       {"[1, 2]", "not a JSON object, found [1,2]"},
@@ -125,9 +290,11 @@ TEST(ModelConfigTest, RefusesWithTheKeyWhatWasFoundAndWhatIsAllowed) {
       {R"({"hidden_size": true})", "hidden_size: found true, allowed is an integer"},
       {R"({"hidden_size": null})", "hidden_size: found null, allowed is an integer"},
       {R"({"hidden_size": {"a": 1}})", "hidden_size: found an object"},
-      {R"({"rope_ratio": "1.0"})", R"(rope_ratio: found "1.0", allowed is a number from 0 to 1)"},
+      {R"({"rope_ratio": "1.5"})", R"(rope_ratio: found "1.5", allowed is a number from 0 to 1)"},
+      {R"({"rope_ratio": "half"})", R"(rope_ratio: found "half")"},
+      {R"({"rope_ratio": ""})", R"(rope_ratio: found "")"},
+      {R"({"rope_ratio": "nan"})", R"(rope_ratio: found "nan")"},
       {R"({"rope_ratio": true})", "rope_ratio: found true"},
-      {R"({"intermediate_size": "50"})", R"(intermediate_size: found "50")"},
       // Ranges.
       {R"({"head_dim": 0})", "head_dim: found 0, allowed is an integer from 1 to 1048576"},
       {R"({"num_hidden_layers": 0})", "num_hidden_layers: found 0"},
@@ -142,21 +309,17 @@ TEST(ModelConfigTest, RefusesWithTheKeyWhatWasFoundAndWhatIsAllowed) {
       {R"({"rope_ratio": -0.1})", "rope_ratio: found -0.1"},
       {R"({"rope_base": 0})", "rope_base: found 0"},
       {R"({"rms_norm_eps": 0.0})", "rms_norm_eps: found 0.0"},
-      {R"({"ddl_k_eps": -1e-5})", "ddl_k_eps: found -1e-05"},
+      {R"({"ddl_k_eps": 1e7})", "ddl_k_eps: found 10000000"},
       {R"({"ddl_value_channels": 0})", "ddl_value_channels: found 0"},
       {R"({"ddl_value_channels": 65})", "ddl_value_channels: found 65"},
       {R"({"ddl_state_shortconv_kernel_size": 0})", "ddl_state_shortconv_kernel_size: found 0"},
       {R"({"input_embed_shortconv_kernel_size": 0})", "input_embed_shortconv_kernel_size: found 0"},
-      {R"({"hidden_size": 10, "mlp_hidden_mult": 0.09})", "mlp_hidden_mult: found 0.09"},
       // Values.
       {R"({"q_activation": "elu"})",
        R"(q_activation: found "elu", allowed is null, "identity", "silu", "relu" or "elu+1")"},
       {R"({"k_activation": "SiLU"})", R"(k_activation: found "SiLU")"},
       {R"({"v_activation": false})", "v_activation: found false"},
       // Other models.
-      {R"({"model_type": "llama"})", R"(model_type: found "llama", allowed is "nanogpt-pro")"},
-      {R"({"architectures": ["LlamaForCausalLM"]})",
-       R"(architectures: found ["LlamaForCausalLM"], allowed is ["GPT"])"},
       {R"({"n_embd": 768})", "n_embd: found 768, allowed is no such key"},
       {R"({"n_embd_base": 1})", "n_embd_base"},
       {R"({"d_ff_factor": 1})", "d_ff_factor"},
@@ -167,6 +330,16 @@ TEST(ModelConfigTest, RefusesWithTheKeyWhatWasFoundAndWhatIsAllowed) {
       {R"({"q_rank": 1})", "q_rank"},
       {R"({"rank": null})", "rank: found null"},
   };
+  EXPECT_THAT(
+      std::string(Parse(R"({"intermediate_size": "50"})", Variant::kGpt).status().message()),
+      HasSubstr(R"(intermediate_size: found "50")"));
+  EXPECT_THAT(std::string(Parse(R"({"hidden_size": 10, "mlp_hidden_mult": 0.09})", Variant::kGpt)
+                              .status()
+                              .message()),
+              HasSubstr("mlp_hidden_mult: found 0.09"));
+  EXPECT_THAT(
+      std::string(Parse(R"({"attention_dtype": "float16"})", Variant::kGpt).status().message()),
+      HasSubstr(R"(attention_dtype: found "float16", allowed is "auto", "bfloat16" or "float32")"));
   for (const Row& row : rows) {
     const std::string shown = row.json.substr(0, 100);
     const absl::StatusOr<ModelConfig> config = Parse(row.json);
@@ -215,7 +388,7 @@ TEST(ModelConfigTest, MlpWidthRoundsDown) {
       {R"({"hidden_size": 32, "intermediate_size": 50})", Variant::kTcec, 85},
   };
   for (const Row& row : rows) {
-    const absl::StatusOr<ModelConfig> config = Parse(row.json);
+    const absl::StatusOr<ModelConfig> config = Parse(row.json, row.variant);
     ASSERT_TRUE(config.ok()) << row.json << "\n" << config.status();
     EXPECT_EQ(MlpWidth(*config, row.variant), row.width) << row.json;
   }

@@ -99,10 +99,8 @@ TEST(PytorchPickleTest, RefusesEverythingElse) {
   };
   const std::vector<Row> rows = {
       {"ordered_dict.bin",
-       {"collections.OrderedDict",
-        "python3 -c \"import torch; f = 'tests/data/pickles/ordered_dict",
-        "torch.save(dict(torch.load(f, map_location='cpu', weights_only=True)), f)\""}},
-      {"training_state.bin", {"collections.OrderedDict inside", "dict(model.state_dict())"}},
+       {"holds a collections.OrderedDict, as a bare state_dict() is"}},
+      {"training_state.bin", {"collections.OrderedDict inside", "nothing but a plain"}},
       {"runs_a_command.bin", {"names posix.system", "Nothing of it was run"}},
       {"integers.bin", {"mask: dtype is Bool, allowed is Float", "ids: dtype is Long"}},
       {"complex.bin", {"names torch.ComplexFloatStorage"}},

@@ -47,11 +47,15 @@ ScratchFolder::ScratchFolder() {
 }
 
 ScratchFolder::ScratchFolder(const std::string& golden) : ScratchFolder() {
-  const std::filesystem::path from =
-      (golden.starts_with("legacy_") ? "tests/data/goldens-legacy/" : "tests/data/goldens/") +
-      golden;
-  for (const char* name : {"config.json", "model.safetensors"}) {
-    std::filesystem::copy_file(from / name, path_ / name);
+  const char* set = golden.starts_with("legacy_") ? "goldens-legacy"
+                    : golden.starts_with("v2_")   ? "goldens-v2"
+                                                  : "goldens";
+  const std::filesystem::path from = std::filesystem::path("tests/data") / set / golden;
+  for (const auto& entry : std::filesystem::directory_iterator(from)) {
+    const std::filesystem::path name = entry.path().filename();
+    if (name != "golden.safetensors" && name != "oracle.safetensors") {
+      std::filesystem::copy_file(entry.path(), path_ / name);
+    }
   }
 }
 

@@ -19,7 +19,7 @@ void WriteFile(const std::filesystem::path& path, std::string_view bytes);
 class ScratchFolder {
  public:
   ScratchFolder();
-  // With copies of a golden case's config.json and model.safetensors.
+  // With copies of a golden case's checkpoint.
   explicit ScratchFolder(const std::string& golden);
   ScratchFolder(const ScratchFolder&) = delete;
   ScratchFolder& operator=(const ScratchFolder&) = delete;

@@ -162,6 +162,45 @@ TEST(RequestChecksTest, ScoreNamesTheBadField) {
   }
 }
 
+// Rows of the embedding that no token has: what comes first is not scored.
+TEST(RequestChecksTest, PaddingRowsCannotBeScored) {
+  RequestLimits limits = Limits();
+  limits.vocab_size = kByteTokenizerVocabSize + 7;
+  const BadField rows[] = {
+      {"inputs { token_ids { ids: 1 ids: 257 } }", "inputs[0].token_ids.ids[1]",
+       "must be less than 257 to be scored, not 257: ids from there on are padding rows of the "
+       "embedding"},
+      {"inputs { text: 'a' } inputs { token_ids { ids: 257 ids: 256 ids: 263 } }",
+       "inputs[1].token_ids.ids[2]",
+       "must be less than 257 to be scored, not 263: ids from there on are padding rows of the "
+       "embedding"},
+      {"inputs { token_ids { ids: 1 ids: 264 } }", "inputs[0].token_ids.ids[1]",
+       "must be less than the vocabulary's size, 264, not 264"},
+  };
+  for (const BadField& row : rows) {
+    ExpectViolation(ParseScore(FromText<v1::ScoreRequest>(row.message), limits), row);
+  }
+  const char* fine = "inputs { token_ids { ids: 263 ids: 256 } } inputs { token_ids { ids: 257 } }";
+  EXPECT_TRUE(ParseScore(FromText<v1::ScoreRequest>(fine), limits).ok());
+  limits.tokenizer = nullptr;  // then no row is known to be padding
+  EXPECT_TRUE(
+      ParseScore(FromText<v1::ScoreRequest>("inputs { token_ids { ids: 1 ids: 263 } }"), limits)
+          .ok());
+}
+
+TEST(RequestChecksTest, PromptLogprobsScoreThePrompt) {
+  RequestLimits limits = Limits();
+  limits.vocab_size = kByteTokenizerVocabSize + 7;
+  const std::string prompt = "prompt { token_ids { ids: 1 ids: 260 } }";
+  EXPECT_TRUE(ParseGenerate(FromText<v1::GenerateRequest>(prompt), limits).ok());
+  ExpectViolation(
+      ParseGenerate(FromText<v1::GenerateRequest>(prompt + "logprobs { prompt_logprobs: 0 }"),
+                    limits),
+      {"prompt_logprobs", "prompt.token_ids.ids[1]",
+       "must be less than 257 to be scored, not 260: ids from there on are padding rows of the "
+       "embedding"});
+}
+
 TEST(RequestChecksTest, TokenizeNamesTheBadField) {
   ExpectViolation(ParseTokenize({}, Limits()),
                   {"nothing", "texts", "must hold 1...2 of them a call, not 0"});
