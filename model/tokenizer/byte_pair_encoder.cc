@@ -3,7 +3,11 @@
 #include <algorithm>
 #include <tuple>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
+#include "model/tokenizer/utf8.h"
 
 namespace ddl {
 namespace {
@@ -17,62 +21,143 @@ constexpr auto kComesLater = [](const auto& a, const auto& b) {
   return std::tie(a.rank, a.position) > std::tie(b.rank, b.position);
 };
 
+constexpr TokenId kNone = -1;
+constexpr size_t kLongestCharacter = 4;
+
 }  // namespace
 
+std::optional<uint8_t> FallbackByte(std::string_view token) {
+  constexpr std::string_view kBegin = "<0x";
+  if (token.size() != 6 || token.substr(0, 3) != kBegin || token[5] != '>') return std::nullopt;
+  int byte = 0;
+  for (const char c : token.substr(3, 2)) {
+    if (!absl::ascii_isxdigit(static_cast<unsigned char>(c))) return std::nullopt;
+    byte = byte * 16 + (absl::ascii_isdigit(static_cast<unsigned char>(c))
+                            ? c - '0'
+                            : absl::ascii_tolower(static_cast<unsigned char>(c)) - 'a' + 10);
+  }
+  return static_cast<uint8_t>(byte);
+}
+
 BytePairEncoder::BytePairEncoder(const BytePairVocabulary& vocabulary)
-    : byte_tokens_(vocabulary.byte_tokens),
-      unknown_(vocabulary.unknown),
-      fuse_unknown_(vocabulary.fuse_unknown) {
+    : unknown_(vocabulary.unknown),
+      fuse_unknown_(vocabulary.fuse_unknown),
+      continuing_prefix_(vocabulary.continuing_prefix),
+      end_suffix_(vocabulary.end_suffix) {
+  low_characters_.fill(kNone);
+  std::array<TokenId, 256> byte_tokens;
+  byte_tokens.fill(kNone);
+  const size_t longest = continuing_prefix_.size() + kLongestCharacter + end_suffix_.size();
+  for (const BytePairVocabulary::Entry& entry : vocabulary.entries) {
+    if (entry.text == unknown_) unknown_id_ = entry.id;
+    const auto byte = FallbackByte(entry.text);
+    if (byte && entry.text == absl::StrFormat("<0x%02X>", *byte)) byte_tokens[*byte] = entry.id;
+    if (entry.text.empty() || entry.text.size() > longest) continue;
+    characters_.emplace(entry.text, entry.id);
+    size_t end = 0;
+    const char32_t first = TakeCharacter(entry.text, end);
+    if (end == entry.text.size() && first < kByteAlphabetEnd) low_characters_[first] = entry.id;
+  }
+  if (vocabulary.byte_fallback) byte_tokens_ = byte_tokens;
   merges_.reserve(vocabulary.merges.size());
-  int32_t rank = 0;
   for (const MergeRule& rule : vocabulary.merges) {
-    merges_[PairKey(rule.left, rule.right)] = {rank++, rule.merged};
+    merges_[PairKey(rule.left, rule.right)] = {rule.rank, rule.merged};
   }
   Workspace workspace;
   std::vector<Piece> pieces;
   absl::flat_hash_map<std::string, TokenId> whole_words;
   for (const BytePairVocabulary::Entry& entry : vocabulary.entries) {
     pieces.clear();
-    const bool encoded = !Encode(entry.bytes, workspace, pieces).has_value();
-    const bool makes_itself = encoded && pieces.size() == 1 && pieces[0].id == entry.id;
-    if (makes_itself || vocabulary.ignore_merges) whole_words.emplace(entry.bytes, entry.id);
+    if (entry.text.empty()) continue;
+    const bool encoded = Encode(entry.text, workspace, pieces).ok();
+    const bool makes_itself = encoded && pieces.size() == 1 && pieces[0].id == entry.id &&
+                              pieces[0].length == entry.text.size();
+    if (makes_itself || vocabulary.ignore_merges) whole_words.emplace(entry.text, entry.id);
   }
   whole_words_ = std::move(whole_words);
 }
 
-std::optional<size_t> BytePairEncoder::Encode(std::string_view word, Workspace& workspace,
-                                              std::vector<Piece>& pieces) const {
+absl::Status BytePairEncoder::Encode(std::string_view word, Workspace& workspace,
+                                     std::vector<Piece>& pieces) const {
   const auto whole = whole_words_.find(absl::string_view(word.data(), word.size()));
   if (whole != whole_words_.end()) {
     pieces.push_back({whole->second, static_cast<uint32_t>(word.size())});
-    return std::nullopt;
+    return absl::OkStatus();
   }
-  if (const auto without_token = StartFromBytes(word, workspace)) return without_token;
+  if (absl::Status status = StartFromCharacters(word, workspace); !status.ok()) return status;
   MergeAll(workspace);
   for (const Workspace::Symbol& symbol : workspace.symbols_) {
     if (symbol.length > 0) pieces.push_back({symbol.id, symbol.length});
   }
-  return std::nullopt;
+  return absl::OkStatus();
 }
 
-std::optional<size_t> BytePairEncoder::StartFromBytes(std::string_view word,
-                                                      Workspace& workspace) const {
-  auto& symbols = workspace.symbols_;
-  symbols.clear();
-  bool follows_unknown = false;
-  for (size_t i = 0; i < word.size(); ++i) {
-    const std::optional<TokenId> known = byte_tokens_[static_cast<uint8_t>(word[i])];
-    if (!known && !unknown_) return i;
-    if (!known && fuse_unknown_ && follows_unknown) {
-      ++symbols.back().length;
-      continue;
+std::optional<TokenId> BytePairEncoder::FindCharacter(std::string_view word, size_t start,
+                                                      size_t end) const {
+  const bool has_prefix = start > 0 && !continuing_prefix_.empty();
+  const bool has_suffix = end == word.size() && !end_suffix_.empty();
+  const std::string_view character = word.substr(start, end - start);
+  auto token = characters_.end();
+  if (has_prefix || has_suffix) {
+    token = characters_.find(absl::StrCat(has_prefix ? continuing_prefix_ : "",
+                                          absl::string_view(character.data(), character.size()),
+                                          has_suffix ? end_suffix_ : ""));
+  } else {
+    size_t position = start;
+    const char32_t code_point = TakeCharacter(word, position);
+    if (code_point < kByteAlphabetEnd) {
+      const TokenId id = low_characters_[code_point];
+      return id == kNone ? std::nullopt : std::optional(id);
     }
-    follows_unknown = !known;
-    const auto index = static_cast<int32_t>(symbols.size());
-    symbols.push_back({known ? *known : *unknown_, 1, index - 1, index + 1});
+    token = characters_.find(absl::string_view(character.data(), character.size()));
   }
-  if (!symbols.empty()) symbols.back().next = -1;
-  return std::nullopt;
+  return token == characters_.end() ? std::nullopt : std::optional(token->second);
+}
+
+absl::Status BytePairEncoder::StartFromCharacters(std::string_view word,
+                                                  Workspace& workspace) const {
+  workspace.symbols_.clear();
+  uint32_t unknown_length = 0;  // bytes without tokens before `start`, not yet added
+  const auto add_unknown = [&] {
+    if (unknown_length > 0) workspace.Add(*unknown_id_, unknown_length);
+    unknown_length = 0;
+  };
+  for (size_t start = 0; start < word.size();) {
+    const size_t end = NextCharacter(word, start);
+    const auto length = static_cast<uint32_t>(end - start);
+    if (const std::optional<TokenId> id = FindCharacter(word, start, end)) {
+      add_unknown();
+      workspace.Add(*id, length);
+    } else if (AddBytes(word, start, end, workspace)) {
+      // As in Hugging Face's tokenizers, an unknown token before these comes after them.
+    } else if (unknown_) {
+      if (!unknown_id_) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "the vocabulary has no token for \"", std::string(word.substr(start, length)),
+            "\", and its unk_token, \"", *unknown_, "\", is not in the vocabulary either"));
+      }
+      if (!fuse_unknown_) add_unknown();
+      unknown_length += length;
+    }
+    start = end;
+  }
+  add_unknown();
+  if (!workspace.symbols_.empty()) workspace.symbols_.back().next = -1;
+  return absl::OkStatus();
+}
+
+bool BytePairEncoder::AddBytes(std::string_view word, size_t start, size_t end,
+                               Workspace& workspace) const {
+  if (!byte_tokens_) return false;
+  const std::string bytes = absl::StrCat(start > 0 ? continuing_prefix_ : "",
+                                         std::string(word.substr(start, end - start)),
+                                         end == word.size() ? end_suffix_ : "");
+  const auto token = [this](char byte) { return (*byte_tokens_)[static_cast<uint8_t>(byte)]; };
+  for (const char byte : bytes) {
+    if (token(byte) == kNone) return false;
+  }
+  for (const char byte : bytes) workspace.Add(token(byte), 1);
+  return true;
 }
 
 void BytePairEncoder::Enqueue(int32_t left, Workspace& workspace) const {

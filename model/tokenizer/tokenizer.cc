@@ -1,15 +1,21 @@
 #include "model/tokenizer/tokenizer.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "model/tokenizer/added_tokens.h"
+#include "model/tokenizer/aligned_text.h"
 #include "model/tokenizer/byte_pair_encoder.h"
+#include "model/tokenizer/normalizer.h"
+#include "model/tokenizer/post_processor.h"
+#include "model/tokenizer/pre_tokenizer.h"
 #include "model/tokenizer/tokenizer_files.h"
-#include "model/tokenizer/unicode_pattern.h"
+#include "model/tokenizer/tokenizer_spec.h"
 #include "model/tokenizer/utf8.h"
 
 namespace ddl {
@@ -17,23 +23,24 @@ namespace {
 
 // What one id stands for.
 struct TokenInfo {
-  std::string bytes;
+  bool exists = false;
   bool special = false;
+  TokenDecoder::Prepared prepared;
+  TokenEnds ends;
 };
 
-std::vector<TokenInfo> MakeTable(const TokenizerSpec& spec) {
-  std::vector<TokenInfo> table;
-  const auto row = [&table](TokenId id) -> TokenInfo& {
-    if (static_cast<size_t>(id) >= table.size()) table.resize(id + 1);
-    return table[id];
-  };
-  for (const AddedToken& token : spec.added_tokens) {
-    row(token.id) = {.bytes = token.content, .special = token.special};
+absl::StatusOr<std::vector<TokenInfo>> MakeTable(const TokenizerSpec& spec) {
+  absl::flat_hash_set<std::string> special;
+  for (const auto& [id, token] : spec.added_tokens) {
+    if (token.special) special.insert(token.content);
   }
-  // Last: an added token that is also in the vocabulary, where "é" is how the byte 0xE9 is written,
-  // stands for the same bytes as there.
-  for (const auto& entry : spec.vocabulary.entries) row(entry.id).bytes = entry.bytes;
-  for (const auto& entry : spec.unreachable) row(entry.id).bytes = entry.bytes;
+  std::vector<TokenInfo> table;
+  for (const auto& [id, text] : spec.texts) {
+    if (static_cast<size_t>(id) >= table.size()) table.resize(id + 1);
+    auto prepared = spec.decoder.Prepare(text);
+    if (!prepared.ok()) return prepared.status();
+    table[id] = {true, special.contains(text), *std::move(prepared), TokenEnds::Of(text)};
+  }
   return table;
 }
 
@@ -43,70 +50,106 @@ struct Tokenizer::Impl {
   // Encodes the segments of one text, in order.
   class Encoding;
 
+  std::string source;
   AddedTokens added_tokens;
-  std::optional<UnicodePattern> word;  // none: a whole segment is one word
+  Normalizer normalizer;
+  PreTokenizer pre_tokenizer;
   BytePairEncoder encoder;
-  bool add_prefix_space = false;
-  std::vector<TokenId> prefix;
-  std::vector<TokenId> suffix;
+  PostProcessor post_processor;
+  TokenDecoder decoder;
   std::vector<TokenInfo> tokens;  // by id
   std::optional<TokenId> eos_token_id;
 
   const TokenInfo* Find(TokenId id) const {
-    return id >= 0 && static_cast<size_t>(id) < tokens.size() ? &tokens[id] : nullptr;
+    const bool exists = id >= 0 && static_cast<size_t>(id) < tokens.size() && tokens[id].exists;
+    return exists ? &tokens[id] : nullptr;
   }
+
+  absl::StatusOr<std::vector<EncodedToken>> Encode(std::string_view text, EncodeOptions options,
+                                                   bool with_spans) const;
 };
 
 class Tokenizer::Impl::Encoding {
  public:
-  explicit Encoding(const Impl& impl) : impl_(impl) {
-    if (impl.word) matcher_.emplace(*impl.word);
+  Encoding(const Impl& impl, bool parse_special, bool with_spans)
+      : impl_(impl), parse_special_(parse_special), with_spans_(with_spans) {}
+
+  absl::Status AddText(std::string_view text) {
+    const auto segments = impl_.added_tokens.SplitOriginal(text, parse_special_);
+    if (!segments.ok()) return segments.status();
+    for (const AddedTokens::Segment& segment : *segments) {
+      const std::string_view inner = text.substr(segment.start, segment.end - segment.start);
+      if (segment.id) {
+        AddToken(*segment.id,
+                 {static_cast<uint32_t>(segment.start), static_cast<uint32_t>(segment.end)}, inner);
+      } else if (auto status = AddOriginal(inner, segment.start); !status.ok()) {
+        return status;
+      }
+    }
+    return absl::OkStatus();
   }
 
-  void AddToken(TokenId id, size_t start, size_t end) {
-    tokens_.push_back({id, static_cast<uint32_t>(start), static_cast<uint32_t>(end)});
-  }
-
-  // `text` begins at byte `offset` of the whole text.
-  absl::Status AddText(std::string_view text, size_t offset) {
-    if (!impl_.add_prefix_space || text.front() == ' ') return AddWords(text, offset, 0);
-    return AddWords(std::string(" ").append(text), offset, 1);
-  }
-
-  std::vector<Token> Take() && { return std::move(tokens_); }
+  std::vector<EncodedToken> Take() && { return std::move(tokens_); }
 
  private:
-  // The first `extra` bytes of `text` are not in the whole text.
-  absl::Status AddWords(std::string_view text, size_t offset, size_t extra) {
-    size_t position = 0;
-    while (position < text.size()) {
-      absl::StatusOr<size_t> length = text.size() - position;
-      if (matcher_) length = matcher_->MatchLength(text, position);
-      if (!length.ok()) return length.status();
-      if (*length == 0) return absl::InternalError("the word pattern left a part of the text out");
-      pieces_.clear();
-      const auto no_token =
-          impl_.encoder.Encode(text.substr(position, *length), workspace_, pieces_);
-      const auto in_whole = [&](size_t at) { return offset + std::max(at, extra) - extra; };
-      if (no_token) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "the vocabulary has no token for the byte 0x",
-            absl::Hex(static_cast<uint8_t>(text[position + *no_token]), absl::kZeroPad2),
-            " at offset ", in_whole(position + *no_token)));
+  // An added token, written as `text` with the white space that it takes along.
+  void AddToken(TokenId id, TextSpan span, std::string_view text) {
+    tokens_.push_back({id, span, with_spans_ ? TokenEnds::Of(text) : TokenEnds()});
+  }
+
+  // `text` has no added tokens but those looked for after the normalizer, and begins at byte
+  // `offset` of the whole text.
+  absl::Status AddOriginal(std::string_view text, size_t offset) {
+    AlignedText normalized(text, offset, with_spans_ || impl_.pre_tokenizer.needs_origins());
+    if (auto status = impl_.normalizer.Run(normalized); !status.ok()) return status;
+    const auto segments = impl_.added_tokens.SplitNormalized(normalized.text(), parse_special_);
+    if (!segments.ok()) return segments.status();
+    if (segments->size() == 1 && !segments->front().id) return AddWords(std::move(normalized));
+    for (const AddedTokens::Segment& segment : *segments) {
+      if (segment.id) {
+        AddToken(
+            *segment.id, with_spans_ ? normalized.Origin(segment.start, segment.end) : TextSpan(),
+            std::string_view(normalized.text()).substr(segment.start, segment.end - segment.start));
+        continue;
       }
+      AlignedText inner(normalized.tracked());
+      inner.AppendFrom(normalized, segment.start, segment.end);
+      if (auto status = AddWords(std::move(inner)); !status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status AddWords(AlignedText normalized) {
+    SplitText split(std::move(normalized));
+    if (auto status = impl_.pre_tokenizer.Run(split); !status.ok()) return status;
+    const std::string_view text = split.text.text();
+    for (const SplitText::Word& word : split.words) {
+      pieces_.clear();
+      auto status =
+          impl_.encoder.Encode(text.substr(word.begin, word.end - word.begin), workspace_, pieces_);
+      if (!status.ok()) return status;
+      size_t begin = word.begin;
       for (const BytePairEncoder::Piece& piece : pieces_) {
-        AddToken(piece.id, in_whole(position), in_whole(position + piece.length));
-        position += piece.length;
+        EncodedToken token{piece.id, {}, {}};
+        if (with_spans_) {
+          // Fallback tokens for what is written around characters may reach past the word's end.
+          const size_t end = std::min<size_t>(begin + piece.length, word.end);
+          if (begin < end) token.span = split.text.Origin(begin, end);
+          token.ends = impl_.tokens[piece.id].ends;
+          begin = end;
+        }
+        tokens_.push_back(token);
       }
     }
     return absl::OkStatus();
   }
 
   const Impl& impl_;
-  std::optional<PatternMatcher> matcher_;
+  const bool parse_special_;
+  const bool with_spans_;
   BytePairEncoder::Workspace workspace_;
   std::vector<BytePairEncoder::Piece> pieces_;
-  std::vector<Token> tokens_;
+  std::vector<EncodedToken> tokens_;
 };
 
 Tokenizer::Tokenizer(std::unique_ptr<const Impl> impl) : impl_(std::move(impl)) {}
@@ -117,29 +160,32 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Load(
     const std::filesystem::path& folder) {
   absl::StatusOr<TokenizerSpec> spec = ReadTokenizerFiles(folder);
   if (!spec.ok()) return spec.status();
-  absl::StatusOr<AddedTokens> added_tokens = AddedTokens::Create(spec->added_tokens);
+  return Create(*std::move(spec));
+}
+
+absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Create(TokenizerSpec spec) {
+  absl::StatusOr<AddedTokens> added_tokens =
+      AddedTokens::Create(spec.added_tokens, spec.normalizer);
   if (!added_tokens.ok()) return added_tokens.status();
-  std::optional<UnicodePattern> word;
-  if (spec->split_words) {
-    absl::StatusOr<UnicodePattern> pattern = UnicodePattern::Gpt2Word();
-    if (!pattern.ok()) return pattern.status();
-    word = *std::move(pattern);
-  }
+  absl::StatusOr<std::vector<TokenInfo>> tokens = MakeTable(spec);
+  if (!tokens.ok()) return tokens.status();
   auto impl = std::make_unique<const Impl>(Impl{
+      .source = spec.source,
       .added_tokens = *std::move(added_tokens),
-      .word = std::move(word),
-      .encoder = BytePairEncoder(spec->vocabulary),
-      .add_prefix_space = spec->add_prefix_space,
-      .prefix = spec->prefix,
-      .suffix = spec->suffix,
-      .tokens = MakeTable(*spec),
-      .eos_token_id = spec->eos_token_id,
+      .normalizer = std::move(spec.normalizer),
+      .pre_tokenizer = std::move(spec.pre_tokenizer),
+      .encoder = BytePairEncoder(spec.vocabulary),
+      .post_processor = std::move(spec.post_processor),
+      .decoder = std::move(spec.decoder),
+      .tokens = *std::move(tokens),
+      .eos_token_id = spec.eos_token_id,
   });
   return std::unique_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
 }
 
-absl::StatusOr<std::vector<Tokenizer::Token>> Tokenizer::EncodeWithOffsets(
-    std::string_view text, bool add_special_tokens) const {
+absl::StatusOr<std::vector<EncodedToken>> Tokenizer::Impl::Encode(std::string_view text,
+                                                                  EncodeOptions options,
+                                                                  bool with_spans) const {
   constexpr size_t kLongest = std::numeric_limits<int32_t>::max();
   if (text.size() > kLongest) {
     return absl::InvalidArgumentError(
@@ -150,34 +196,32 @@ absl::StatusOr<std::vector<Tokenizer::Token>> Tokenizer::EncodeWithOffsets(
         "the text is not valid UTF-8: the byte 0x",
         absl::Hex(static_cast<uint8_t>(text[*offset]), absl::kZeroPad2), " at offset ", *offset));
   }
-  const auto segments = impl_->added_tokens.Split(text);
-  if (!segments.ok()) return segments.status();
-  Impl::Encoding encoding(*impl_);
-  if (add_special_tokens) {
-    for (const TokenId id : impl_->prefix) encoding.AddToken(id, 0, 0);
+  Encoding encoding(*this, options.parse_special_tokens, with_spans);
+  if (auto status = encoding.AddText(text); !status.ok()) return status;
+  std::vector<EncodedToken> tokens = std::move(encoding).Take();
+  post_processor.Run(text, options.add_special_tokens, tokens);
+  return tokens;
+}
+
+absl::StatusOr<std::vector<Tokenizer::Token>> Tokenizer::EncodeWithOffsets(
+    std::string_view text, EncodeOptions options) const {
+  const auto encoded = impl_->Encode(text, options, /*with_spans=*/true);
+  if (!encoded.ok()) return encoded.status();
+  std::vector<Token> tokens;
+  tokens.reserve(encoded->size());
+  for (const EncodedToken& token : *encoded) {
+    tokens.push_back({token.id, token.span.start, token.span.end});
   }
-  for (const AddedTokens::Segment& segment : *segments) {
-    if (segment.id) {
-      encoding.AddToken(*segment.id, segment.start, segment.end);
-      continue;
-    }
-    const absl::Status status =
-        encoding.AddText(text.substr(segment.start, segment.end - segment.start), segment.start);
-    if (!status.ok()) return status;
-  }
-  if (add_special_tokens) {
-    for (const TokenId id : impl_->suffix) encoding.AddToken(id, text.size(), text.size());
-  }
-  return std::move(encoding).Take();
+  return tokens;
 }
 
 absl::StatusOr<std::vector<TokenId>> Tokenizer::Encode(std::string_view text,
-                                                       bool add_special_tokens) const {
-  const auto tokens = EncodeWithOffsets(text, add_special_tokens);
-  if (!tokens.ok()) return tokens.status();
+                                                       EncodeOptions options) const {
+  const auto encoded = impl_->Encode(text, options, /*with_spans=*/false);
+  if (!encoded.ok()) return encoded.status();
   std::vector<TokenId> ids;
-  ids.reserve(tokens->size());
-  for (const Token& token : *tokens) ids.push_back(token.id);
+  ids.reserve(encoded->size());
+  for (const EncodedToken& token : *encoded) ids.push_back(token.id);
   return ids;
 }
 
@@ -190,7 +234,7 @@ std::string Tokenizer::Decode(absl::Span<const TokenId> ids, bool skip_special_t
 
 std::string_view Tokenizer::TokenBytes(TokenId id) const {
   const TokenInfo* token = impl_->Find(id);
-  return token == nullptr ? std::string_view() : token->bytes;
+  return token == nullptr ? std::string_view() : token->prepared.bytes;
 }
 
 bool Tokenizer::IsSpecial(TokenId id) const {
@@ -202,21 +246,19 @@ TokenId Tokenizer::vocab_size() const { return static_cast<TokenId>(impl_->token
 
 std::optional<TokenId> Tokenizer::eos_token_id() const { return impl_->eos_token_id; }
 
+const std::string& Tokenizer::source() const { return impl_->source; }
+
 StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, bool skip_special_tokens)
-    : tokenizer_(tokenizer), skip_special_tokens_(skip_special_tokens) {}
+    : tokenizer_(tokenizer),
+      skip_special_tokens_(skip_special_tokens),
+      stream_(tokenizer.impl_->decoder) {}
 
 std::string StreamDecoder::Append(TokenId id) {
-  std::string text;
-  if (skip_special_tokens_ && tokenizer_.IsSpecial(id)) return text;
-  pending_.append(tokenizer_.TokenBytes(id));
-  pending_.erase(0, AppendWholeCharacters(pending_, text));
-  return text;
+  const TokenInfo* token = tokenizer_.impl_->Find(id);
+  if (token == nullptr || (skip_special_tokens_ && token->special)) return "";
+  return stream_.Append(token->prepared);
 }
 
-std::string StreamDecoder::Finish() {
-  if (pending_.empty()) return "";
-  pending_.clear();
-  return std::string(kReplacementCharacter);
-}
+std::string StreamDecoder::Finish() { return stream_.Finish(); }
 
 }  // namespace ddl

@@ -13,53 +13,76 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "model/token.h"
+#include "model/tokenizer/token_decoder.h"
 
 namespace ddl {
 
-// GPT-2's byte-level BPE: text to token ids and back, with the added and special tokens of a
-// Hugging Face `tokenizer.json`. Immutable after Load, so any number of threads may share one.
+struct TokenizerSpec;
+
+// Byte pair encoding, as Hugging Face's `tokenizers` computes it from a `tokenizer.json`: text to
+// token ids and back. Immutable after Load, so any number of threads may share one.
 class Tokenizer {
  public:
   struct Token {
     TokenId id = 0;
-    // The bytes text[start, end) that the token stands for. Empty for tokens that
-    // add_special_tokens put in: at the start those before the text, at the end those after it.
+    // The bytes text[start, end) that the token stands for. Where a normalizer changed the text,
+    // the bytes that its characters were made from; without the white space at its ends, where
+    // tokenizer.json says so (trim_offsets). Both 0 for tokens that add_special_tokens put in.
     uint32_t start = 0;
     uint32_t end = 0;
   };
+  struct EncodeOptions {
+    // Runs what the post-processor puts around a text, where there is one (GPT-2 has none).
+    bool add_special_tokens = false;
+    // Special tokens written out in the text ("<|endoftext|>") become their ids, as in Hugging
+    // Face. Without, they are text like any other.
+    bool parse_special_tokens = true;
+  };
 
-  // Reads `tokenizer.json`, or else `vocab.json` and `merges.txt`, from a checkpoint's folder, and
-  // `tokenizer_config.json` where there is one. NOT_FOUND when the folder has no tokenizer (such a
-  // checkpoint is served with token ids only); INVALID_ARGUMENT, naming the file and what is wrong
-  // in it, for anything that is not byte-level BPE or is malformed.
+  // Reads the tokenizer of a checkpoint's folder: the first of `tokenizer.json`, `vocab.json` with
+  // `merges.txt`, `encoder.json` with `vocab.bpe`, one file that ends in .tiktoken, and a
+  // `tokenizer.model` that is one; and the files beside it (companion_files.h). NOT_FOUND when the
+  // folder has no tokenizer (such a checkpoint is served with token ids only); INVALID_ARGUMENT,
+  // naming the file, the member and what is wrong with it, for anything that is malformed or not
+  // supported.
   static absl::StatusOr<std::unique_ptr<const Tokenizer>> Load(const std::filesystem::path& folder);
+  // From what the files say. INVALID_ARGUMENT or RESOURCE_EXHAUSTED when a regular expression fails
+  // on one of the tokens.
+  static absl::StatusOr<std::unique_ptr<const Tokenizer>> Create(TokenizerSpec spec);
   ~Tokenizer();
 
-  // INVALID_ARGUMENT, with the byte offset, when `text` is not valid UTF-8 or has a byte that the
-  // vocabulary has no token for (GPT-2's has all). Special tokens written out in the text
-  // ("<|endoftext|>") become their ids, as in Hugging Face. `add_special_tokens` runs the
-  // post-processor of tokenizer.json, where it has one (GPT-2 has none).
-  absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text, bool add_special_tokens) const;
+  // INVALID_ARGUMENT, with the byte offset, when `text` is not valid UTF-8, or when it has a
+  // character without a token and the unknown token that takes its place is not in the vocabulary.
+  // RESOURCE_EXHAUSTED when a regular expression of tokenizer.json takes too many steps.
+  absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text, EncodeOptions options) const;
+  absl::StatusOr<std::vector<Token>> EncodeWithOffsets(std::string_view text,
+                                                       EncodeOptions options) const;
   absl::StatusOr<std::vector<Token>> EncodeWithOffsets(std::string_view text,
                                                        bool add_special_tokens) const;
 
-  // Whole text of `ids`; bytes that are not UTF-8 become U+FFFD, one per maximal ill-formed
-  // subpart, as Python's errors="replace" has it. Ids at or past vocab_size() (padding rows of
-  // the embedding) have no bytes.
+  // Whole text of `ids`, as tokenizer.json's decoder makes it. For byte-level tokenizers, bytes
+  // that are not UTF-8 become U+FFFD, one per maximal ill-formed subpart, as Python's
+  // errors="replace" has it. Ids at or past vocab_size() (padding rows of the embedding) are left
+  // out.
   std::string Decode(absl::Span<const TokenId> ids, bool skip_special_tokens) const;
 
-  // The exact bytes of one token: may be part of a UTF-8 character. Empty past vocab_size().
-  // Valid as long as the tokenizer.
+  // The bytes that a token stands for by itself: may be part of a UTF-8 character. Empty past
+  // vocab_size(). Valid as long as the tokenizer.
   std::string_view TokenBytes(TokenId id) const;
   bool IsSpecial(TokenId id) const;
 
   // One past the largest id that stands for something.
   TokenId vocab_size() const;
-  // The end-of-text token: `eos_token` of tokenizer_config.json, else "<|endoftext|>" where the
-  // vocabulary has it. It is special, whether or not the files list it among the added tokens.
+  // The tokenizer's end-of-text token: `eos_token` of tokenizer_config.json or
+  // special_tokens_map.json, else "<|endoftext|>" where the vocabulary has it. It is special,
+  // whether or not the files list it among the added tokens. See eos_tokens.h for what ends
+  // completions.
   std::optional<TokenId> eos_token_id() const;
+  // The file, or files, that the vocabulary is from: "tokenizer.json".
+  const std::string& source() const;
 
  private:
+  friend class StreamDecoder;
   struct Impl;
   explicit Tokenizer(std::unique_ptr<const Impl> impl);
   std::unique_ptr<const Impl> impl_;
@@ -72,18 +95,20 @@ class StreamDecoder {
  public:
   StreamDecoder(const Tokenizer& tokenizer, bool skip_special_tokens);
 
-  // Text that is complete now. Bytes of an unfinished character are held back.
+  // Text that nothing that follows can change. What could change is held back: bytes of an
+  // unfinished character, a whole run of tokens like <0x0A> where byte_fallback is used, and what
+  // decoders would strip at the end of the text.
   std::string Append(TokenId id);
-  // What was held back, as one U+FFFD.
+  // What was held back.
   std::string Finish();
 
-  // The bytes held back: the beginning of one character, at most 3.
-  std::string_view pending() const { return pending_; }
+  // Bytes held back.
+  std::string_view pending() const { return stream_.pending(); }
 
  private:
   const Tokenizer& tokenizer_;
   const bool skip_special_tokens_;
-  std::string pending_;
+  TokenDecoder::Stream stream_;
 };
 
 }  // namespace ddl

@@ -79,4 +79,55 @@ size_t AppendWholeCharacters(std::string_view bytes, std::string& text) {
   return position;
 }
 
+char32_t TakeCharacter(std::string_view text, size_t& position) {
+  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[position + i]); };
+  const char32_t lead = byte(0);
+  char32_t character = lead;
+  size_t length = 1;
+  if (lead >= 0xF0) {
+    character =
+        (lead & 0x07) << 18 | (byte(1) & 0x3F) << 12 | (byte(2) & 0x3F) << 6 | (byte(3) & 0x3F);
+    length = 4;
+  } else if (lead >= 0xE0) {
+    character = (lead & 0x0F) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F);
+    length = 3;
+  } else if (lead >= 0xC0) {
+    character = (lead & 0x1F) << 6 | (byte(1) & 0x3F);
+    length = 2;
+  }
+  position += length;
+  return character;
+}
+
+size_t NextCharacter(std::string_view text, size_t position) {
+  const auto lead = static_cast<uint8_t>(text[position]);
+  return position + (lead < 0xC0 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4);
+}
+
+size_t PreviousCharacter(std::string_view text, size_t position) {
+  do {
+    --position;
+  } while (position > 0 && (static_cast<uint8_t>(text[position]) & 0xC0) == 0x80);
+  return position;
+}
+
+void AppendUtf8(char32_t character, std::string& text) {
+  const auto add = [&text](char32_t byte) { text.push_back(static_cast<char>(byte)); };
+  if (character < 0x80) {
+    add(character);
+  } else if (character < 0x800) {
+    add(0xC0 | character >> 6);
+    add(0x80 | (character & 0x3F));
+  } else if (character < 0x10000) {
+    add(0xE0 | character >> 12);
+    add(0x80 | (character >> 6 & 0x3F));
+    add(0x80 | (character & 0x3F));
+  } else {
+    add(0xF0 | character >> 18);
+    add(0x80 | (character >> 12 & 0x3F));
+    add(0x80 | (character >> 6 & 0x3F));
+    add(0x80 | (character & 0x3F));
+  }
+}
+
 }  // namespace ddl

@@ -34,6 +34,15 @@ std::optional<size_t> FindInvalidUtf8(std::string_view text);
 // of bytes used: all but a truncated character at the end, which has at most 3.
 size_t AppendWholeCharacters(std::string_view bytes, std::string& text);
 
+// The rest is for well-formed text.
+
+// The character that begins at `position`; moves `position` to the next one.
+char32_t TakeCharacter(std::string_view text, size_t& position);
+// Where the character after the one at `position`, and the one that ends before it, begin.
+size_t NextCharacter(std::string_view text, size_t position);
+size_t PreviousCharacter(std::string_view text, size_t position);
+void AppendUtf8(char32_t character, std::string& text);
+
 }  // namespace ddl
 
 #endif  // DDL_MODEL_TOKENIZER_UTF8_H_

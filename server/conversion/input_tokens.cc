@@ -15,10 +15,9 @@ bool CheckBatch(const char* field, int size, const RequestLimits& limits, FieldE
 }
 
 absl::Status NoTokenizer(const std::string& field, const RequestLimits& limits) {
-  return absl::FailedPreconditionError(absl::StrCat(
-      field, " needs a tokenizer, and model '", limits.model,
-      "' has none: its folder holds neither tokenizer.json nor vocab.json with merges.txt. Send "
-      "token ids instead"));
+  return absl::FailedPreconditionError(
+      absl::StrCat(field, " needs a tokenizer, and model '", limits.model,
+                   "' is served without one: its folder holds none. Send token ids instead"));
 }
 
 std::vector<TokenId> ToTokenIds(const google::protobuf::RepeatedField<uint32_t>& ids,
@@ -70,7 +69,7 @@ absl::StatusOr<CutTokens> ToTokens(const v1::Input& input, const std::string& fi
     case v1::Input::kText: {
       if (limits.tokenizer == nullptr) return NoTokenizer(field + ".text", limits);
       absl::StatusOr<std::vector<TokenId>> tokens =
-          limits.tokenizer->Encode(input.text(), rules.add_special_tokens);
+          limits.tokenizer->Encode(input.text(), {.add_special_tokens = rules.add_special_tokens});
       if (!tokens.ok()) {
         errors->Add(field + ".text", std::string(tokens.status().message()));
         return cut;

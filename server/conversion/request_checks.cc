@@ -291,8 +291,8 @@ absl::StatusOr<std::vector<std::vector<Tokenizer::Token>>> ParseTokenize(
   if (!CheckBatch("texts", request.texts_size(), limits, &errors)) return errors.status();
   const bool add_special_tokens = !request.has_add_special_tokens() || request.add_special_tokens();
   for (int i = 0; i < request.texts_size(); ++i) {
-    absl::StatusOr<std::vector<Tokenizer::Token>> tokens =
-        limits.tokenizer->EncodeWithOffsets(request.texts(i), add_special_tokens);
+    absl::StatusOr<std::vector<Tokenizer::Token>> tokens = limits.tokenizer->EncodeWithOffsets(
+        request.texts(i), {.add_special_tokens = add_special_tokens});
     if (tokens.ok()) {
       lists.push_back(*std::move(tokens));
     } else {

@@ -15,25 +15,23 @@ namespace {
 
 using Ids = std::vector<TokenId>;
 
-// Tokens 0 to 255 are the bytes; each merge makes the next token.
+// Tokens 0 to 127 are the characters of ASCII; each merge makes the next token.
 class VocabularyBuilder {
  public:
   VocabularyBuilder() {
-    for (int byte = 0; byte < 256; ++byte) {
-      vocabulary.byte_tokens[byte] = byte;
-      Add(std::string(1, static_cast<char>(byte)));
-    }
+    for (int byte = 0; byte < 128; ++byte) Add(std::string(1, static_cast<char>(byte)));
   }
 
   TokenId Merge(TokenId left, TokenId right) {
-    const TokenId merged = Add(vocabulary.entries[left].bytes + vocabulary.entries[right].bytes);
-    vocabulary.merges.push_back({left, right, merged});
+    const TokenId merged = Add(vocabulary.entries[left].text + vocabulary.entries[right].text);
+    const auto rank = static_cast<int32_t>(vocabulary.merges.size());
+    vocabulary.merges.push_back({left, right, merged, rank});
     return merged;
   }
 
-  TokenId Add(const std::string& bytes) {
+  TokenId Add(const std::string& text) {
     const auto id = static_cast<TokenId>(vocabulary.entries.size());
-    vocabulary.entries.push_back({id, bytes});
+    vocabulary.entries.push_back({id, text});
     return id;
   }
 
@@ -43,7 +41,8 @@ class VocabularyBuilder {
 Ids Encode(const BytePairEncoder& encoder, const std::string& word) {
   BytePairEncoder::Workspace workspace;
   std::vector<BytePairEncoder::Piece> pieces;
-  EXPECT_EQ(encoder.Encode(word, workspace, pieces), std::nullopt);
+  const absl::Status status = encoder.Encode(word, workspace, pieces);
+  EXPECT_TRUE(status.ok()) << status;
   Ids ids;
   size_t length = 0;
   for (const BytePairEncoder::Piece& piece : pieces) {
@@ -62,7 +61,7 @@ Ids EncodeSlowly(const BytePairVocabulary& vocabulary, const std::string& word) 
     rules[{rule.left, rule.right}] = {rank, rule.merged};
   }
   Ids ids;
-  for (const char byte : word) ids.push_back(*vocabulary.byte_tokens[static_cast<uint8_t>(byte)]);
+  for (const char character : word) ids.push_back(character);
   while (true) {
     size_t best_rank = std::numeric_limits<size_t>::max();
     size_t best = 0;
@@ -93,6 +92,8 @@ TEST(BytePairEncoderTest, EqualsTheDefinition) {
       tokens.push_back(builder.Merge(left, right));
     }
     std::shuffle(builder.vocabulary.merges.begin(), builder.vocabulary.merges.end(), random);
+    int32_t rank = 0;
+    for (MergeRule& rule : builder.vocabulary.merges) rule.rank = rank++;
     const BytePairEncoder encoder(builder.vocabulary);
     for (int i = 0; i < 50; ++i) {
       std::string word;
@@ -113,19 +114,55 @@ TEST(BytePairEncoderTest, IgnoresMergesForWordsThatAreTokens) {
   EXPECT_EQ(Encode(BytePairEncoder(builder.vocabulary), "abcc"), (Ids{ab, 'c', 'c'}));
 }
 
-TEST(BytePairEncoderTest, BytesWithoutTokens) {
+TEST(BytePairEncoderTest, CharactersWithoutTokens) {
   VocabularyBuilder builder;
-  builder.vocabulary.byte_tokens['x'].reset();
+  const auto encode = [&](const std::string& word) {
+    BytePairEncoder::Workspace workspace;
+    std::vector<BytePairEncoder::Piece> pieces;
+    const absl::Status status = BytePairEncoder(builder.vocabulary).Encode(word, workspace, pieces);
+    EXPECT_TRUE(status.ok()) << status;
+    Ids ids;
+    for (const BytePairEncoder::Piece& piece : pieces) ids.push_back(piece.id);
+    return ids;
+  };
+  EXPECT_EQ(encode("éaéé"), Ids{'a'});  // left out
+
+  builder.vocabulary.unknown = "<unk>";
   BytePairEncoder::Workspace workspace;
   std::vector<BytePairEncoder::Piece> pieces;
-  EXPECT_EQ(BytePairEncoder(builder.vocabulary).Encode("aax", workspace, pieces), 2u);
+  const BytePairEncoder without_unknown(builder.vocabulary);
+  EXPECT_TRUE(without_unknown.Encode("aa", workspace, pieces).ok());
+  const absl::Status status = without_unknown.Encode("aé", workspace, pieces);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              ::testing::AllOf(::testing::HasSubstr("no token for \"é\""),
+                               ::testing::HasSubstr("unk_token, \"<unk>\", is not in")));
 
-  const TokenId unknown = builder.Add("?");
-  builder.vocabulary.unknown = unknown;
-  EXPECT_EQ(Encode(BytePairEncoder(builder.vocabulary), "xaxx"),
-            (Ids{unknown, 'a', unknown, unknown}));
+  const TokenId unknown = builder.Add("<unk>");
+  EXPECT_EQ(encode("éaéé"), (Ids{unknown, 'a', unknown, unknown}));
   builder.vocabulary.fuse_unknown = true;
-  EXPECT_EQ(Encode(BytePairEncoder(builder.vocabulary), "xaxx"), (Ids{unknown, 'a', unknown}));
+  EXPECT_EQ(encode("éaéé"), (Ids{unknown, 'a', unknown}));
+
+  builder.vocabulary.byte_fallback = true;
+  const TokenId c3 = builder.Add("<0xC3>");
+  EXPECT_EQ(encode("aé"), (Ids{'a', unknown}));  // no token for the second byte
+  const TokenId a9 = builder.Add("<0xA9>");
+  EXPECT_EQ(encode("aé"), (Ids{'a', c3, a9}));
+  // As in Hugging Face's tokenizers, what is still unknown comes after the bytes.
+  EXPECT_EQ(encode("€éa"), (Ids{c3, a9, unknown, 'a'}));
+}
+
+TEST(BytePairEncoderTest, WritesPrefixesAndSuffixes) {
+  VocabularyBuilder builder;
+  const TokenId inner_b = builder.Add("##b");
+  const TokenId last_c = builder.Add("##c</w>");
+  const TokenId whole_a = builder.Add("a</w>");
+  builder.vocabulary.continuing_prefix = "##";
+  builder.vocabulary.end_suffix = "</w>";
+  EXPECT_EQ(Encode(BytePairEncoder(builder.vocabulary), "abc"), (Ids{'a', inner_b, last_c}));
+  EXPECT_EQ(Encode(BytePairEncoder(builder.vocabulary), "a"), Ids{whole_a});
+  builder.vocabulary.merges.push_back({'a', inner_b, builder.Add("ab"), 0});
+  EXPECT_EQ(Encode(BytePairEncoder(builder.vocabulary), "abc"), (Ids{last_c + 2, last_c}));
 }
 
 TEST(BytePairEncoderTest, LongWordsTakeNoQuadraticTime) {

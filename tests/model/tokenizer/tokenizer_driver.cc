@@ -2,8 +2,8 @@
 //
 // Reads one JSON value a line and answers each with one line.
 //   a string          -> {"ids", "spans": [start, end, ...] in bytes, "decoded", "streamed"}
+//   {"special": text} -> the same, with the special tokens of the post-processor
 //   an array of ids   -> {"decoded", "streamed", "skipped": without special tokens}
-//   {"special": text} -> {"ids"} with the special tokens of the post-processor
 // or {"error": message}.
 #include <iostream>
 #include <memory>
@@ -28,8 +28,8 @@ std::string Streamed(const Tokenizer& tokenizer, const std::vector<TokenId>& ids
 
 Json Error(const absl::Status& status) { return {{"error", std::string(status.message())}}; }
 
-Json AnswerText(const Tokenizer& tokenizer, const std::string& text) {
-  const auto tokens = tokenizer.EncodeWithOffsets(text, /*add_special_tokens=*/false);
+Json AnswerText(const Tokenizer& tokenizer, const std::string& text, bool add_special_tokens) {
+  const auto tokens = tokenizer.EncodeWithOffsets(text, {.add_special_tokens = add_special_tokens});
   if (!tokens.ok()) return Error(tokens.status());
   std::vector<TokenId> ids;
   std::vector<uint32_t> spans;
@@ -49,16 +49,10 @@ Json AnswerIds(const Tokenizer& tokenizer, const std::vector<TokenId>& ids) {
           {"skipped", tokenizer.Decode(ids, /*skip_special_tokens=*/true)}};
 }
 
-Json AnswerSpecial(const Tokenizer& tokenizer, const std::string& text) {
-  const auto ids = tokenizer.Encode(text, /*add_special_tokens=*/true);
-  if (!ids.ok()) return Error(ids.status());
-  return {{"ids", *ids}};
-}
-
 Json Answer(const Tokenizer& tokenizer, const Json& request) {
-  if (request.is_string()) return AnswerText(tokenizer, request);
+  if (request.is_string()) return AnswerText(tokenizer, request, false);
   if (request.is_array()) return AnswerIds(tokenizer, request);
-  return AnswerSpecial(tokenizer, request.at("special"));
+  return AnswerText(tokenizer, request.at("special"), true);
 }
 
 int Run(const char* folder) {

@@ -99,7 +99,7 @@ class TokenizerTest : public ::testing::Test {
 };
 
 Ids Encode(const Tokenizer& tokenizer, const std::string& text, bool add_special_tokens = false) {
-  const auto ids = tokenizer.Encode(text, add_special_tokens);
+  const auto ids = tokenizer.Encode(text, {.add_special_tokens = add_special_tokens});
   EXPECT_TRUE(ids.ok()) << ids.status();
   return ids.value_or(Ids());
 }
@@ -121,7 +121,7 @@ TEST_F(TokenizerTest, EncodesWithOffsets) {
   };
   const auto tokenizer = Load();
   for (const Row& row : rows) {
-    const auto tokens = tokenizer->EncodeWithOffsets(row.text, false);
+    const auto tokens = tokenizer->EncodeWithOffsets(row.text, {});
     ASSERT_TRUE(tokens.ok()) << row.name << tokens.status();
     ASSERT_EQ(tokens->size(), row.tokens.size()) << row.name;
     for (size_t i = 0; i < tokens->size(); ++i) {
@@ -132,17 +132,17 @@ TEST_F(TokenizerTest, EncodesWithOffsets) {
   }
 }
 
-TEST_F(TokenizerTest, PrefixSpaceIsOutsideOfTheText) {
+TEST_F(TokenizerTest, APrefixSpaceComesFromTheFirstCharacter) {
   Json json = SmallTokenizer();
   json["pre_tokenizer"]["add_prefix_space"] = true;
   const auto tokenizer = Load(json);
   EXPECT_EQ(Encode(*tokenizer, "the the"), (Ids{kSpaceThe, kSpaceThe}));
   EXPECT_EQ(Encode(*tokenizer, "a"), (Ids{' ', 'a'}));
-  const auto tokens = tokenizer->EncodeWithOffsets("the<s>a", false);
+  const auto tokens = tokenizer->EncodeWithOffsets("the<s>a", {});
   ASSERT_TRUE(tokens.ok()) << tokens.status();
   std::vector<std::pair<uint32_t, uint32_t>> spans;
   for (const auto& token : *tokens) spans.emplace_back(token.start, token.end);
-  EXPECT_THAT(spans, ::testing::ElementsAre(std::pair(0, 3), std::pair(3, 6), std::pair(6, 6),
+  EXPECT_THAT(spans, ::testing::ElementsAre(std::pair(0, 3), std::pair(3, 6), std::pair(6, 7),
                                             std::pair(6, 7)));
 }
 
@@ -153,15 +153,16 @@ TEST_F(TokenizerTest, PostProcessorRunsOnRequest) {
   EXPECT_EQ(Encode(*tokenizer, "he", false), Ids{kHe});
   EXPECT_EQ(Encode(*tokenizer, "he", true), (Ids{kStart, kHe, kEndOfText, kEndOfText}));
   EXPECT_EQ(Encode(*tokenizer, "", true), (Ids{kStart, kEndOfText, kEndOfText}));
-  const auto tokens = tokenizer->EncodeWithOffsets("he", true);
+  const auto tokens = tokenizer->EncodeWithOffsets("he", {.add_special_tokens = true});
   ASSERT_TRUE(tokens.ok()) << tokens.status();
   EXPECT_EQ(tokens->front().end, 0u);
-  EXPECT_EQ(tokens->back().start, 2u);
+  EXPECT_EQ(tokens->back().end, 0u);
 }
 
 TEST_F(TokenizerTest, RefusesTextThatItCannotEncode) {
   Json json = SmallTokenizer();
   json["model"]["vocab"].erase("q");
+  json["model"]["unk_token"] = "<unk>";
   const auto tokenizer = Load(json);
   struct Row {
     std::string text;
@@ -170,10 +171,10 @@ TEST_F(TokenizerTest, RefusesTextThatItCannotEncode) {
   const Row rows[] = {
       {"ab\xFFz", "not valid UTF-8: the byte 0xff at offset 2"},
       {"\xC3", "not valid UTF-8: the byte 0xc3 at offset 0"},
-      {"he<s> q", "no token for the byte 0x71 at offset 6"},
+      {"he<s> q", "no token for \"q\""},
   };
   for (const Row& row : rows) {
-    const auto ids = tokenizer->Encode(row.text, false);
+    const auto ids = tokenizer->Encode(row.text, {});
     EXPECT_EQ(ids.status().code(), absl::StatusCode::kInvalidArgument) << row.text;
     EXPECT_THAT(std::string(ids.status().message()), HasSubstr(row.message));
   }
@@ -303,49 +304,74 @@ TEST_F(TokenizerTest, FaultsInTokenizerJsonAreNamed) {
     return [=](Json& json) { json[Json::json_pointer(pointer)] = value; };
   };
   const Row rows[] = {
-      {"no model", [](Json& json) { json.erase("model"); }, "model must be an object, found null"},
+      {"no model", [](Json& json) { json.erase("model"); }, "model: must be an object, found null"},
       {"another model", set("/model/type", "Unigram"),
-       "model is \"Unigram\", supported: byte-level \"BPE\""},
-      {"dropout", set("/model/dropout", 0.1), "model.dropout is 0.1"},
-      {"subword prefix", set("/model/continuing_subword_prefix", "##"),
-       "continuing_subword_prefix is \"##\""},
-      {"word suffix", set("/model/end_of_word_suffix", "</w>"), "end_of_word_suffix is \"</w>\""},
-      {"byte fallback", set("/model/byte_fallback", true), "model.byte_fallback is true"},
+       "model: found \"Unigram\", supported are \"BPE\""},
+      {"dropout", set("/model/dropout", 0.1), "model: dropout is 0.1"},
       {"a flag that is none", set("/model/ignore_merges", 1),
-       "ignore_merges must be true or false, found 1"},
-      {"unknown token not there", set("/model/unk_token", "<unk>"),
-       "unk_token is \"<unk>\", which is not in"},
-      {"vocab is a list", set("/model/vocab", Json::array({"a"})), "model.vocab must be an object"},
-      {"vocab is empty", set("/model/vocab", Json::object()), "model.vocab: no tokens"},
-      {"id is a string", set("/model/vocab/a", "97"), "model.vocab: \"a\": a token id must be"},
+       "model: ignore_merges must be true or false, found 1"},
+      {"vocab is a list", set("/model/vocab", Json::array({"a"})),
+       "model: vocab must be an object"},
+      {"vocab is empty", set("/model/vocab", Json::object()), "model: vocab: no tokens"},
+      {"id is a string", set("/model/vocab/a", "97"), "model: vocab: \"a\": a token id must be"},
       {"id is negative", set("/model/vocab/a", -1), "from 0 to 16777215, found -1"},
       {"id is a fraction", set("/model/vocab/a", 97.5), "found 97.5"},
       {"id is huge", set("/model/vocab/a", 1ull << 63), "found 9223372036854775808"},
       {"ids are the same", set("/model/vocab/a", 98), "have the same id, 98"},
       {"merges is an object", set("/model/merges", Json::object()),
-       "model.merges must be an array"},
-      {"merge of three", set("/model/merges/1", "a b c"), "model.merges[1]: a merge is two tokens"},
-      {"merge of one", set("/model/merges/1", {"a"}), "model.merges[1]: a merge is \"a b\" or"},
+       "model: merges must be an array"},
+      {"merge of three", set("/model/merges/1", "a b c"),
+       "model: merges[1]: a merge is two tokens"},
+      {"merge of one", set("/model/merges/1", {"a"}), "model: merges[1]: a merge is \"a b\" or"},
       {"merge of numbers", set("/model/merges/1", {1, 2}),
-       "model.merges[1]: a merge is \"a b\" or"},
+       "model: merges[1]: a merge is \"a b\" or"},
       {"merge of what is not there", set("/model/merges/2", "zz a"),
-       "model.merges[2]: the merge of \"zz\""},
+       "model: merges[2]: the merge of \"zz\""},
       {"merge to what is not there", set("/model/merges/2", "z z"),
        "needs \"zz\", which is not in"},
-      {"normalizer", set("/normalizer", {{"type", "NFC"}}),
-       "normalizer is \"NFC\", supported: null"},
-      {"no pre-tokenizer", set("/pre_tokenizer", nullptr),
-       "pre_tokenizer is null, supported: \"ByteLevel\""},
-      {"another pre-tokenizer", set("/pre_tokenizer", {{"type", "Metaspace"}}),
-       "pre_tokenizer is \"Metaspace\""},
-      {"two pre-tokenizers",
+      {"another version", set("/version", "2.0"), "version is \"2.0\""},
+      {"another normalizer", set("/normalizer", {{"type", "Precompiled"}}),
+       "normalizer: found \"Precompiled\", supported are \"NFC\""},
+      {"a normalizer in a Sequence",
+       set("/normalizer",
+           Json::parse(
+               R"({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Nmt"}]})")),
+       "normalizer.normalizers[1]: found \"Nmt\""},
+      {"another pre-tokenizer", set("/pre_tokenizer", {{"type", "UnicodeScripts"}}),
+       "pre_tokenizer: found \"UnicodeScripts\", supported are \"ByteLevel\""},
+      {"a pre-tokenizer deep in Sequences",
+       set("/pre_tokenizer",
+           Json::parse(R"({"type": "Sequence", "pretokenizers": [{"type": "Sequence",
+                           "pretokenizers": [{"type": "FixedLength"}]}]})")),
+       "pre_tokenizer.pretokenizers[0].pretokenizers[0]: found \"FixedLength\""},
+      {"a pattern that is malformed",
        set("/pre_tokenizer",
            Json::parse(
-               R"({"type": "Sequence", "pretokenizers": [{"type": "Split"}, {"type": "ByteLevel"}]})")),
-       "pre_tokenizer is \"Sequence\""},
-      {"another decoder", set("/decoder", {{"type", "WordPiece"}}), "decoder is \"WordPiece\""},
-      {"another post-processor", set("/post_processor", {{"type", "RobertaProcessing"}}),
-       "post_processor is \"RobertaProcessing\""},
+               R"({"type": "Split", "pattern": {"Regex": "a(b"}, "behavior": "Isolated"})")),
+       "pre_tokenizer: pattern \"a(b\": at byte 3: a group is not closed"},
+      {"a pattern that is not supported",
+       set("/pre_tokenizer",
+           Json::parse(
+               R"({"type": "Split", "pattern": {"Regex": "(?x)a"}, "behavior": "Isolated"})")),
+       "at byte 2: a group that begins so is not supported"},
+      {"no pattern", set("/pre_tokenizer", Json::parse(R"({"type": "Split", "pattern": "a"})")),
+       "pattern must be {\"Regex\": ...} or {\"String\": ...}, found \"a\""},
+      {"another behavior",
+       set("/pre_tokenizer",
+           Json::parse(R"({"type": "Split", "pattern": {"String": "a"}, "behavior": "Joined"})")),
+       "behavior is \"Joined\", allowed are Removed"},
+      {"another decoder", set("/decoder", {{"type", "WordPiece"}}),
+       "decoder: found \"WordPiece\", supported are \"ByteLevel\""},
+      {"decoders in another order",
+       set("/decoder", Json::parse(R"({"type": "Sequence", "decoders": [{"type": "ByteLevel"},
+                           {"type": "Replace", "pattern": {"String": "a"}, "content": ""}]})")),
+       "decoder.decoders[1]: found \"Replace\" after decoders that joined the tokens"},
+      {"another post-processor", set("/post_processor", {{"type", "Other"}}),
+       "post_processor: found \"Other\", supported are \"ByteLevel\""},
+      {"a token of another id in a post-processor",
+       set("/post_processor",
+           Json::parse(R"({"type": "BertProcessing", "cls": ["<s>", 999], "sep": ["<s>", 260]})")),
+       "cls: gives \"<s>\" the id 999, which no token has"},
       {"template without text",
        set("/post_processor", Json::parse(R"({"type": "TemplateProcessing", "single": []})")),
        "single has no Sequence"},
@@ -353,7 +379,7 @@ TEST_F(TokenizerTest, FaultsInTokenizerJsonAreNamed) {
        set("/post_processor",
            Json::parse(
                R"({"type": "TemplateProcessing", "single": [{"Sequence": {}}, {"Sequence": {}}]})")),
-       "post_processor.single must be"},
+       "post_processor: single must be"},
       {"template token without ids",
        set("/post_processor",
            Json::parse(
@@ -488,7 +514,8 @@ TEST_F(TokenizerTest, SurvivesRandomDamageToItsFile) {
       continue;
     }
     ++loaded;
-    if (const auto ids = (*tokenizer)->Encode("he the<s> é", true); ids.ok()) {
+    if (const auto ids = (*tokenizer)->Encode("he the<s> é", {.add_special_tokens = true});
+        ids.ok()) {
       (*tokenizer)->Decode(*ids, true);
     }
   }
