@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import pathlib
 import sys
 
@@ -333,7 +332,7 @@ class Model(nn.Module):
 
     def hidden(self, ids):
         """The normalised output vectors [batch, tokens, d], of which the logits are a linear map."""
-        for X in self.states(ids):
+        for X in self.states(ids):  # noqa: B007 (the last one is used)
             pass
         return self.ln_f(X if self.cfg.variant == "gpt" else self.readout(X))
 
