@@ -57,8 +57,6 @@ class Tokenizer {
   absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text, EncodeOptions options) const;
   absl::StatusOr<std::vector<Token>> EncodeWithOffsets(std::string_view text,
                                                        EncodeOptions options) const;
-  absl::StatusOr<std::vector<Token>> EncodeWithOffsets(std::string_view text,
-                                                       bool add_special_tokens) const;
 
   // Whole text of `ids`, as tokenizer.json's decoder makes it. For byte-level tokenizers, bytes
   // that are not UTF-8 become U+FFFD, one per maximal ill-formed subpart, as Python's

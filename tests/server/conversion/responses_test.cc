@@ -119,7 +119,7 @@ TEST(ResponsesTest, ScoresAddUp) {
 TEST(ResponsesTest, TokenizesBothWays) {
   const auto tokenizer = MakeByteTokenizer();
   const v1::TokenizeResponse tokens =
-      ToTokenizeResponse({*tokenizer->EncodeWithOffsets("hi", false)}, *tokenizer);
+      ToTokenizeResponse({*tokenizer->EncodeWithOffsets("hi", {})}, *tokenizer);
   ASSERT_EQ(tokens.lists_size(), 1);
   ASSERT_EQ(tokens.lists(0).tokens_size(), 2);
   EXPECT_EQ(tokens.lists(0).tokens(1).bytes(), "i");
