@@ -127,8 +127,7 @@ void EngineCore::ProcessStepOutput(const InFlightStep& step,
   for (size_t i = 0; i < step.chunks.size(); ++i) {
     const InFlightStep::Chunk& chunk = step.chunks[i];
     ActiveRequest& request = *chunk.request;
-    // It was cancelled meanwhile, or ended in the step before, or with another of its parts in this
-    // very step.
+    // Cancelled meanwhile, or ended in the step before, or with another of its parts in this one.
     if (request.has_ended() || chunk.part->sequence == nullptr) continue;
     if (!outputs.ok()) {
       End(request,
