@@ -31,10 +31,11 @@ build: ## Build build/release/bin/ddl_server (CUDA=1: build/cuda/bin/ddl_server,
 
 ##@ Test and measure
 
-test: ## Build everything and run the test suite
-	@$(INSTALL_DEPS) build client test
+test: ## Build everything, run the test suite, then what is quick of make lint
+	@$(INSTALL_DEPS) build client test lint
 	@scripts/build.sh release
 	@scripts/run_tests.sh release
+	@scripts/lint.sh --quick
 
 test-long: ## Run the long tests too, and the suite under AddressSanitizer
 	@$(INSTALL_DEPS) build client test tokenizers
