@@ -37,9 +37,9 @@ struct RunnerOptions {
   // On a GPU: capture the graphs of decodes of short contexts while loading, so that no step waits
   // for one.
   bool capture_graphs = false;
-  // Obey ddl_state_dv_shortconv_causal in checkpoints of 2b55f25, as its accelerated model does. Its
-  // eager model ignores the key, and so does the server unless told otherwise. The other revisions'
-  // code obeys it, and so does the server.
+  // Obey ddl_state_dv_shortconv_causal in checkpoints of 2b55f25, as its accelerated model does.
+  // Its eager model ignores the key, and so does the server unless told otherwise. The other
+  // revisions' code obeys it, and so does the server.
   bool obey_dv_shortconv_causal = false;
 };
 

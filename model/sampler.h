@@ -38,7 +38,8 @@ struct SampleRequest {
   // Number of tokens the sequence has generated before this one. (seed, index) decide the draw,
   // so that it is the same in any batch and after a preemption.
   uint64_t index = 0;
-  // Ids at or past this are padding rows of the embedding and never drawn, nor among the likely ones.
+  // Ids at or past this are padding rows of the embedding and never drawn, nor among the likely
+  // ones.
   TokenId vocab_size = 0;
   // Never drawn either (end and stop tokens while min_tokens holds).
   absl::Span<const TokenId> banned;

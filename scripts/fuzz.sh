@@ -8,7 +8,7 @@ targets="model_config, pytorch_pickle, safetensors, regex or tokenizer_json"
 target=${1:?which target? $targets}
 seconds=${2:-600}
 
-flags=(-std=c++20 -g -O1 -I. -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-sanitize=vptr)
+flags=(-std=c++20 -g -O1 -I. -fsanitize="fuzzer-no-link,address,undefined" -fno-sanitize-recover=undefined -fno-sanitize=vptr)
 absl=(absl_strings absl_status absl_statusor absl_cord absl_raw_hash_set absl_hash absl_str_format absl_flat_hash_map)
 case $target in
   model_config | pytorch_pickle | safetensors)

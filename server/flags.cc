@@ -196,10 +196,11 @@ DDL_FLAG(
     int32_t, threads, num_threads, Within(0, 1024),
     "Threads that compute. 0: one for every 16 million parameters of the model, at most one for "
     "each processor that affinity and control groups let the process use.");
-DDL_FLAG(bool, obey_dv_shortconv_causal, obey_dv_shortconv_causal, Any(),
-         "Obey ddl_state_dv_shortconv_causal of config.json also in checkpoints of 2b55f25, as its "
-         "accelerated code does. Its eager code ignores the key, and so does the server by default; "
-         "other revisions' code obeys it, and so does the server.");
+DDL_FLAG(
+    bool, obey_dv_shortconv_causal, obey_dv_shortconv_causal, Any(),
+    "Obey ddl_state_dv_shortconv_causal of config.json also in checkpoints of 2b55f25, as its "
+    "accelerated code does. Its eager code ignores the key, and so does the server by default; "
+    "other revisions' code obeys it, and so does the server.");
 
 DDL_GROUP(Addresses);
 

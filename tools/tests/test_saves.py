@@ -191,7 +191,8 @@ SAVES = {
         k.replace("o_proj", "c_proj").replace("input_embed.weight", "input_embed.conv.weight"):
             v.flatten(0, 1).unsqueeze(1) if k == "input_embed.weight" else v for k, v in weights("v2_ccec_completep").items()})),
 }
-FOLDERS = {"--model names nanoGPT's file itself": "ckpt.pt", "a path with separators": "d=32,L=3 (final)", "a path that a shell would take apart": "it's $HOME; \"my\" model"}
+FOLDERS = {"--model names nanoGPT's file itself": "ckpt.pt", "a path with separators": "d=32,L=3 (final)",
+           "a path that a shell would take apart": "it's $HOME; \"my\" model"}
 
 
 def driver(folder, ids):

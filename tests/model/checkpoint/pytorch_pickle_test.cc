@@ -98,8 +98,7 @@ TEST(PytorchPickleTest, RefusesEverythingElse) {
     std::vector<std::string> message;
   };
   const std::vector<Row> rows = {
-      {"ordered_dict.bin",
-       {"holds a collections.OrderedDict, as a bare state_dict() is"}},
+      {"ordered_dict.bin", {"holds a collections.OrderedDict, as a bare state_dict() is"}},
       {"training_state.bin", {"collections.OrderedDict inside", "nothing but a plain"}},
       {"runs_a_command.bin", {"names posix.system", "Nothing of it was run"}},
       {"integers.bin", {"mask: dtype is Bool, allowed is Float", "ids: dtype is Long"}},
