@@ -17,8 +17,9 @@ namespace ddl {
 namespace {
 
 constexpr size_t kMaxPatternBytes = 64 << 10;
-// Per match. The patterns of real tokenizers need a few steps for each character of a match.
-constexpr uint32_t kMaxSteps = 1'000'000;
+// Per place where a match could begin. The patterns of real tokenizers need a few steps for each
+// character, also on a message of spaces only.
+constexpr uint32_t kMaxSteps = 10'000'000;
 constexpr uint32_t kMaxDepth = 1'000'000;
 constexpr uint32_t kMaxHeapKib = 64 << 10;
 // Between looks at the clock: places where a match could begin, and matches.

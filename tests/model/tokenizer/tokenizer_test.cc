@@ -549,8 +549,7 @@ TEST_F(TokenizerTest, SurvivesValuesOfWrongTypes) {
         Write("tokenizer.json", changed.dump());
         const auto tokenizer = Tokenizer::Load(folder_);
         refused += !tokenizer.ok();
-        if (tokenizer.ok())
-          (*tokenizer)->Encode("he<s>", {.add_special_tokens = true}).status().IgnoreError();
+        if (tokenizer.ok()) (*tokenizer)->Encode("he<s>", {.add_special_tokens = true}).status().IgnoreError();
       }
     }
   }
@@ -568,7 +567,7 @@ TEST_F(TokenizerTest, SurvivesRandomTextsAndIds) {
       text += random() % 2 ? pieces[random() % pieces.size()]
                            : std::string(1, static_cast<char>(random() % 256));
     }
-    const auto ids = tokenizer->Encode(text, {});
+    const auto ids = tokenizer->Encode(text, {.add_special_tokens = false});
     if (ids.ok()) {
       ASSERT_EQ(tokenizer->Decode(*ids, false), text);
     } else {
@@ -611,7 +610,7 @@ TEST_F(TokenizerTest, ThreadsShareOne) {
   for (int& count : wrong) {
     threads.emplace_back([&] {
       for (int i = 0; i < 500; ++i) {
-        const auto ids = tokenizer->Encode(text, {});
+        const auto ids = tokenizer->Encode(text, {.add_special_tokens = false});
         if (!ids.ok() || *ids != expected || tokenizer->Decode(*ids, false) != text) ++count;
       }
     });
