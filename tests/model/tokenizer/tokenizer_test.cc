@@ -549,7 +549,8 @@ TEST_F(TokenizerTest, SurvivesValuesOfWrongTypes) {
         Write("tokenizer.json", changed.dump());
         const auto tokenizer = Tokenizer::Load(folder_);
         refused += !tokenizer.ok();
-        if (tokenizer.ok()) (*tokenizer)->Encode("he<s>", {.add_special_tokens = true}).status().IgnoreError();
+        if (tokenizer.ok())
+          (*tokenizer)->Encode("he<s>", {.add_special_tokens = true}).status().IgnoreError();
       }
     }
   }
