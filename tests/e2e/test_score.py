@@ -86,7 +86,7 @@ def test_scoring_a_padding_row_is_invalid(padded, ids, field):
     with pytest.raises(RpcError) as caught:
         padded.client.score([ids])
     assert caught.value.code.name == "INVALID_ARGUMENT"
-    [(name, description)] = [(v.field, v.description) for v in caught.value.violations]
+    [(name, description)] = caught.value.violations
     assert name == field and "padding" in description and str(TOKENS) in description
 
 
