@@ -12,9 +12,10 @@ from ddl_client import Client, RpcError, demo
 
 
 def run(*arguments, text_input=""):
-    done = subprocess.run([sys.executable, "-m", "ddl_client", *arguments], input=text_input,
-                          capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stdout, done.stderr
+    # Bytes: as text a "\r" of a completion would be read as "\n".
+    done = subprocess.run([sys.executable, "-m", "ddl_client", *arguments], input=text_input.encode(),
+                          capture_output=True, timeout=120, check=False)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
 @pytest.fixture

@@ -89,7 +89,8 @@ def test_company_changes_nothing(instruction_set):
             logprobs = [bits(token.logprob) for token in scored.tokens[-len(ids):]]
             assert logprobs == [logprob for _, logprob in alone[i]], f"score {i}"
 
-    with Server(MODEL, flag, "--kv_cache_memory=4MiB", "--max_step_tokens=24") as server:
+    with Server(MODEL, flag, "--kv_cache_memory=4MiB", "--max_running_sequences=16",
+                "--max_step_tokens=24") as server:
         assert together(server.client, texts, count, tokens) == alone, "in a tiny cache"
         assert server.wait_until_idle().value("ddl_preemptions_total") > 0, "nothing was preempted"
 
