@@ -103,6 +103,8 @@ def check_targets(root, targets):
     owners = collections.defaultdict(set)  # of a header: the targets that name it, or the .cc beside it
     for target in targets.values():
         for source in target.sources:
+            if not source.endswith((".cc", ".cu")):  # a header, or a table that is included
+                owners[pathlib.PurePosixPath(source)].add(target.name)
             for suffix in (".h", ".cuh"):
                 header = pathlib.PurePosixPath(source).with_suffix(suffix)
                 if (root / header).exists():
