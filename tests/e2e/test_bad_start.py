@@ -172,7 +172,7 @@ def test_check():
         assert (code, err) == (0, "")
         info = server.client.model_info()
     first, second = out.splitlines()
-    assert re.fullmatch(r"ok model=a variant=ccec revision=d1f7621 dtype=float32 device=cpu instruction_set=\w+ parameters=\d+ context="
+    assert re.fullmatch(r"ok model=a variant=ccec revision=2b55f25 dtype=float32 device=cpu instruction_set=\w+ parameters=\d+ context="
                         r"\d+ kv_cache_tokens=\d+ tokenizer=none weights_sha256=[0-9a-f]{64}", first)
     said = dict(word.split("=") for word in first.split()[1:])
     assert said["weights_sha256"] == info.weights_sha256

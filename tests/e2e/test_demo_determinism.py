@@ -1,6 +1,6 @@
 """The bundled model with default flags, by each instruction set of the processor: the same bits alone
-and in company, whatever its size, after prefix hits, preempted, scored as decoded, embedded in any
-batch."""
+and in company, whatever its size, after prefix hits, in chunks and a small cache, scored as decoded,
+embedded in any batch. Preemption is test_determinism's."""
 
 import concurrent.futures
 import random
@@ -89,8 +89,7 @@ def test_company_changes_nothing(instruction_set):
             logprobs = [bits(token.logprob) for token in scored.tokens[-len(ids):]]
             assert logprobs == [logprob for _, logprob in alone[i]], f"score {i}"
 
-    with Server(MODEL, flag, "--kv_cache_memory=4MiB", "--max_running_sequences=16",
+    with Server(MODEL, flag, "--kv_cache_memory=1536KiB", "--max_running_sequences=16",
                 "--max_step_tokens=24") as server:
         assert together(server.client, texts, count, tokens) == alone, "in a tiny cache"
-        assert server.wait_until_idle().value("ddl_preemptions_total") > 0, "nothing was preempted"
 
