@@ -110,7 +110,9 @@ absl::StatusOr<std::vector<AddedTokens::Segment>> AddedTokens::Split(const Group
     }
     if (token->lstrip) start = WhiteSpaceBefore(text, std::min(done, start), start);
     if (token->lstrip) start = std::max(start, done);
-    if (token->rstrip && end < text.size()) {
+    if (token->rstrip && end < done) {
+      end = done;  // in white space that the token before took: looking again would be quadratic
+    } else if (token->rstrip && end < text.size()) {
       const absl::StatusOr<size_t> space = white_space.MatchLength(text, end);
       if (!space.ok()) return space.status();
       end += *space;
