@@ -17,11 +17,12 @@ void Pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads, std::chrono::nanoseconds spin) : spin_(spin) {
+ThreadPool::ThreadPool(int num_threads, std::chrono::nanoseconds spin)
+    : spin_(spin), parts_(static_cast<size_t>(std::max(num_threads, 1))) {
   DDL_CHECK(num_threads >= 1 && num_threads <= static_cast<int>(kInside),
             "a pool has at least its caller's thread, and no more than can be counted");
-  for (int i = 1; i < num_threads; ++i) {
-    workers_.emplace_back([this] { RunWorker(); });
+  for (size_t i = 1; i < parts_.size(); ++i) {
+    workers_.emplace_back([this, i] { RunWorker(i); });
     pthread_setname_np(workers_.back().native_handle(), "ddl-compute");
   }
 }
@@ -36,13 +37,19 @@ void ThreadPool::ParallelFor(int64_t n, int64_t grain,
                              absl::FunctionRef<void(int64_t, int64_t)> body) {
   if (n <= 0) return;
   if (workers_.empty() || n <= grain) return body(0, n);
+  const uint64_t grains = static_cast<uint64_t>((n - 1) / grain) + 1;
+  DDL_CHECK(grains <= UINT32_MAX, "a loop of more grains than can be counted");
   n_ = n;
   grain_ = grain;
   body_ = &body;
-  next_.store(0, std::memory_order_relaxed);
+  for (uint64_t i = 0, begin = 0; i < parts_.size(); ++i) {
+    const uint64_t end = grains * (i + 1) / parts_.size();
+    parts_[i].left.store(begin << 32 | end, std::memory_order_relaxed);
+    begin = end;
+  }
   state_.store((state_.load() & kLoop) + kNextLoop + kOpen);
   state_.notify_all();  // no system call where nobody sleeps
-  Work(n, grain, body);
+  Work(0);
   // Whoever has not come yet is not needed any more.
   state_.fetch_and(~kOpen);
   const auto is_done = [this] { return (state_.load() & kInside) == 0; };
@@ -54,7 +61,7 @@ void ThreadPool::ParallelFor(int64_t n, int64_t grain,
   });
 }
 
-void ThreadPool::RunWorker() {
+void ThreadPool::RunWorker(size_t thread) {
   uint32_t last = 0;  // the loop that this thread has been in
   for (;;) {
     uint32_t state = 0;
@@ -68,7 +75,7 @@ void ThreadPool::RunWorker() {
     if ((state & kStop) != 0) return;
     if (!state_.compare_exchange_strong(state, state + 1)) continue;
     last = state & kLoop;
-    Work(n_, grain_, *body_);
+    Work(thread);
     const uint32_t left = state_.fetch_sub(1) - 1;
     if ((left & (kInside | kOpen)) == 0 && caller_sleeps_.exchange(0) == 1) {
       caller_sleeps_.notify_one();
@@ -76,15 +83,43 @@ void ThreadPool::RunWorker() {
   }
 }
 
-void ThreadPool::Work(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t, int64_t)> body) {
-  constexpr int64_t kPartsOfThread = 2;  // of what is left
-  const int64_t parts = num_threads() * kPartsOfThread;
-  int64_t begin = next_.load(std::memory_order_relaxed);
-  while (begin < n) {
-    const int64_t end = std::min(n, begin + std::max(grain, (n - begin) / parts));
-    if (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
-    body(begin, end);
-    begin = next_.load(std::memory_order_relaxed);
+void ThreadPool::Work(size_t thread) const {
+  const auto run = [this](Taken taken) {
+    (*body_)(taken.begin * grain_, std::min(n_, taken.end * grain_));
+  };
+  Part& own = parts_[thread];
+  for (Taken taken = TakeFront(own); taken.begin < taken.end; taken = TakeFront(own)) run(taken);
+  for (size_t i = 1; i < parts_.size(); ++i) {
+    Part& other = parts_[(thread + i) % parts_.size()];
+    for (Taken taken = TakeBack(other); taken.begin < taken.end; taken = TakeBack(other)) {
+      run(taken);
+    }
+  }
+}
+
+ThreadPool::Taken ThreadPool::TakeFront(Part& part) {
+  uint64_t left = part.left.load(std::memory_order_relaxed);
+  for (;;) {
+    const uint32_t begin = static_cast<uint32_t>(left >> 32), end = static_cast<uint32_t>(left);
+    if (begin >= end) return {};
+    const uint32_t taken_end = begin + (end - begin + 1) / 2;
+    if (part.left.compare_exchange_weak(left, static_cast<uint64_t>(taken_end) << 32 | end,
+                                        std::memory_order_relaxed)) {
+      return {begin, taken_end};
+    }
+  }
+}
+
+ThreadPool::Taken ThreadPool::TakeBack(Part& part) {
+  uint64_t left = part.left.load(std::memory_order_relaxed);
+  for (;;) {
+    const uint32_t begin = static_cast<uint32_t>(left >> 32), end = static_cast<uint32_t>(left);
+    if (begin >= end) return {};
+    const uint32_t taken_begin = end - (end - begin + 1) / 2;
+    if (part.left.compare_exchange_weak(left, static_cast<uint64_t>(begin) << 32 | taken_begin,
+                                        std::memory_order_relaxed)) {
+      return {taken_begin, end};
+    }
   }
 }
 

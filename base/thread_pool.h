@@ -34,8 +34,10 @@ class ThreadPool {
 
   // Calls body(begin, end), which must not throw, on disjoint ranges that cover [0, n), on several
   // threads at a time, and returns when all have returned. Ranges are at least `grain` >= 1 long
-  // but for the last; the first ones are longer, for fewer of them, and the last ones short, so
-  // that the threads end together. To be called by one thread at a time, and not by a body.
+  // but for the last, and n is below 2^32 grains. Each thread has a part of [0, n) of its own and
+  // goes through it in order, by long ranges first and short ones at the end, and then takes from
+  // the ends of the others' parts, so that all end together. To be called by one thread at a time,
+  // and not by a body.
   void ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t, int64_t)> body);
 
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
@@ -49,22 +51,33 @@ class ThreadPool {
   static constexpr uint32_t kLoop = ~((1u << 14) - 1);
   static constexpr uint32_t kNextLoop = 1u << 14;
 
-  void RunWorker();
-  void Work(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t, int64_t)> body);
+  // What is left of a thread's part of a loop, in grains: begin in the upper half, end in the lower.
+  // Its thread takes from the front, the others from the back. On a cache line of its own.
+  struct alignas(64) Part {
+    std::atomic<uint64_t> left{0};
+  };
+  struct Taken {
+    uint32_t begin = 0, end = 0;
+  };
+
+  void RunWorker(size_t thread);
+  void Work(size_t thread) const;
+  // About half of what is left; empty if nothing is.
+  static Taken TakeFront(Part& part);
+  static Taken TakeBack(Part& part);
   // The state once it holds, which is looked at for `spin_` and then at changes of `changed`.
   template <typename Condition, typename Sleep>
   void Wait(const Condition& condition, const Sleep& sleep) const;
 
   const std::chrono::nanoseconds spin_;
-  // Each on a cache line of its own: all threads write the second while they work.
   alignas(64) std::atomic<uint32_t> state_{0};
-  alignas(64) std::atomic<int64_t> next_{0};  // the first index that nobody has taken
   alignas(64) std::atomic<uint32_t> caller_sleeps_{0};
 
   // The loop. Written by the caller while nobody is inside.
   int64_t n_ = 0;
   int64_t grain_ = 1;
   const absl::FunctionRef<void(int64_t, int64_t)>* body_ = nullptr;
+  mutable std::vector<Part> parts_;  // the caller's, then each worker's
 
   std::vector<std::thread> workers_;
 };

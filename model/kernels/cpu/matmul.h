@@ -101,7 +101,7 @@ constexpr int64_t kLineBytes = 64;
 // part. With more, the panel is soon in the cache, and most tiles would prefetch in vain.
 constexpr int64_t kMaxPrefetchingTiles = 8;
 inline Prefetch PrefetchOf(int64_t tile, int64_t tiles, const Word* panel, int64_t panel_words,
-                           int64_t distance = 2048) {
+                           int64_t distance = 4096) {
   const char* weights = reinterpret_cast<const char*>(panel);
   const int64_t bytes = panel_words * kWordBytes;
   if (tiles == 1) return {weights + distance, kPanelWidth * kWordBytes};
