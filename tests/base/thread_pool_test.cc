@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <latch>
+#include <mutex>
 #include <set>
 #include <thread>
 #include <vector>
@@ -48,6 +49,37 @@ TEST(ThreadPoolTest, ThreadsWorkAtTheSameTime) {
         all_here.arrive_and_wait();
       });
     }
+  }
+}
+
+// A thread begins with a part of its own and goes on where it was; what a thread that is held up
+// has not begun is taken from the end.
+TEST(ThreadPoolTest, ThreadsFollowTheirOwnParts) {
+  ThreadPool pool(2, microseconds(0));
+  for (int round = 0; round < 100; ++round) {
+    std::latch both_here(2), rest_is_done(1);
+    std::set<int64_t> firsts;
+    std::vector<int64_t> begins;  // of the thread that is not held up
+    std::mutex mutex;
+    pool.ParallelFor(16, 1, [&](int64_t begin, int64_t end) {
+      static thread_local int last_round = -1;
+      if (last_round != round) {
+        last_round = round;
+        {
+          const std::scoped_lock lock(mutex);
+          firsts.insert(begin);
+        }
+        both_here.arrive_and_wait();
+        if (begin == 8) rest_is_done.wait();
+        return;
+      }
+      if (rest_is_done.try_wait()) return;
+      begins.push_back(begin);
+      if (end == 13) rest_is_done.count_down();
+    });
+    EXPECT_EQ(firsts, (std::set<int64_t>{0, 8}));
+    // [8, 12) is what the other has begun; 16 - 12 = 4 are left of its part, taken by halves.
+    EXPECT_EQ(begins, (std::vector<int64_t>{4, 6, 7, 14, 13, 12}));
   }
 }
 
