@@ -162,3 +162,9 @@ class Server:
             if accept(scrape):
                 return scrape
             assert time.monotonic() < deadline, f"after {timeout} s:\n{scrape.text}"
+
+
+def kv_bytes_per_block(model):
+    """What one block of the K/V cache takes, from a server with room for exactly so many."""
+    with Server(model, "--kv_cache_memory=16MiB") as server:
+        return int(16 * 2**20 // server.scrape().value("ddl_kv_blocks"))

@@ -1,6 +1,6 @@
 """The bundled model with default flags, by each instruction set of the processor: the same bits alone
-and in company, whatever its size, after prefix hits, in chunks and a small cache, scored as decoded,
-embedded in any batch. Preemption is test_determinism's."""
+and in company, whatever its size, after prefix hits, in chunks, preempted, scored as decoded,
+embedded in any batch."""
 
 import concurrent.futures
 import random
@@ -10,11 +10,12 @@ import struct
 import pytest
 
 from ddl_client import vectors
-from server_process import ROOT, Server, run
+from server_process import ROOT, Server, kv_bytes_per_block, run
 
 MODEL = ROOT / "models" / "ddl-demo"
 INSTRUCTION_SETS = ("auto", "portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated")
 SLOW = ("portable", "amx_emulated")
+GROWING, GROWN, CONTEXT = 12, 72, 176  # requests, tokens of each, and what the longest has room in
 SIZES = (2, 5, 7, 17, 64)
 WORDS = ("the carriage sister letter morning dinner Miss Bennet had been very happy to see her in "
          "town after a long walk with Mr. Darcy and his friend, who said nothing at all").split()
@@ -66,6 +67,7 @@ def test_company_changes_nothing(instruction_set):
     skip_unless_supported(flag)
     with Server(MODEL, flag, "--prefix_cache=false") as server:
         alone = [completion(server.client, text, i, tokens) for i, text in enumerate(texts)]
+        grown = [completion(server.client, texts[i], i, GROWN) for i in range(GROWING)]
         embedded = {pooling: [embeddings(server.client, [text], pooling)[0] for text in texts[:45]]
                     for pooling in ("last_token", "mean")}
     assert len({token for answer in alone for token, _ in answer}) > 30, "too monotonous"
@@ -89,7 +91,11 @@ def test_company_changes_nothing(instruction_set):
             logprobs = [bits(token.logprob) for token in scored.tokens[-len(ids):]]
             assert logprobs == [logprob for _, logprob in alone[i]], f"score {i}"
 
-    with Server(MODEL, flag, "--kv_cache_memory=1536KiB", "--max_running_sequences=16",
-                "--max_step_tokens=24") as server:
-        assert together(server.client, texts, count, tokens) == alone, "in a tiny cache"
+    # The cache holds two of the longest requests, and more begin: prompts in chunks, preemptions.
+    with Server(MODEL, flag, f"--max_context_length={CONTEXT}",
+                f"--kv_cache_memory={2 * CONTEXT // 16 * kv_bytes_per_block(MODEL)}",
+                "--max_running_sequences=16", "--max_step_tokens=24") as server:
+        found = together(server.client, texts[:GROWING], GROWING, GROWN)
+        assert found == grown, "in a tiny cache"
+        assert server.wait_until_idle().value("ddl_preemptions_total") > 0, "nothing was preempted"
 

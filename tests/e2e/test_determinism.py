@@ -9,7 +9,7 @@ import struct
 import pytest
 
 import checkpoints
-from server_process import Server
+from server_process import Server, kv_bytes_per_block
 
 VARIANTS = ("gpt", "vdim1", "tc", "tcec", "cc", "ccec")
 REQUESTS = 32
@@ -106,14 +106,6 @@ def check_variant(model, requests, at_a_time):
         assert longest > 24, "no prompt is longer than a step"
         chunked = sum(len(prompt) > 24 for prompt, _ in requests)
     return hits, preemptions, chunked, prefills
-
-
-def kv_bytes_per_block(model):
-    """What one block takes, from a server with room for exactly so many."""
-    with Server(model, "--kv_cache_memory=8MiB") as server:
-        scrape = server.scrape()
-        blocks = scrape.value("ddl_kv_blocks")
-        return int(8 * 2**20 // blocks)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
