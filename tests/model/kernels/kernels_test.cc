@@ -18,6 +18,7 @@
 #include "model/kernels/cpu/cpu_kernels.h"
 #include "tests/model/kernels/kernel_case.h"
 #include "tests/model/kernels/naive_kernels.h"
+#include "tests/model/kernels/sublayer_calls.h"
 
 namespace ddl::kernels {
 namespace {
@@ -147,62 +148,18 @@ TEST_P(KernelsTest, DeltaStep) {
     const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
     const std::string what = row.name + " d " + std::to_string(d) + " dv " + std::to_string(dv) +
                              " taps " + std::to_string(row.taps);
-    std::vector<float> x_before = random_.Values(tokens * d * dv, 1.0f, type());
-    std::fill_n(x_before.begin() + 3 * d * dv, d * dv, 0.0f);  // a row without a state
-    const std::vector<float> h = random_.Values(tokens * d, 0.3f, type());
-    const std::vector<float> compress = random_.Values(taps * d * dv, 0.5f);
-    const std::vector<float> norm = random_.Values(d, 1.0f);
-    const std::vector<float> w_beta = random_.Values(std::max<int64_t>(d, 6), 0.2f);
-    const std::vector<float> w_in = random_.Values(6 * d, 0.2f);
-    const std::vector<float> w_v = random_.Values(dv * d, 0.2f);
-    const std::vector<float> b_v = random_.Values(dv, 0.5f);
-    std::vector<float> v = random_.Values(tokens * dv, 1.0f), beta(tokens);
-    for (int64_t t = 0; t < tokens; ++t) beta[t] = 0.3f + 0.1f * static_cast<float>(t);
-    std::vector<float> tail = random_.Values(ragged.slots() * taps * d, 1.0f);
-    const DeltaStepInput before = {.x = x_before, .h = h, .v = v, .beta = beta, .tail = tail};
-
-    Buffer x(type(), x_before), h_buffer(type(), h), x_in(type(), tokens * d),
-        c(type(), tokens * d);
-    DeltaStepArgs args;
-    args.type = type();
-    args.d = d;
-    args.dv = dv;
-    args.x = x.data();
-    args.rewrite = row.rewrite;
-    args.h = h_buffer.data();
-    args.k_eps = 0.5f;                 // large, so that leaving it out shows
-    args.residual_multiplier = 0.75f;  // likewise
-    args.compress = row.compress;
-    args.compress_weight = compress.data();
-    args.taps = row.taps;
-    args.tail = tail.data();
-    args.tail_stride = taps * d;
-    args.norm_weight = norm.data();
-    args.norm_eps = 0.1f;
-    args.gates = row.gates != Gates::kNone;
-    args.gate.beta_weight = w_beta.data();
-    args.gate.beta_in = row.gates == Gates::kHidden ? w_in.data() : nullptr;
-    args.gate.beta_hidden = 6;
-    args.gate.beta_bias = 0.25f;
-    args.gate.v_weight = row.gates == Gates::kConstant ? nullptr : w_v.data();
-    args.gate.v_bias = b_v.data();
-    args.gate.v_sigmoid = row.gates != Gates::kNoSigmoid;
-    args.gate.v_scale = 3.0f;
-    args.gate.v_constant = 1.75f;
-    args.x_in = x_in.data();
-    args.c = c.data();
-    args.v = v.data();
-    args.beta = beta.data();
-    std::vector<float> update_ratio(tokens, -1.0f);
-    args.update_ratio = update_ratio.data();
-    kernels().DeltaStep(ragged.batch, args);
+    DeltaStepCall call(random_, ragged, row, type(), /*empty_row=*/3, 0.3f, 0.2f);
+    const DeltaStepInput& before = call.before;
+    Buffer x(type(), before.x);
+    call.args.x = x.data();
+    kernels().DeltaStep(ragged.batch, call.args);
 
     // Asking for the update's size changes nothing else.
     {
       std::vector<float> v_unasked = before.v, beta_unasked = before.beta;
       std::vector<float> tail_unasked = before.tail;
-      Buffer x_unasked(type(), x_before), c_unasked(type(), tokens * d);
-      DeltaStepArgs unasked = args;
+      Buffer x_unasked(type(), before.x), c_unasked(type(), tokens * d);
+      DeltaStepArgs unasked = call.args;
       unasked.x = x_unasked.data();
       unasked.x_in = nullptr;
       unasked.c = c_unasked.data();
@@ -212,30 +169,17 @@ TEST_P(KernelsTest, DeltaStep) {
       unasked.update_ratio = nullptr;
       kernels().DeltaStep(ragged.batch, unasked);
       EXPECT_EQ(x_unasked.Floats(), x.Floats()) << what;
-      EXPECT_EQ(c_unasked.Floats(), c.Floats()) << what;
-      EXPECT_EQ(v_unasked, v) << what;
-      EXPECT_EQ(beta_unasked, beta) << what;
-      EXPECT_EQ(tail_unasked, tail) << what;
+      EXPECT_EQ(c_unasked.Floats(), call.c.Floats()) << what;
+      EXPECT_EQ(v_unasked, call.v) << what;
+      EXPECT_EQ(beta_unasked, call.beta) << what;
+      EXPECT_EQ(tail_unasked, call.tail) << what;
     }
 
-    const RewrittenState want_state = NaiveRewrite(args, before);
-    ExpectClose(x.Floats(), want_state.x, type(), what + ": X");
-    ExpectClose(update_ratio, want_state.update_ratio, Type::kFloat32, what + ": update ratio");
-    const StateRead want = NaiveRead(ragged, args, before, x.Floats());
-    ExpectClose(x_in.Floats(), want.x_in, type(), what + ": x_in");
-    ExpectClose(c.Floats(), want.c, type(), what + ": c");
-    if (row.gates != Gates::kNone) {
-      ExpectClose(v, want.v, Type::kFloat32, what + ": v");
-      ExpectClose(beta, want.beta, Type::kFloat32, what + ": beta");
-    } else {
-      EXPECT_EQ(v, before.v) << what;
-      EXPECT_EQ(beta, before.beta) << what;
-    }
-    ExpectClose(tail, want.tail, Type::kFloat32, what + ": tail");
-    // Slots of nobody in the batch stay as they were.
+    call.ExpectEqualsNaive(ragged, x.Floats(), what);
+    // Slots of no sequence of the batch stay as they were.
     for (int64_t slot = 0; slot < ragged.slots(); slot += 2) {
       for (int64_t n = 0; n < taps * d; ++n) {
-        ASSERT_EQ(tail[slot * taps * d + n], before.tail[slot * taps * d + n]) << what;
+        ASSERT_EQ(call.tail[slot * taps * d + n], before.tail[slot * taps * d + n]) << what;
       }
     }
   }
@@ -246,72 +190,21 @@ TEST_P(KernelsTest, AttentionInputAndPagedAttention) {
   const std::vector<std::pair<int, int>> first = {{0, 1}, {0, 17}, {0, 4}, {0, 70}};
   const std::vector<std::pair<int, int>> second = {{1, 3}, {17, 1}, {4, 29}, {70, 41}};
   for (const AttentionCase& row : AttentionCases()) {
-    const int64_t heads = row.heads, hd = row.head_dim, d = 12;
     const auto block_size = static_cast<int>(row.block_size);
-    const std::vector<float> q_norm = random_.Values(hd, 1.0f), k_norm = random_.Values(hd, 1.0f);
-    const std::vector<float> y_norm = random_.Values(hd, 1.0f);
-    const std::vector<float> k_alpha = random_.Values(heads * d, 0.5f);
-    const std::vector<float> v_alpha = random_.Values(heads * d, 0.5f);
-    std::vector<float> rope_cos, rope_sin;
-    for (int p = 0; p < 111; ++p) {
-      for (int64_t n = 0; n < row.rotary_dims / 2; ++n) {
-        rope_cos.push_back(std::cos(0.3f * p / (1 + n)));
-        rope_sin.push_back(std::sin(0.3f * p / (1 + n)));
-      }
-    }
     RaggedBatch shape(second, block_size);  // the larger block table serves both calls
-    Buffer k_cache(type(), shape.blocks() * heads * hd * row.block_size);
-    Buffer v_cache(type(), shape.blocks() * heads * hd * row.block_size);
-    std::vector<float> tails = random_.Values(shape.slots() * 2 * heads * hd, 1.0f);
-
+    AttentionLayer layer(random_, row, type(), /*d=*/12, shape, /*positions=*/111, 0.5f);
     NaiveAttention naive(std::ssize(first));
     for (const auto* part : {&first, &second}) {
       RaggedBatch ragged(*part, block_size);
       ragged.block_table = shape.block_table;
       ragged.batch.block_table = ragged.block_table.data();
       ragged.batch.block_table_stride = shape.batch.block_table_stride;
-      const int64_t tokens = ragged.batch.tokens;
-      const std::vector<float> qkv = random_.Values(tokens * 3 * heads * hd, 1.0f, type());
-      const std::vector<float> c = random_.Values(tokens * d, 1.0f, type());
-      const std::vector<float> gate = random_.Values(tokens * heads * hd, 1.0f, type());
-      Buffer qkv_buffer(type(), qkv), c_buffer(type(), c), gate_buffer(type(), gate),
-          y(type(), tokens * heads * hd);
-
-      AttentionInputArgs input;
-      input.type = type();
-      input.d = d;
-      input.heads = heads;
-      input.head_dim = hd;
-      input.c = c_buffer.data();
-      input.qkv = qkv_buffer.data();
-      input.q_activation = input.k_activation = input.v_activation = row.activation;
-      const int64_t tail_stride = 2 * heads * hd;
-      if (row.k_shift) input.k_shift = {k_alpha.data(), tails.data(), tail_stride};
-      if (row.v_shift) input.v_shift = {v_alpha.data(), tails.data() + heads * hd, tail_stride};
-      input.rotary_dims = row.rotary_dims;
-      input.rope_cos = rope_cos.data();
-      input.rope_sin = rope_sin.data();
-      input.q_norm = row.norms ? q_norm.data() : nullptr;
-      input.k_norm = row.norms ? k_norm.data() : nullptr;
-      input.norm_eps = 0.05f;
-      input.cache = {k_cache.data(), v_cache.data(), row.block_size};
-      kernels().AttentionInput(ragged.batch, input);
-
-      PagedAttentionArgs attention;
-      attention.type = type();
-      attention.heads = heads;
-      attention.head_dim = hd;
-      attention.q = qkv_buffer.data();
-      attention.q_stride = 3 * heads * hd;
-      attention.cache = input.cache;
-      attention.norm_weight = row.norms ? y_norm.data() : nullptr;
-      attention.norm_eps = 0.05f;
-      attention.gate = row.gate ? gate_buffer.data() : nullptr;
-      attention.y = y.data();
-      kernels().PagedAttention(ragged.batch, attention);
-
-      const NaiveAttention::Result want = naive.Next(ragged, input, attention, qkv, c, gate);
-      ExpectCloseAttention(y.Floats(), want.y, type(), row.name);
+      AttentionCall call(random_, layer, ragged.batch.tokens);
+      kernels().AttentionInput(ragged.batch, call.input);
+      kernels().PagedAttention(ragged.batch, call.attention);
+      const NaiveAttention::Result want =
+          naive.Next(ragged, call.input, call.attention, call.qkv_before, call.c, call.gate);
+      ExpectCloseAttention(call.y.Floats(), want.y, type(), row.name);
     }
   }
 }

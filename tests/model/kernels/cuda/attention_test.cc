@@ -13,6 +13,7 @@
 #include "tests/model/kernels/cuda/engine.h"
 #include "tests/model/kernels/cuda/session.h"
 #include "tests/model/kernels/naive_kernels.h"
+#include "tests/model/kernels/sublayer_calls.h"
 
 namespace ddl::kernels {
 namespace {
@@ -34,77 +35,25 @@ TEST_P(CudaAttentionTest, InputThenAttentionEqualsNaiveLoops) {
   const std::vector<std::pair<int, int>> chunks = {{1, 3}, {17, 1}, {4, 29}};
   const std::vector<std::pair<int, int>> decode = {{1, 1}, {17, 1}, {4, 1}};
   constexpr int64_t kPositions = 64;
-  for (const AttentionCase& layer : AttentionCases()) {
+  for (const AttentionCase& options : AttentionCases()) {
     for (const auto& second : {chunks, decode}) {
-      const int64_t heads = layer.heads, hd = layer.head_dim, d = 45;
-      const std::vector<float> q_norm = random_.Values(hd, 1.0f), k_norm = random_.Values(hd, 1.0f);
-      const std::vector<float> y_norm = random_.Values(hd, 1.0f);
-      const std::vector<float> k_alpha = random_.Values(heads * d, 0.3f);
-      const std::vector<float> v_alpha = random_.Values(heads * d, 0.3f);
-      std::vector<float> rope_cos, rope_sin;
-      for (int64_t p = 0; p < kPositions; ++p) {
-        for (int64_t n = 0; n < layer.rotary_dims / 2; ++n) {
-          const float angle = 0.3f * static_cast<float>(p) / static_cast<float>(1 + n);
-          rope_cos.push_back(std::cos(angle));
-          rope_sin.push_back(std::sin(angle));
-        }
-      }
-      const RaggedBatch shape(first, layer.block_size, kPositions);
-      const int64_t cache_size = shape.blocks() * heads * hd * layer.block_size;
-      Buffer k_cache(type(), cache_size), v_cache(type(), cache_size);
-      std::vector<float> tails = random_.Values(shape.slots() * 2 * heads * hd, 1.0f);
-
+      const int64_t heads = options.heads, hd = options.head_dim;
+      const RaggedBatch shape(first, options.block_size, kPositions);
+      AttentionLayer layer(random_, options, type(), /*d=*/45, shape, kPositions, 0.3f);
       NaiveAttention naive(std::ssize(first));
       for (const auto& part : {first, second}) {
-        const RaggedBatch ragged(part, layer.block_size, kPositions);
+        const RaggedBatch ragged(part, options.block_size, kPositions);
         const int64_t tokens = ragged.batch.tokens;
-        const std::vector<float> qkv = random_.Values(tokens * 3 * heads * hd, 1.0f, type());
-        const std::vector<float> c = random_.Values(tokens * d, 1.0f, type());
-        const std::vector<float> gate = random_.Values(tokens * heads * hd, 1.0f, type());
-        Buffer qkv_buffer(type(), qkv), c_buffer(type(), c), gate_buffer(type(), gate);
-        Buffer y(type(), tokens * heads * hd);
-
-        AttentionInputArgs input;
-        input.type = type();
-        input.d = d;
-        input.heads = heads;
-        input.head_dim = hd;
-        input.c = c_buffer.data();
-        input.qkv = qkv_buffer.data();
-        input.q_activation = input.k_activation = input.v_activation = layer.activation;
-        const int64_t tail_stride = 2 * heads * hd;
-        if (layer.k_shift) input.k_shift = {k_alpha.data(), tails.data(), tail_stride};
-        if (layer.v_shift) {
-          input.v_shift = {v_alpha.data(), tails.data() + heads * hd, tail_stride};
-        }
-        input.rotary_dims = layer.rotary_dims;
-        input.rope_cos = rope_cos.data();
-        input.rope_sin = rope_sin.data();
-        input.q_norm = layer.norms ? q_norm.data() : nullptr;
-        input.k_norm = layer.norms ? k_norm.data() : nullptr;
-        input.norm_eps = 0.05f;
-        input.cache = {k_cache.data(), v_cache.data(), layer.block_size};
-        RunKernel(engine(), ragged, kPositions, input);
-        const std::vector<float> q_found = qkv_buffer.Floats();
-        const std::vector<float> k_found = k_cache.Floats(), v_found = v_cache.Floats();
-
-        PagedAttentionArgs attention;
-        attention.type = type();
-        attention.heads = heads;
-        attention.head_dim = hd;
-        attention.q = qkv_buffer.data();
-        attention.q_stride = 3 * heads * hd;
-        attention.cache = input.cache;
-        attention.norm_weight = layer.norms ? y_norm.data() : nullptr;
-        attention.norm_eps = 0.05f;
-        attention.gate = layer.gate ? gate_buffer.data() : nullptr;
-        attention.y = y.data();
-        RunKernel(engine(), ragged, attention);
-
-        const NaiveAttention::Result want = naive.Next(ragged, input, attention, qkv, c, gate);
+        AttentionCall call(random_, layer, tokens);
+        RunKernel(engine(), ragged, kPositions, call.input);
+        const std::vector<float> q_found = call.qkv.Floats();
+        const std::vector<float> k_found = layer.k_cache.Floats(), v_found = layer.v_cache.Floats();
+        RunKernel(engine(), ragged, call.attention);
+        const NaiveAttention::Result want =
+            naive.Next(ragged, call.input, call.attention, call.qkv_before, call.c, call.gate);
         std::vector<float> q, k, v;
         for (int64_t t = 0; t < tokens; ++t) {
-          const int64_t position = ragged.position[t], bs = layer.block_size;
+          const int64_t position = ragged.position[t], bs = options.block_size;
           const int64_t block =
               ragged.block_table[ragged.row_sequence[t] * ragged.batch.block_table_stride +
                                  position / bs];
@@ -117,10 +66,10 @@ TEST_P(CudaAttentionTest, InputThenAttentionEqualsNaiveLoops) {
             }
           }
         }
-        ExpectClose(q, want.q, type(), layer.name + ": q");
-        ExpectClose(k, want.k, type(), layer.name + ": k");
-        ExpectClose(v, want.v, type(), layer.name + ": v");
-        ExpectCloseAttention(y.Floats(), want.y, type(), layer.name + ": y");
+        ExpectClose(q, want.q, type(), options.name + ": q");
+        ExpectClose(k, want.k, type(), options.name + ": k");
+        ExpectClose(v, want.v, type(), options.name + ": v");
+        ExpectCloseAttention(call.y.Floats(), want.y, type(), options.name + ": y");
       }
     }
   }

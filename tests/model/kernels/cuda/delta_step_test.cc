@@ -8,7 +8,7 @@
 
 #include "gtest/gtest.h"
 #include "tests/model/kernels/cuda/engine.h"
-#include "tests/model/kernels/naive_kernels.h"
+#include "tests/model/kernels/sublayer_calls.h"
 
 namespace ddl::kernels {
 namespace {
@@ -140,77 +140,15 @@ void CudaDeltaStepTest::Check(const Row& row) {
                          : std::vector<std::pair<int, int>>{{0, 1}, {0, 5}, {9, 1}, {2, 3}, {7, 2}},
                      4);
   if (row.saves) ragged.SaveTailsByRow();
-  const int64_t tokens = ragged.batch.tokens;
-  const int64_t d = row.d, dv = row.dv, taps = std::max<int64_t>(row.taps, 1);
-  const std::string what = row.Describe();
-  std::vector<float> x_before = random_.Values(tokens * d * dv, 1.0f, type());
+  const float scale = 3.0f / std::sqrt(static_cast<float>(row.d) + 60.0f);
   // A row that the rewrite finds empty has no ratio.
-  std::fill_n(x_before.begin(), d * dv, 0.0f);
-  const float scale = 3.0f / std::sqrt(static_cast<float>(d) + 60.0f);
-  const std::vector<float> h = random_.Values(tokens * d, scale, type());
-  const std::vector<float> compress = random_.Values(taps * d * dv, 0.5f);
-  const std::vector<float> norm = random_.Values(d, 1.0f);
-  const std::vector<float> w_beta = random_.Values(std::max<int64_t>(d, 6), 0.5f * scale);
-  const std::vector<float> w_in = random_.Values(6 * d, 0.5f * scale);
-  const std::vector<float> w_v = random_.Values(dv * d, 0.5f * scale);
-  const std::vector<float> b_v = random_.Values(dv, 0.5f);
-  std::vector<float> v = random_.Values(tokens * dv, 1.0f), beta(tokens);
-  for (int64_t t = 0; t < tokens; ++t) beta[t] = 0.3f + 0.1f * static_cast<float>(t);
-  std::vector<float> tail = random_.Values(ragged.slots() * taps * d, 1.0f);
-  const DeltaStepInput before = {.x = x_before, .h = h, .v = v, .beta = beta, .tail = tail};
-
-  Sliced x(type(), x_before, row.offset);
-  Buffer h_buffer(type(), h), x_in(type(), tokens * d), c(type(), tokens * d);
-  DeltaStepArgs args;
-  args.type = type();
-  args.d = d;
-  args.dv = dv;
-  args.x = x.data();
-  args.rewrite = row.rewrite;
-  args.h = h_buffer.data();
-  args.k_eps = 0.5f;                 // large, so that leaving it out shows
-  args.residual_multiplier = 0.75f;  // likewise
-  args.compress = row.compress;
-  args.compress_weight = compress.data();
-  args.taps = row.taps;
-  args.tail = tail.data();
-  args.tail_stride = taps * d;
-  args.norm_weight = norm.data();
-  args.norm_eps = 0.1f;
-  args.gates = row.gates != Gates::kNone;
-  args.gate.beta_weight = w_beta.data();
-  args.gate.beta_in = row.gates == Gates::kHidden ? w_in.data() : nullptr;
-  args.gate.beta_hidden = 6;
-  args.gate.beta_bias = 0.25f;
-  args.gate.v_weight = row.gates == Gates::kConstant ? nullptr : w_v.data();
-  args.gate.v_bias = b_v.data();
-  args.gate.v_sigmoid = row.gates != Gates::kNoSigmoid;
-  args.gate.v_scale = 3.0f;
-  args.gate.v_constant = 1.75f;
-  args.x_in = row.x_in ? x_in.data() : nullptr;
-  args.c = c.data();
-  args.v = v.data();
-  args.beta = beta.data();
-  std::vector<float> update_ratio(tokens, -1.0f);
-  args.update_ratio = row.update_ratio ? update_ratio.data() : nullptr;
-  RunKernel(engine(), ragged, args);
-
-  const RewrittenState want_state = NaiveRewrite(args, before);
-  ExpectClose(x.Floats(), want_state.x, type(), what + ": X");
-  if (row.update_ratio) {
-    ExpectClose(update_ratio, want_state.update_ratio, Type::kFloat32, what + ": update ratio");
-  }
-  const StateRead want = NaiveRead(ragged, args, before, x.Floats());
-  if (row.x_in) ExpectClose(x_in.Floats(), want.x_in, type(), what + ": x_in");
-  ExpectClose(c.Floats(), want.c, type(), what + ": c");
-  if (row.gates != Gates::kNone) {
-    ExpectClose(v, want.v, Type::kFloat32, what + ": v");
-    ExpectClose(beta, want.beta, Type::kFloat32, what + ": beta");
-  } else {
-    EXPECT_EQ(v, before.v) << what;
-    EXPECT_EQ(beta, before.beta) << what;
-  }
-  ExpectClose(tail, want.tail, Type::kFloat32, what + ": tail");
+  DeltaStepCall call(random_, ragged, row, type(), /*empty_row=*/0, scale, 0.5f * scale);
+  Sliced x(type(), call.before.x, row.offset);
+  call.args.x = x.data();
+  if (!row.x_in) call.args.x_in = nullptr;
+  if (!row.update_ratio) call.args.update_ratio = nullptr;
+  RunKernel(engine(), ragged, call.args);
+  call.ExpectEqualsNaive(ragged, x.Floats(), row.Describe());
 }
 
 TEST_P(CudaDeltaStepTest, EqualsNaiveLoops) {
