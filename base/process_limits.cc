@@ -232,7 +232,7 @@ class LimitsReader {
 };
 
 int Affinity() {
-  // The kernel refuses a set that is smaller than its own, whose size it does not tell.
+  // The kernel refuses a set that is smaller than its own, whose size it does not report.
   constexpr int kMostProcessors = 1 << 20;
   for (int processors = 1024; processors <= kMostProcessors; processors *= 2) {
     std::vector<cpu_set_t> set(CPU_ALLOC_SIZE(processors) / sizeof(cpu_set_t));

@@ -28,7 +28,7 @@ class ThreadPool {
   // `spin`: how long a thread without work keeps its processor. Zero where there are fewer
   // processors than threads, which would have better uses for it.
   explicit ThreadPool(int num_threads, std::chrono::nanoseconds spin = kDefaultSpin);
-  ~ThreadPool();  // no ParallelFor may be under way
+  ~ThreadPool();  // no ParallelFor may be running
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 

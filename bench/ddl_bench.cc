@@ -40,20 +40,20 @@ ABSL_FLAG(absl::Duration, timeout, absl::ZeroDuration(),
           "Deadline of each request, such as 30s. 0: none.");
 
 ABSL_FLAG(std::string, concurrency, "",
-          "Closed loop: so many requests are always under way. A list, such as 1,8,32, measures "
+          "Closed loop: so many requests are always in flight. A list, such as 1,8,32, measures "
           "each in turn. Without --rate the default is 1.");
 ABSL_FLAG(std::string, rate, "",
           "Open loop: requests a second, arriving at random (Poisson) times whether or not earlier "
           "ones are answered; latencies count from the arrival. A list measures each in turn.");
 ABSL_FLAG(int64_t, requests, 0, "Requests of each measurement. 0: no bound but --duration.");
 ABSL_FLAG(absl::Duration, duration, absl::ZeroDuration(),
-          "How long each measurement sends requests; those under way are waited for. 0: until "
+          "How long each measurement sends requests; those in flight are waited for. 0: until "
           "--requests are sent, or 10s without that.");
 ABSL_FLAG(int64_t, warmup_requests, 4, "Requests before each measurement that are not counted.");
 
 ABSL_FLAG(std::string, prompt_tokens, "128",
           "Length of prompts and of embed inputs: N, A..B (uniform) or @FILE (one length a line, "
-          "drawn at random).");
+          "chosen at random).");
 ABSL_FLAG(std::string, output_tokens, "128",
           "Length of completions, likewise. End tokens are ignored, so it is exact.");
 ABSL_FLAG(int32_t, shared_prefix_tokens, 0, "Leading tokens that all prompts have in common.");
@@ -264,10 +264,10 @@ absl::Status CheckContext(const Settings& settings, const ddl::v1::ModelInfo& mo
 
 void ReportProgress(const std::string& load, const LoadProgress& progress) {
   const double seconds = std::chrono::duration<double>(progress.elapsed).count();
-  std::fprintf(stderr, "%s%s: %.0f s, %lld answered, %lld failed, %lld under way, %.1f tokens/s\n",
+  std::fprintf(stderr, "%s%s: %.0f s, %lld answered, %lld failed, %lld in flight, %.1f tokens/s\n",
                load.c_str(), progress.warming_up ? " (warm-up)" : "", seconds,
                static_cast<long long>(progress.answered), static_cast<long long>(progress.failed),
-               static_cast<long long>(progress.under_way),
+               static_cast<long long>(progress.in_flight),
                static_cast<double>(progress.output_tokens) / seconds);
 }
 

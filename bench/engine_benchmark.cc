@@ -42,8 +42,7 @@ ABSL_FLAG(int32_t, prefill, 512, "Tokens of the prompt whose prefill is timed. 0
 ABSL_FLAG(int32_t, rounds, 7, "Rounds that count; one more goes before them.");
 ABSL_FLAG(std::string, dtype, "auto",
           "auto (bfloat16 for checkpoints stored in it, else float32), float32 or bfloat16.");
-ABSL_FLAG(std::string, quantization, "none",
-          "Of the matrix products: none, or int8 (CPU, bfloat16).");
+ABSL_FLAG(std::string, quantization, "none", "Weight quantization: none, or int8 (CPU, bfloat16).");
 ABSL_FLAG(std::string, instruction_set, "auto",
           "Of the CPU's kernels: auto, portable, avx2, avx512, avx512_bf16, amx or amx_emulated.");
 ABSL_FLAG(std::string, device, "cpu", "Where to compute: cpu or cuda.");

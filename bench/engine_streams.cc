@@ -1,4 +1,4 @@
-// Streams through the engine as a server runs it, scheduling and drawing included, but without
+// Streams through the engine as a server runs it, scheduling and sampling included, but without
 // gRPC and without clients: what bench/service_cost.py compares a server with.
 
 #include <algorithm>
@@ -29,12 +29,12 @@
 #include "server/engine/scheduler.h"
 
 ABSL_FLAG(std::string, model, "", "Required. Folder of the checkpoint.");
-ABSL_FLAG(int32_t, streams, 64, "Requests under way at a time; the end of one starts the next.");
+ABSL_FLAG(int32_t, streams, 64, "Requests in flight at a time; the end of one starts the next.");
 ABSL_FLAG(int32_t, requests, 128, "Requests that are measured. As many streams go before them.");
-ABSL_FLAG(std::string, prompt_tokens, "64", "Of a prompt: N, A..B (uniform) or @FILE.");
-ABSL_FLAG(std::string, output_tokens, "96", "Of a completion, likewise.");
-ABSL_FLAG(int32_t, threads, 0, "Threads that compute. 0: as many as the model's size is worth.");
-ABSL_FLAG(uint64_t, seed, 1, "Of the random tokens and lengths.");
+ABSL_FLAG(std::string, prompt_tokens, "64", "Length of prompts: N, A..B (uniform) or @FILE.");
+ABSL_FLAG(std::string, output_tokens, "96", "Length of completions, likewise.");
+ABSL_FLAG(int32_t, threads, 0, "Threads that compute. 0: as many as suit the model's size.");
+ABSL_FLAG(uint64_t, seed, 1, "Seed of the random tokens and lengths.");
 
 namespace ddl::bench {
 namespace {
@@ -102,7 +102,7 @@ class Load {
         prompt_tokens_(std::move(prompt_tokens)),
         output_tokens_(std::move(output_tokens)) {}
 
-  // Tokens drawn.
+  // How many tokens were sampled.
   absl::StatusOr<int64_t> Run(int32_t streams, int32_t requests) {
     tokens_ = 0;
     done_ = std::promise<absl::Status>();
@@ -141,10 +141,10 @@ class Load {
     std::uniform_int_distribution<TokenId> token(0, vocab_size_ - 1);
     {
       const MutexLock lock(mu_);
-      for (int32_t i = prompt_tokens_.Draw(random_); i > 0; --i) {
+      for (int32_t i = prompt_tokens_.Sample(random_); i > 0; --i) {
         params.prompt.push_back(token(random_));
       }
-      params.stopping.max_tokens = output_tokens_.Draw(random_);
+      params.stopping.max_tokens = output_tokens_.Sample(random_);
     }
     params.sampling.temperature = 0.0f;
     params.stopping.ignore_eos = true;
@@ -176,7 +176,7 @@ class Load {
   Mutex mu_;
   std::mt19937_64 random_{absl::GetFlag(FLAGS_seed)};
   int32_t left_ = 0;     // requests to be submitted
-  int32_t running_ = 0;  // requests under way
+  int32_t running_ = 0;  // requests in flight
   absl::Status status_;  // of the first that failed
   std::atomic<int64_t> tokens_ = 0;
   std::promise<absl::Status> done_;

@@ -42,7 +42,7 @@ struct LoadGenerator::Phase {
   std::optional<Clock::time_point> last_start;
 
   uint64_t next_index = 0;
-  int64_t under_way = 0;
+  int64_t in_flight = 0;
   bool arrivals_over = false;  // open loop: no further request
   int64_t unavailable_in_succession = 0;
   int64_t answered = 0;
@@ -51,7 +51,7 @@ struct LoadGenerator::Phase {
   LoadResult result;
 };
 
-// A request under way; deletes itself when it has ended.
+// A request in flight; deletes itself when it has ended.
 class LoadGenerator::Call {
  public:
   Call(LoadGenerator* generator, Phase* phase, PlannedRequest planned)
@@ -230,17 +230,17 @@ void LoadGenerator::Stop() {
   const MutexLock lock(mu_);
   stopped_ = true;
   // Under the lock, so that no call is deleted meanwhile.
-  for (Call* call : under_way_) call->Cancel();
+  for (Call* call : in_flight_) call->Cancel();
   changed_.NotifyAll();
 }
 
 void LoadGenerator::RunPhase(Phase& phase, const std::function<void(const LoadProgress&)>& report) {
-  // Arrivals are drawn apart from the requests, so that a rate changes no prompt.
+  // Arrivals are sampled apart from the requests, so that a rate changes no prompt.
   std::seed_seq seeds{static_cast<uint32_t>(phase.seed), static_cast<uint32_t>(phase.seed >> 32),
                       static_cast<uint32_t>(phase.number)};
   std::mt19937_64 random(seeds);
   std::exponential_distribution<double> gap(phase.rate.value_or(1.0));
-  const auto draw_gap = [&] {
+  const auto sample_gap = [&] {
     return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(gap(random)));
   };
   const int32_t first_wave = phase.concurrency.value_or(0);
@@ -254,7 +254,7 @@ void LoadGenerator::RunPhase(Phase& phase, const std::function<void(const LoadPr
     Send(phase, *index, std::nullopt);
   }
 
-  Clock::time_point arrival = phase.begin + draw_gap();
+  Clock::time_point arrival = phase.begin + sample_gap();
   Clock::time_point next_report = phase.begin + kReportInterval;
   while (true) {
     std::optional<uint64_t> due;
@@ -270,7 +270,7 @@ void LoadGenerator::RunPhase(Phase& phase, const std::function<void(const LoadPr
         progress = ProgressOf(phase);
       } else if (arriving && (stopped_ || phase.result.unreachable)) {
         phase.arrivals_over = true;
-      } else if (!arriving && phase.under_way == 0) {
+      } else if (!arriving && phase.in_flight == 0) {
         return;
       } else {
         const Clock::time_point wake = arriving ? std::min(arrival, next_report) : next_report;
@@ -279,7 +279,7 @@ void LoadGenerator::RunPhase(Phase& phase, const std::function<void(const LoadPr
     }
     if (due.has_value()) {
       Send(phase, *due, arrival);
-      arrival += draw_gap();
+      arrival += sample_gap();
     }
     if (progress.has_value()) {
       report(*progress);
@@ -294,7 +294,7 @@ std::optional<uint64_t> LoadGenerator::Claim(Phase& phase) {
     return std::nullopt;
   }
   if (phase.last_start.has_value() && Clock::now() >= *phase.last_start) return std::nullopt;
-  ++phase.under_way;
+  ++phase.in_flight;
   return phase.next_index++;
 }
 
@@ -314,7 +314,7 @@ void LoadGenerator::Send(Phase& phase, uint64_t index, std::optional<Clock::time
   }
   {
     const MutexLock lock(mu_);
-    under_way_.push_back(call);
+    in_flight_.push_back(call);
     // A call that is cancelled before it starts fails at once, as it should.
     if (stopped_) call->Cancel();
   }
@@ -326,10 +326,10 @@ void LoadGenerator::Finished(Call* call) {
   std::optional<uint64_t> next;
   {
     const MutexLock lock(mu_);
-    const auto position = std::find(under_way_.begin(), under_way_.end(), call);
-    DDL_CHECK(position != under_way_.end(), "a call ends once");
-    *position = under_way_.back();
-    under_way_.pop_back();
+    const auto position = std::find(in_flight_.begin(), in_flight_.end(), call);
+    DDL_CHECK(position != in_flight_.end(), "a call ends once");
+    *position = in_flight_.back();
+    in_flight_.pop_back();
 
     CallRecord& record = call->record();
     if (stopped_ && record.code == grpc::StatusCode::CANCELLED) {
@@ -346,10 +346,10 @@ void LoadGenerator::Finished(Call* call) {
       phase.result.largest_lag = std::max(phase.result.largest_lag, call->lag());
       phase.result.calls.push_back(std::move(record));
     }
-    // Before this one is counted as ended: the phase may be gone once nothing is under way.
+    // Before this one is counted as ended: the phase may be gone once nothing is in flight.
     if (phase.concurrency.has_value()) next = Claim(phase);
     if (!next.has_value()) {
-      --phase.under_way;
+      --phase.in_flight;
       changed_.NotifyAll();
     }
   }
@@ -357,14 +357,14 @@ void LoadGenerator::Finished(Call* call) {
   if (next.has_value()) {
     Send(phase, *next, std::nullopt);
     const MutexLock lock(mu_);
-    --phase.under_way;
+    --phase.in_flight;
     changed_.NotifyAll();
   }
 }
 
 LoadProgress LoadGenerator::ProgressOf(const Phase& phase) const {
   return {phase.warming_up, phase.answered,      phase.failed,
-          phase.under_way,  phase.output_tokens, Clock::now() - phase.begin};
+          phase.in_flight,  phase.output_tokens, Clock::now() - phase.begin};
 }
 
 }  // namespace ddl::bench

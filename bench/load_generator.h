@@ -23,12 +23,12 @@ using Clock = std::chrono::steady_clock;
 
 // One measurement: how requests arrive, and when that ends. Exactly one of concurrency and rate.
 struct Load {
-  // Closed loop: so many requests are always under way; the end of one starts the next.
+  // Closed loop: so many requests are always in flight; the end of one starts the next.
   std::optional<int32_t> concurrency;
   // Open loop: requests a second, at random (Poisson) times that do not wait for answers.
   std::optional<double> rate;
   std::optional<int64_t> requests;  // at most so many
-  // No new request after this; those under way are waited for.
+  // No new request after this; those in flight are waited for.
   std::optional<Clock::duration> duration;
   int64_t warmup_requests = 0;  // sent and answered before the clock starts
   // Of Workload::Make, for the warm-up; the measured requests have the next one.
@@ -73,7 +73,7 @@ struct LoadProgress {
   bool warming_up = false;
   int64_t answered = 0;
   int64_t failed = 0;
-  int64_t under_way = 0;
+  int64_t in_flight = 0;
   int64_t output_tokens = 0;
   Clock::duration elapsed{};
 };
@@ -92,7 +92,7 @@ class LoadGenerator {
   // One Run at a time.
   LoadResult Run(const Load& load, const std::function<void(const LoadProgress&)>& report);
 
-  // Cancels what is under way and ends the present and every later Run early. Any thread.
+  // Cancels what is in flight and ends the present and every later Run early. Any thread.
   void Stop();
 
  private:
@@ -117,7 +117,7 @@ class LoadGenerator {
   Mutex mu_;
   CondVar changed_;  // a request has ended, or Stop was called
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;
-  std::vector<Call*> under_way_ ABSL_GUARDED_BY(mu_);
+  std::vector<Call*> in_flight_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace ddl::bench

@@ -187,7 +187,7 @@ std::string Table(absl::Span<const LoadReport> reports) {
     }
     if (report.stopped) {
       absl::StrAppendFormat(&text,
-                            "\n%s: stopped; %d requests were under way and are not counted\n",
+                            "\n%s: stopped; %d requests were in flight and are not counted\n",
                             report.load, report.unfinished);
     }
   }

@@ -58,7 +58,7 @@ absl::StatusOr<TokenLengths> TokenLengths::Parse(const std::string& text) {
   return lengths;
 }
 
-int32_t TokenLengths::Draw(std::mt19937_64& random) const {
+int32_t TokenLengths::Sample(std::mt19937_64& random) const {
   if (!lengths_.empty()) {
     return lengths_[std::uniform_int_distribution<size_t>(0, lengths_.size() - 1)(random)];
   }

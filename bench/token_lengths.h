@@ -13,12 +13,12 @@ namespace ddl::bench {
 // How long prompts or completions are, in tokens. A plain value.
 class TokenLengths {
  public:
-  // "128" (always), "64..256" (uniform, both ends included), "@FILE" (drawn from a file with one
+  // "128" (always), "64..256" (uniform, both ends included), "@FILE" (sampled from a file with one
   // length a line; empty lines and lines with '#' in front are left out). INVALID_ARGUMENT for
   // anything else, and for a length below 1.
   static absl::StatusOr<TokenLengths> Parse(const std::string& text);
 
-  int32_t Draw(std::mt19937_64& random) const;
+  int32_t Sample(std::mt19937_64& random) const;
   int32_t longest() const { return longest_; }
 
  private:

@@ -26,7 +26,7 @@ Workload::Workload(WorkloadOptions options) : options_(std::move(options)) {
 }
 
 void Workload::AppendPrompt(std::mt19937_64& random, ddl::v1::Input* input) const {
-  const auto length = static_cast<size_t>(options_.prompt_tokens.Draw(random));
+  const auto length = static_cast<size_t>(options_.prompt_tokens.Sample(random));
   std::uniform_int_distribution<uint32_t> token(0, options_.vocab_size - 1);
   auto* ids = input->mutable_token_ids()->mutable_ids();
   ids->Reserve(static_cast<int>(length));
@@ -56,7 +56,7 @@ PlannedRequest Workload::Make(uint64_t phase, uint64_t index) const {
   generate.mutable_sampling()->set_temperature(options_.temperature);
   generate.mutable_sampling()->set_seed(random());
   generate.mutable_stopping()->set_max_tokens(
-      static_cast<uint32_t>(options_.output_tokens.Draw(random)));
+      static_cast<uint32_t>(options_.output_tokens.Sample(random)));
   generate.mutable_stopping()->set_ignore_eos(true);
   return request;
 }

@@ -13,7 +13,7 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Buffers as large as the vocabulary, kept between a thread's draws.
+// Buffers as large as the vocabulary, kept between a thread's calls.
 struct Scratch {
   std::vector<float> weights;    // of the distribution at hand, not normalised
   std::vector<float> logits;     // after penalties, bias and bans
@@ -97,8 +97,8 @@ double FilterByRankAndMass(const SamplingParams& params, double total, Scratch& 
   }
 }
 
-// Draws by scratch.weights [vocab]. The most probable token weighs 1, banned ids 0.
-TokenId Draw(const SamplingParams& params, uint64_t index, Scratch& scratch) {
+// Samples by scratch.weights [vocab]. The most probable token weighs 1, banned ids 0.
+TokenId SampleByWeight(const SamplingParams& params, uint64_t index, Scratch& scratch) {
   const double u = kernels::PhiloxUniform(params.seed, index);
   std::vector<float>& weights = scratch.weights;
   const bool ranks = params.top_k > 0 || params.top_p < 1.0f;
@@ -163,22 +163,23 @@ void Penalise(const SamplingParams& params, const SampleRequest& request, Scratc
   }
 }
 
-// The logits that the draw starts from: the model's, or scratch.logits if something changes them.
+// The logits that sampling starts from: the model's, or scratch.logits if something changes them.
 // Banned ids get minus infinity.
 absl::Span<const float> Adjust(absl::Span<const float> logits, const SamplingParams& params,
                                const SampleRequest& request, Scratch& scratch) {
   const bool penalises = HasPenalties(params);
   if (!penalises && params.logit_bias.empty() && request.banned.empty()) return logits;
-  const auto is_drawable = [&](TokenId id) {
+  const auto can_be_sampled = [&](TokenId id) {
     return id >= 0 && static_cast<size_t>(id) < logits.size();
   };
   scratch.logits.assign(logits.begin(), logits.end());
   if (penalises) Penalise(params, request, scratch);
   for (const LogitBias& bias : params.logit_bias) {
-    if (is_drawable(bias.id)) scratch.logits[bias.id] = Finite(scratch.logits[bias.id] + bias.bias);
+    if (can_be_sampled(bias.id))
+      scratch.logits[bias.id] = Finite(scratch.logits[bias.id] + bias.bias);
   }
   for (const TokenId id : request.banned) {
-    if (is_drawable(id)) scratch.logits[id] = -kInfinity;
+    if (can_be_sampled(id)) scratch.logits[id] = -kInfinity;
   }
   return scratch.logits;
 }
@@ -204,7 +205,7 @@ SampledToken Report(absl::Span<const float> logits, float log_sum, TokenId id, i
   return token;
 }
 
-absl::Span<const float> Drawable(absl::Span<const float> logits, TokenId vocab_size) {
+absl::Span<const float> WithoutPadding(absl::Span<const float> logits, TokenId vocab_size) {
   const size_t n = std::min<size_t>(logits.size(), static_cast<size_t>(vocab_size));
   DDL_CHECK(n > 0, "sampling needs a vocabulary");
   return logits.first(n);
@@ -220,13 +221,13 @@ SampledToken Sample(const kernels::CpuKernels& kernels, absl::Span<const float> 
   const float max = Largest(kernels, logits);
   const float log_sum = LogSum(kernels, logits, max, scratch);
   const bool is_padded = static_cast<size_t>(request.vocab_size) < logits.size();
-  logits = Drawable(logits, request.vocab_size);
+  logits = WithoutPadding(logits, request.vocab_size);
   scratch.weights.resize(logits.size());
 
   const absl::Span<const float> adjusted = Adjust(logits, params, request, scratch);
   const bool is_adjusted = is_padded || adjusted.data() != logits.data();
   TokenId id = 0;
-  // The largest that may be drawn sets the scale: at a low temperature the others would vanish
+  // The largest that may be sampled sets the scale: at a low temperature the others would vanish
   // beside a banned one or a padding row's.
   const float adjusted_max = is_adjusted ? Largest(kernels, adjusted) : max;
   if (params.temperature == 0.0f) {
@@ -243,7 +244,7 @@ SampledToken Sample(const kernels::CpuKernels& kernels, absl::Span<const float> 
         scratch.weights[banned] = 0.0f;
       }
     }
-    id = Draw(params, request.index, scratch);
+    id = SampleByWeight(params, request.index, scratch);
   }
   return Report(logits, log_sum, id, request.logprobs, scratch);
 }
@@ -252,7 +253,7 @@ SampledToken Score(const kernels::CpuKernels& kernels, absl::Span<const float> l
                    TokenId target, TokenId vocab_size, int32_t logprobs) {
   Scratch& scratch = ThreadScratch();
   const float log_sum = LogSum(kernels, logits, Largest(kernels, logits), scratch);
-  return Report(Drawable(logits, vocab_size), log_sum, target, logprobs, scratch);
+  return Report(WithoutPadding(logits, vocab_size), log_sum, target, logprobs, scratch);
 }
 
 }  // namespace ddl

@@ -15,7 +15,7 @@ struct LogitBias {
   float bias = 0.0f;  // [-100, 100]
 };
 
-// How the next token is drawn. A plain value; ranges are checked where requests come in.
+// How the next token is sampled. A plain value; ranges are checked where requests come in.
 struct SamplingParams {
   float temperature = 1.0f;  // [0, 2]; 0 is greedy
   // Filters, of the probabilities after the temperature, in this order. Each sees what the one
@@ -32,16 +32,16 @@ struct SamplingParams {
   uint64_t seed = 0;
 };
 
-// One draw from one row of logits. What it refers to must outlive the call it is given to.
+// One token sampled from one row of logits. What it refers to must outlive the call it is given to.
 struct SampleRequest {
   const SamplingParams* params = nullptr;  // null: the defaults
-  // Number of tokens the sequence has generated before this one. (seed, index) decide the draw,
-  // so that it is the same in any batch and after a preemption.
+  // Number of tokens the sequence has generated before this one. (seed, index) decide which
+  // token it is, so that it is the same in any batch and after a preemption.
   uint64_t index = 0;
-  // Ids at or past this are padding rows of the embedding and never drawn, nor among the likely
+  // Ids at or past this are padding rows of the embedding: never sampled, nor among the most likely
   // ones.
   TokenId vocab_size = 0;
-  // Never drawn either (end and stop tokens while min_tokens holds).
+  // Never sampled either (end and stop tokens while min_tokens holds).
   absl::Span<const TokenId> banned;
   // What the penalties count; empty when there are none.
   absl::Span<const TokenId> prompt;
@@ -65,7 +65,7 @@ struct SampledToken {
   std::vector<TokenLogprob> top;  // most likely first, as many as asked
 };
 
-// Draws a token from `logits` [vocab]. Ties go to the lower id. Logits must be finite. `kernels`
+// Samples a token from `logits` [vocab]. Ties go to the lower id. Logits must be finite. `kernels`
 // sum: results of two instruction sets may differ in the last bits.
 SampledToken Sample(const kernels::CpuKernels& kernels, absl::Span<const float> logits,
                     const SampleRequest& request);

@@ -23,8 +23,8 @@ struct ModelSource {
   std::filesystem::path folder;
 };
 
-// Everything the server can be told, checked as far as possible without the checkpoint. The
-// flags' help texts in flags.cc say what each means.
+// The server's configuration, checked as far as possible without the checkpoint. The flags' help
+// texts in flags.cc say what each means.
 struct ServerConfig {
   std::vector<ModelSource> models;  // at least one; the first is the default
   std::string grpc_address = "0.0.0.0:8500";

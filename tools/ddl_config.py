@@ -35,7 +35,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass
 class Config:
-    """Keys and defaults are the official ones; `variant` and `revision` are ours, for a checkpoint's tensors tell them."""
+    """Keys and defaults are the official ones; `variant` and `revision` are ours, inferred from a checkpoint's tensors."""
 
     variant: str = "ccec"
     revision: str = NEWEST
@@ -191,7 +191,7 @@ class Config:
 
     @staticmethod
     def from_checkpoint(config: dict, shapes: dict[str, tuple[int, ...]]) -> "Config":
-        """The configuration of a checkpoint, variant and revision told by the names and ranks of its tensors as stored."""
+        """The configuration of a checkpoint, variant and revision inferred from the names and ranks of its tensors as stored."""
         layout = Layout.of(shapes)
         known = {f.name for f in dataclasses.fields(Config)} - {"variant", "revision"}
         values = {k: v for k, v in config.items() if k in known}

@@ -369,7 +369,7 @@ class Model(nn.Module):
 
     @staticmethod
     def of(config: dict, tensors: dict[str, torch.Tensor], causal_channels: bool = False) -> "Model":
-        """The model of a config.json and the tensors as a file holds them; they alone tell variant and revision."""
+        """The model of a config.json and the tensors as a file holds them, from which variant and revision are inferred."""
         tensors = with_embedding(tensors)
         cfg = Config.from_checkpoint(config, {k: tuple(v.shape) for k, v in tensors.items()})
         tensors = own_tensors(tensors)

@@ -208,7 +208,7 @@ class Sha256 {
     DDL_CHECK(EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()) == 1, "SHA-256 failed");
   }
   void Add(int64_t number) { Add(std::as_bytes(std::span(&number, 1))); }
-  // With its length, so that neighbours cannot be told apart differently.
+  // With its length, so that no other split of adjacent strings has the same digest.
   void Add(std::string_view text) {
     Add(static_cast<int64_t>(text.size()));
     Add(std::as_bytes(std::span(text)));

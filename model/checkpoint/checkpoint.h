@@ -39,7 +39,7 @@ struct TensorFile {
 
 // A checkpoint's folder, opened and proven whole: config.json and the first of these that is
 // there, alone or as an index with shards (`<name>.index.json`): `model.safetensors`, the
-// official `pytorch_model.bin`. safetensors stay memory-mapped: nobody may shorten them in place
+// official `pytorch_model.bin`. safetensors stay memory-mapped: they must not be shortened in place
 // while a Checkpoint lives (see MappedFile). Immutable; any thread may read.
 class Checkpoint {
  public:

@@ -133,7 +133,7 @@ unsigned SetOf(Revision revision, bool tc) {
 }
 
 // The layouts in which a tensor of this name and rank can be; all for tensors that every revision
-// writes alike. A known name of no known rank tells by its name.
+// writes alike. A listed name with another rank counts by its name.
 unsigned LayoutsWith(std::string_view name, size_t rank) {
   const std::optional<PlacedName> placed = PlaceOf(name);
   if (!placed) return kEvery;

@@ -19,8 +19,9 @@ using ShapesByName = std::map<std::string, Shape, std::less<>>;
 
 std::string ShowShape(const Shape& shape);  // "(128, 1, 4)"
 
-// What the tensors' names and ranks tell about the model. A table in checkpoint_layout.cc has the
-// tensors that not all revisions write alike. Without a compressor legacy files are as 2b55f25's.
+// What is inferred of the model from its tensors' names and ranks. A table in checkpoint_layout.cc
+// has the tensors that not all revisions write alike. Without a compressor legacy files are as
+// 2b55f25's.
 struct CheckpointLayout {
   Variant variant = Variant::kGpt;
   Revision revision = Revision::kD1f7621;

@@ -10,8 +10,8 @@
 
 namespace ddl {
 
-// The six members of the family. config.json does not tell them apart; tensor names and ranks do
-// (see Checkpoint).
+// The six members of the family. config.json does not say which; it is inferred from tensor names
+// and ranks (see Checkpoint).
 enum class Variant {
   kGpt,    // additive baseline
   kVdim1,  // DDL with dv = 1
@@ -23,7 +23,7 @@ enum class Variant {
 std::string_view VariantName(Variant variant);  // "gpt", "vdim1", "tc", "tcec", "cc", "ccec"
 
 // The states of the official repository (yifanzhang-pro/deep-delta-learning) whose checkpoints
-// differ in names, ranks or meaning, oldest first. Tensor names and ranks tell them apart as well.
+// differ in names, ranks or meaning, oldest first. Inferred likewise.
 enum class Revision {
   kLegacy,   // before February 2026
   k2b55f25,  // `model_type: nanogpt-pro`
@@ -46,7 +46,8 @@ enum class Parameterization {
 // where Python wrote NaN or Infinity. Which class wrote the file (`model_type`, `architectures`)
 // decides nothing. A plain value.
 struct ModelConfig {
-  // The configuration as the code of `revision` reads it for `variant`, both told from the tensors.
+  // The configuration as the code of `revision` reads it for `variant`, both inferred from the
+  // tensors.
   // Types are strict as there (a quoted "true" is refused, a quoted number taken where the number
   // may have a fraction), as are ranges. A key that asks for what that code does not do is refused.
   // `source` names the file in messages. One message lists every bad key with the value found and

@@ -30,8 +30,8 @@ struct WeightFiles {
 };
 
 // Finds and reads a folder's weights: safetensors before PyTorch's own format, one file before an
-// index with shards. Proves each file whole and the shards in agreement with their index, but
-// knows nothing of the model: `tied` are names of one and the same tensor, of which an index may
+// index with shards. Checks that each file is whole and that the shards agree with their index, but
+// nothing of the model: `tied` are names of one and the same tensor, of which an index may
 // name more than the shards hold.
 absl::StatusOr<WeightFiles> ReadWeightFiles(const std::filesystem::path& folder,
                                             std::span<const std::string_view> tied);

@@ -14,7 +14,7 @@ namespace ddl {
 namespace {
 
 constexpr absl::Duration kRateMemory = absl::Seconds(10);
-// What a refused client is told to wait: the measured delay of the queue, within these bounds.
+// How long a refused client is asked to wait: the measured delay of the queue, within these bounds.
 constexpr absl::Duration kShortestRetry = absl::Milliseconds(50);
 constexpr absl::Duration kLongestRetry = absl::Minutes(1);
 constexpr absl::Duration kUnmeasuredDelay = absl::Seconds(1);

@@ -144,18 +144,18 @@ void BlockTable::CacheFullBlocks(absl::Span<const TokenId> computed) {
         num_cached_blocks_ == 0 ? BlockManager::kBeginning
                                 : manager_->ContentOf(blocks_[num_cached_blocks_ - 1]);
     const auto tokens = computed.subspan(size_t{1} * num_cached_blocks_ * block_size, block_size);
-    const std::optional<int32_t> known = manager_->Find(before, tokens);
-    if (!known.has_value()) {
+    const std::optional<int32_t> cached = manager_->Find(before, tokens);
+    if (!cached.has_value()) {
       manager_->Cache(block, before, tokens);
-    } else if (*known != block) {
-      manager_->Share(*known);
+    } else if (*cached != block) {
+      manager_->Share(*cached);
       manager_->Free(block);
-      block = *known;
+      block = *cached;
     }
   }
 }
 
-// From the end, so that of a chain that nobody uses any more its end is evicted first: a block
+// From the end, so that of an unused chain the end is evicted first: a block
 // is of no use without those before it.
 void BlockTable::Free() {
   for (; !blocks_.empty(); blocks_.pop_back()) manager_->Free(blocks_.back());

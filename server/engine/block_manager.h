@@ -11,7 +11,7 @@
 #include "absl/types/span.h"
 #include "model/token.h"
 
-// Who owns which block of the K/V cache, and what the blocks that nobody owns still hold.
+// Which sequence owns which block of the K/V cache, and what unowned blocks still hold.
 // Integers only: the tensors live behind ModelRunner.
 
 namespace ddl {

@@ -76,7 +76,7 @@ class Engine {
   // One turn of the step thread, on the calling thread, without Start. The next step is begun;
   // while it is computed, clients are given what the step before brought; then it is finished, and
   // its output is processed, to be delivered in the next turn. Where the runner takes two steps,
-  // and the next one can be begun from what the host knows, that is done before this one is
+  // and the next one can be begun without this one's tokens, that is done before this one is
   // finished. False when there was nothing to do.
   bool Step();
   // Finishes the steps in flight and delivers what is left, on the thread that steps.

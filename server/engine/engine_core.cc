@@ -15,7 +15,7 @@
 namespace ddl {
 namespace {
 
-// Beside decodes, before it is known what that costs.
+// Beside decodes, before its cost is measured.
 constexpr int32_t kUnmeasuredPrefillBudget = 64;
 
 }  // namespace
@@ -327,7 +327,7 @@ void EngineCore::AcceptToken(ActiveRequest& request, RequestPart& part, SampledT
                        NotNegative(now - part.last_token.value_or(request.submitted)));
   part.last_token = now;
 
-  if (part.sequence->num_unknown() > 0) part.sequence->SetUnknown(token.id);
+  if (part.sequence->num_pending() > 0) part.sequence->SetPending(token.id);
   if (std::optional<CompletionEnd> end = part.completion->Accept(std::move(token))) {
     part.end = std::move(end);
     FinishPart(request, part, now);

@@ -58,7 +58,7 @@ class EngineCore {
   void AcceptCalls();
   // Ends who was cancelled or whose time is over; promotes who has waited for long.
   void EndCancelledAndExpired(absl::Time now);
-  // Schedules a step and gives it to the runner. False when nobody is to be computed.
+  // Schedules a step and gives it to the runner. False when there is nothing to compute.
   bool BeginStep(absl::Time turn);
   int32_t PrefillBudget() const;
   // Returns how many requests have just started.

@@ -33,10 +33,10 @@ struct EngineOptions {
   // How often a step's gates go to EngineObserver::OnGateSample; infinite: never.
   absl::Duration gate_sample_interval = absl::Seconds(1);
   // Called on the step thread with the runner's status once its device is lost: no later step can
-  // succeed. The engine fails the requests of each and goes on until Stop. Null: nobody is called.
+  // succeed. The engine fails the requests of each and goes on until Stop. Null: no call.
   std::function<void(const absl::Status&)> on_device_lost = nullptr;
   // Called on the step thread when all sinks have been given what there was for them, before what
-  // comes next is computed. Null: nobody is called.
+  // comes next is computed. Null: no call.
   std::function<void()> on_delivered = nullptr;
 };
 

@@ -21,7 +21,7 @@ SequenceChunk InFlightStep::Add(const ScheduledChunk& scheduled, ActiveRequest& 
   const size_t first_block = block_tables.size();
   block_tables.insert(block_tables.end(), chunk.block_table.begin(), chunk.block_table.end());
   chunk.block_table = absl::MakeConstSpan(block_tables).subspan(first_block);
-  if (last && sequence.num_unknown() > 0) chunk.last_token_from = part.chunk;
+  if (last && sequence.num_pending() > 0) chunk.last_token_from = part.chunk;
   part.chunk = static_cast<int32_t>(chunks.size());
   chunks.push_back({.scheduled = scheduled,
                     .request = &request,
@@ -53,7 +53,7 @@ void InFlightStep::MarkBegun(Scheduler* scheduler) {
         chunk.part->completion.has_value() && chunk.scheduled.end == sequence.num_tokens();
     chunk.computed = scheduler->MarkBegun(chunk.scheduled);
     if (samples && !chunk.part->completion->IsFullAt(sequence.num_generated() + 1)) {
-      sequence.AppendUnknown();
+      sequence.AppendPending();
     }
   }
 }
@@ -61,7 +61,7 @@ void InFlightStep::MarkBegun(Scheduler* scheduler) {
 bool InFlightStep::MayBeFollowed(absl::Span<const SequenceChunk> runner_chunks) const {
   return std::none_of(runner_chunks.begin(), runner_chunks.end(), NeedsHost) &&
          std::ranges::none_of(chunks, [](const Chunk& chunk) {
-           return chunk.scheduled.sequence->num_unknown() > 0 &&
+           return chunk.scheduled.sequence->num_pending() > 0 &&
                   chunk.part->completion->depends_on_tokens();
          });
 }

@@ -48,7 +48,7 @@ struct InFlightStep {
   // The runner computes it: what the next step is scheduled from.
   void MarkBegun(Scheduler* scheduler);
   // Whether the next step may be begun before this one, of `runner_chunks`, is finished: what it
-  // reads of this one may be known to the device alone, as long as nothing else depends on it, be
+  // reads of this one may still be pending on the device, as long as nothing else depends on it, be
   // it how a token is sampled or what the host makes of this step.
   bool MayBeFollowed(absl::Span<const SequenceChunk> runner_chunks) const;
 };

@@ -61,7 +61,7 @@ struct EngineLoad {
   int32_t paused_preempted = 0;           // sequences that have to be computed again
   int32_t kv_blocks_free = 0;             // holding nothing
   int32_t kv_blocks_used = 0;             // held by sequences
-  int32_t kv_blocks_cached = 0;           // held by none, content known to the prefix cache
+  int32_t kv_blocks_cached = 0;           // held by none, in the prefix cache
   // How long the last in the queue will wait to start, at the rate of the recent past.
   absl::Duration queue_delay;
 
@@ -95,9 +95,9 @@ struct FinishedRequest {
   absl::Duration cancel_latency;
 };
 
-// Told of what happens in the engine, as it happens, on the step thread (OnRejected and OnLoad
-// also on the submitting thread), of a request's end before its sink is. Must be thread-safe and
-// quick, and must not call the engine, whose lock may be held. The metrics implement it.
+// Called as things happen in the engine, on the step thread (OnRejected and OnLoad also on the
+// submitting thread), and of a request's end before its sink is. Must be thread-safe and quick, and
+// must not call the engine, whose lock may be held. The metrics implement it.
 class EngineObserver {
  public:
   virtual ~EngineObserver() = default;

@@ -309,7 +309,7 @@ void Scheduler::BeginToRun(Sequence* sequence) {
 }
 
 void Scheduler::EndToRun(Sequence* sequence) {
-  DDL_CHECK(running_.erase(sequence) == 1, "a running sequence that nobody started");
+  DDL_CHECK(running_.erase(sequence) == 1, "a sequence that does not run");
   if (sequence->generates()) --num_growing_;
 }
 

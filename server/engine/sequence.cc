@@ -12,8 +12,7 @@ Sequence::Sequence(const SequenceRank& rank, std::vector<TokenId> prompt,
     : rank_(rank),
       options_(options),
       num_prompt_tokens_(static_cast<int32_t>(prompt.size())),
-      tokens_(std::move(prompt)),
-      num_known_(num_prompt_tokens_) {
+      tokens_(std::move(prompt)) {
   DDL_CHECK(!tokens_.empty(), "a sequence has at least one token");
 }
 
@@ -43,22 +42,25 @@ ComputedPositions Sequence::MarkBegun(int32_t end) {
 }
 
 void Sequence::Append(TokenId token) {
-  AppendUnknown();
-  SetUnknown(token);
+  AppendPending();
+  SetPending(token);
 }
 
-void Sequence::AppendUnknown() {
-  DDL_CHECK(generates(), "an input never grows");
-  tokens_.push_back(kUnknown);
+void Sequence::AppendPending() {
+  DDL_CHECK(generates(), "a token appended to an input");
+  tokens_.push_back(kPendingToken);
+  ++num_pending_;
 }
 
-void Sequence::SetUnknown(TokenId token) {
-  DDL_CHECK(num_unknown() > 0, "a token that nobody awaits");
-  tokens_[num_known_++] = token;
+void Sequence::SetPending(TokenId token) {
+  DDL_CHECK(num_pending_ > 0, "a token of no step");
+  tokens_[tokens_.size() - num_pending_] = token;
+  --num_pending_;
 }
 
 void Sequence::CacheFullBlocks(int32_t end) {
-  DDL_CHECK(end <= num_computed_ && end <= num_known_, "what has been computed is known");
+  DDL_CHECK(end <= num_computed_ && end <= num_tokens() - num_pending_,
+            "blocks cached before their tokens are sampled or computed");
   blocks_.CacheFullBlocks(tokens().first(end));
 }
 

@@ -57,7 +57,7 @@ struct SequenceOptions {
 
 // Where a sequence is. Its tokens stay through all of it.
 enum class SequenceState {
-  kNew,      // the scheduler does not know it yet
+  kNew,      // not given to the scheduler yet
   kWaiting,  // holds nothing, and wants to run
   kRunning,  // holds a slot, and blocks for every token it has
   kPaused,   // is not to be computed; holds what it did, or nothing
@@ -67,7 +67,7 @@ enum class SequenceState {
 // an Embed or a Score.
 class Sequence {
  public:
-  static constexpr TokenId kUnknown = -1;
+  static constexpr TokenId kPendingToken = -1;
 
   // The prompt has at least one token.
   Sequence(const SequenceRank& rank, std::vector<TokenId> prompt, const SequenceOptions& options);
@@ -76,15 +76,15 @@ class Sequence {
   const SequenceOptions& options() const { return options_; }
   bool generates() const { return options_.generates; }
 
-  // A token that is being sampled (AppendUnknown) is one of them, kUnknown until it is known. Valid
-  // until more are appended than options().max_tokens, while the sequence has a slot once.
+  // A token that is being sampled (AppendPending) is one of them, kPendingToken until SetPending.
+  // Valid until more are appended than options().max_tokens, while the sequence has a slot once.
   absl::Span<const TokenId> tokens() const { return tokens_; }
   absl::Span<const TokenId> prompt() const { return tokens().first(num_prompt_tokens_); }
   absl::Span<const TokenId> generated() const { return tokens().subspan(num_prompt_tokens_); }
   int32_t num_tokens() const { return static_cast<int32_t>(tokens_.size()); }
   int32_t num_prompt_tokens() const { return num_prompt_tokens_; }
   int32_t num_generated() const { return num_tokens() - num_prompt_tokens_; }
-  int32_t num_unknown() const { return num_tokens() - num_known_; }
+  int32_t num_pending() const { return num_pending_; }
   // Positions [0, num_computed) are in the caches, or will be by the steps in flight.
   int32_t num_computed() const { return num_computed_; }
   int32_t num_remaining() const { return num_tokens() - num_computed_; }
@@ -99,8 +99,8 @@ class Sequence {
   ComputedPositions MarkBegun(int32_t end);
   void Append(TokenId token);
   // A token that a step in flight samples; then what it was, the oldest first.
-  void AppendUnknown();
-  void SetUnknown(TokenId token);
+  void AppendPending();
+  void SetPending(TokenId token);
 
   // --- The scheduler's business ---
 
@@ -140,7 +140,7 @@ class Sequence {
   const SequenceOptions options_;
   const int32_t num_prompt_tokens_;
   std::vector<TokenId> tokens_;
-  int32_t num_known_;  // of tokens_, the first so many
+  int32_t num_pending_ = 0;  // of tokens_, the last so many
   int32_t num_computed_ = 0;
   int32_t max_computed_ = 0;  // the most that num_computed_ has been
   SequenceState state_ = SequenceState::kNew;

@@ -8,7 +8,7 @@ namespace {
 
 constexpr double kKept = 0.98;      // what a step weighs when the next has come
 constexpr double kNewShare = 0.1;   // of a mixed step in the smoothed cost of a position
-constexpr double kMinSpread = 0.5;  // of decodes (variance), before a slope can be told from noise
+constexpr double kMinSpread = 0.5;  // of decodes (variance), before a slope is more than noise
 
 }  // namespace
 

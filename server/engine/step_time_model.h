@@ -17,7 +17,7 @@ class StepTimeModel {
 
   // How many positions of prompts and inputs a step may compute beside `decodes`, at least 1, so
   // that it lasts at most `max_slowdown` times as long as the decodes alone. None while too little
-  // is known.
+  // is measured.
   std::optional<int32_t> PrefillBudget(int32_t decodes, double max_slowdown) const;
 
  private:

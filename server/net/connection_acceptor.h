@@ -67,8 +67,8 @@ class ConnectionAcceptor {
   int64_t NumConnections();
 
  private:
-  // The inode of a socket is its own: another connection that has got the number of a closed one
-  // is told from it.
+  // The inode of a socket is unique: it distinguishes a closed connection from another one that has
+  // got its number.
   struct Connection {
     int descriptor;
     ino_t inode;

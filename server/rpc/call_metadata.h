@@ -22,7 +22,7 @@ struct CallMetadata {
 };
 
 // Reads authorization, x-request-id and traceparent. An id that is not fit to be sent back (more
-// than kMaxRequestIdBytes, or other than visible ASCII) counts as none, and one is drawn.
+// than kMaxRequestIdBytes, or other than visible ASCII) counts as none, and one is generated.
 CallMetadata ReadCallMetadata(const grpc::CallbackServerContext& context, const ApiKeys& keys);
 
 // Which metadata of an answer. With an initial part gRPC's clients take the call for answered, and

@@ -12,7 +12,7 @@ namespace ddl {
 struct TraceContext {
   std::string trace_id;   // 32 digits
   std::string parent_id;  // 16: the client's span
-  std::string span_id;    // 16: the call's own, drawn here
+  std::string span_id;    // 16: the call's own, generated here
   std::string flags;      // 2
 };
 

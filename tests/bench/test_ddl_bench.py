@@ -252,7 +252,7 @@ def test_interrupt_prints_what_there_is(server, tmp_path):
     assert "stopped" in out
     [row] = json.loads(path.read_text())["rows"]
     assert row["stopped"] and row["completed"] > 0 and row["failed"] == 0
-    server.wait_until_idle()  # and what was under way is cancelled, not left behind
+    server.wait_until_idle()  # and what was in flight is cancelled, not left behind
 
 
 def test_a_server_that_dies(tmp_path):

@@ -17,11 +17,11 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Key;
 
-// Every length that comes up in many draws.
-std::map<int32_t, int> Drawn(const TokenLengths& lengths) {
+// Every length that comes up in many samples.
+std::map<int32_t, int> SampledLengths(const TokenLengths& lengths) {
   std::mt19937_64 random(1);
   std::map<int32_t, int> counts;
-  for (int i = 0; i < 3000; ++i) ++counts[lengths.Draw(random)];
+  for (int i = 0; i < 3000; ++i) ++counts[lengths.Sample(random)];
   return counts;
 }
 
@@ -34,14 +34,14 @@ std::string WriteFile(const std::string& name, const std::string& content) {
 TEST(TokenLengthsTest, Fixed) {
   const auto lengths = TokenLengths::Parse("17");
   ASSERT_TRUE(lengths.ok()) << lengths.status();
-  EXPECT_THAT(Drawn(*lengths), ElementsAre(Key(17)));
+  EXPECT_THAT(SampledLengths(*lengths), ElementsAre(Key(17)));
   EXPECT_EQ(lengths->longest(), 17);
 }
 
 TEST(TokenLengthsTest, UniformWithBothEnds) {
   const auto lengths = TokenLengths::Parse("1..3");
   ASSERT_TRUE(lengths.ok()) << lengths.status();
-  const std::map<int32_t, int> counts = Drawn(*lengths);
+  const std::map<int32_t, int> counts = SampledLengths(*lengths);
   EXPECT_THAT(counts, ElementsAre(Key(1), Key(2), Key(3)));
   for (const auto& [length, count] : counts) EXPECT_NEAR(count, 1000, 150) << length;
   EXPECT_EQ(lengths->longest(), 3);
@@ -51,7 +51,7 @@ TEST(TokenLengthsTest, FromAFile) {
   const std::string path = WriteFile("lengths", "# prompts\n5\n\n 80 \n80\n");
   const auto lengths = TokenLengths::Parse(absl::StrCat("@", path));
   ASSERT_TRUE(lengths.ok()) << lengths.status();
-  const std::map<int32_t, int> counts = Drawn(*lengths);
+  const std::map<int32_t, int> counts = SampledLengths(*lengths);
   EXPECT_THAT(counts, ElementsAre(Key(5), Key(80)));
   EXPECT_NEAR(counts.at(80), 2000, 150);  // it stands there twice
   EXPECT_EQ(lengths->longest(), 80);

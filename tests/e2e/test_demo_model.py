@@ -41,7 +41,7 @@ def test_hidden(server):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scores_are_what_decoding_reports(dtype):
-    """To the bit, in either type, and for tokens that were drawn in a batch with others."""
+    """To the bit, in either type, and for tokens that were sampled in a batch with others."""
     with Server(MODEL, f"--dtype={dtype}") as server:
         response = server.client.generate(
             "It was a fine morning, and", temperature=1, seed=3, n=3, max_tokens=60,

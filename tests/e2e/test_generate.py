@@ -82,11 +82,11 @@ def test_truncation(client, direction):
 
 def test_padding_ids_are_never_drawn(client):
     """Ids past the tokenizer's have rows in the embedding, but stand for nothing."""
-    drawn = set()
+    sampled = set()
     for seed in range(8):
-        drawn |= set(ids(generate(client, temperature=2, seed=seed, max_tokens=400).tokens))
-    assert max(drawn) < checkpoints.TOKENIZER_SIZE < checkpoints.VOCAB_SIZE
-    assert len(drawn) > 300
+        sampled |= set(ids(generate(client, temperature=2, seed=seed, max_tokens=400).tokens))
+    assert max(sampled) < checkpoints.TOKENIZER_SIZE < checkpoints.VOCAB_SIZE
+    assert len(sampled) > 300
 
 
 # ---- streams
@@ -295,7 +295,7 @@ def test_the_beginning_of_a_stop_string_is_delivered_at_the_end(client):
 
 
 def test_end_of_text(client, tokenizer):
-    """Drawn at a high temperature sooner or later, it ends the completion unless ignored."""
+    """Sampled at a high temperature sooner or later, it ends the completion unless ignored."""
     end_of_text = tokenizer.token_to_id(checkpoints.END_OF_TEXT)
     for seed in range(50):
         completion = generate(client, temperature=2, seed=seed, max_tokens=400, ignore_eos=False)
@@ -328,12 +328,12 @@ def test_a_seed_gives_the_same_tokens_again(client):
     assert generate(client, temperature=1, seed=4).tokens != first.tokens
 
 
-def test_the_server_says_which_seed_it_drew(client):
-    drawn, other = (client.generate(TEXT, max_tokens=40, ignore_eos=True).completions[0]
-                    for _ in range(2))
-    assert drawn.seed != other.seed
-    again = generate(client, temperature=1, seed=drawn.seed)
-    assert again.tokens == drawn.tokens
+def test_the_server_returns_the_seed_it_chose(client):
+    sampled, other = (client.generate(TEXT, max_tokens=40, ignore_eos=True).completions[0]
+                      for _ in range(2))
+    assert sampled.seed != other.seed
+    again = generate(client, temperature=1, seed=sampled.seed)
+    assert again.tokens == sampled.tokens
 
 
 def test_temperature_zero_top_k_one_and_tiny_top_p_are_greedy(client):
@@ -391,7 +391,7 @@ def test_greedy_takes_the_most_likely(client):
 
 
 def test_scores_are_what_decoding_reports(client, tokenizer):
-    """To the bit: of the prompt, and of the tokens drawn after it."""
+    """To the bit: of the prompt, and of the tokens sampled after it."""
     prompt = tokenizer.encode(TEXT).ids
     response = client.generate(TEXT, temperature=1, seed=2, max_tokens=60, ignore_eos=True,
                                logprobs=0, prompt_logprobs=2)

@@ -206,7 +206,7 @@ def test_files_that_cannot_serve(certificates, tmp_path):
 
 
 def test_connections_grow_old():
-    """A connection is asked to go after a second; calls go on over the next one."""
+    """A connection is closed gracefully (GOAWAY) after a second; calls go on over the next one."""
     with Server(checkpoints.small(), "--max_connection_age=1s") as server:
         deadline = time.monotonic() + 3
         calls = 0

@@ -68,10 +68,10 @@ def test_scores_normalise_over_padding_rows_too(padded):
 def test_a_completions_logprobs_are_the_same_numbers(padded):
     ids = [token for token in prompts()[0] if token < TOKENS][:4]
     completion = padded.client.generate(ids, max_tokens=8, temperature=0.9, seed=3, logprobs=0).completions[0]
-    drawn = [token.token_id for token in completion.tokens]
-    assert max(drawn) < TOKENS
-    [score] = padded.client.score([ids + drawn]).scores
-    scored = [token.logprob for token in score.tokens][-len(drawn):]
+    sampled = [token.token_id for token in completion.tokens]
+    assert max(sampled) < TOKENS
+    [score] = padded.client.score([ids + sampled]).scores
+    scored = [token.logprob for token in score.tokens][-len(sampled):]
     numpy.testing.assert_allclose([token.logprob for token in completion.tokens], scored, rtol=0, atol=1e-5)
 
 

@@ -159,7 +159,7 @@ class Driver {
     return generated;
   }
 
-  // The same, with as many steps under way as may be: each goes on from tokens that the host has
+  // The same, with as many steps in flight as may be: each goes on from tokens that the host has
   // not seen.
   std::vector<std::vector<TokenId>> GreedyAhead(std::vector<TestSequence>& sequences, int count) {
     SamplingParams greedy;
@@ -168,9 +168,9 @@ class Driver {
     for (TestSequence& sequence : sequences) {
       sequence.tokens.reserve(sequence.tokens.size() + static_cast<size_t>(count));
     }
-    int under_way = 0;
+    int in_flight = 0;
     const auto finish = [&] {
-      --under_way;
+      --in_flight;
       const auto outputs = runner_->Finish();
       ASSERT_TRUE(outputs.ok()) << outputs.status();
       for (size_t i = 0; i < sequences.size(); ++i) {
@@ -200,9 +200,9 @@ class Driver {
       }
       runner_->Begin(chunks);
       for (TestSequence& sequence : sequences) sequence.tokens.push_back(-1);
-      if (++under_way == description().max_in_flight_steps) finish();
+      if (++in_flight == description().max_in_flight_steps) finish();
     }
-    while (under_way > 0) finish();
+    while (in_flight > 0) finish();
     return generated;
   }
 
@@ -314,7 +314,7 @@ TEST_P(GoldenTest, Float32GreedyTokens) {
   }
 }
 
-TEST_P(GoldenTest, Float32GreedyTokensOfStepsUnderWay) {
+TEST_P(GoldenTest, Float32GreedyTokensOfInFlightSteps) {
   const GoldenCase& golden = GetParam();
   Driver driver(golden.folder, RunnerDType::kFloat32);
   std::vector<TestSequence> sequences = AllPrompts(driver, golden);
@@ -358,8 +358,8 @@ void ExpectSameToken(const SampledToken& a, const SampledToken& b, const std::st
   }
 }
 
-// Bit for bit what was reported when the tokens were drawn. All prompts in one batch are more rows
-// than one slice of logits.
+// Bit for bit what was reported when the tokens were sampled. All prompts in one batch are more
+// rows than one slice of logits.
 TEST_P(GoldenTest, ScoresAreTheLogprobsOfDecoding) {
   const GoldenCase& golden = GetParam();
   for (const RunnerDType dtype : {RunnerDType::kFloat32, RunnerDType::kBFloat16}) {
@@ -369,7 +369,7 @@ TEST_P(GoldenTest, ScoresAreTheLogprobsOfDecoding) {
     std::vector<std::vector<SampledToken>> first;
     for (const int32_t chunk : {1 << 20, 1, 3, 7}) {
       for (TestSequence& sequence : sequences) sequence.computed = 0;
-      // The last token was drawn after the last position that decoding computed.
+      // The last token was sampled after the last position that decoding computed.
       std::vector<TestSequence> given = sequences;
       const auto scored = driver.Score(given, chunk, /*logprobs=*/3);
       if (first.empty()) first = scored;

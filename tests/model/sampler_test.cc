@@ -20,7 +20,7 @@ const kernels::CpuKernels& TestedKernels() {
 }
 
 // A request with everything that it refers to.
-struct Drawing {
+struct Sampling {
   SamplingParams params = {};
   std::vector<TokenId> prompt = {};
   std::vector<TokenId> generated = {};
@@ -42,12 +42,12 @@ struct Drawing {
   }
 };
 
-Drawing At(float temperature, uint64_t seed = 1, uint64_t index = 0) {
-  Drawing drawing;
-  drawing.params.temperature = temperature;
-  drawing.params.seed = seed;
-  drawing.index = index;
-  return drawing;
+Sampling At(float temperature, uint64_t seed = 1, uint64_t index = 0) {
+  Sampling sampling;
+  sampling.params.temperature = temperature;
+  sampling.params.seed = seed;
+  sampling.index = index;
+  return sampling;
 }
 
 // Random123's known answers for Philox4x32-10.
@@ -63,12 +63,12 @@ TEST(SamplerTest, Greedy) {
   const std::vector<float> logits = {1.0f, 5.0f, 5.0f, -2.0f, 7.0f};
   struct Row {
     std::string name;
-    Drawing drawing;
+    Sampling sampling;
     TokenId want;
   };
   const std::vector<Row> rows = {
       {"largest", {}, 4},
-      {"padding rows are never drawn", {.vocab_size = 4}, 1},
+      {"padding rows are never sampled", {.vocab_size = 4}, 1},
       {"ties go to the lower id", {.banned = {4}}, 1},
       {"several banned", {.banned = {4, 1}}, 2},
       {"banned ids out of range are harmless", {.banned = {99, -1}}, 4},
@@ -101,8 +101,8 @@ TEST(SamplerTest, Greedy) {
        4},
   };
   for (Row row : rows) {
-    row.drawing.params.temperature = 0.0f;
-    EXPECT_EQ(row.drawing.From(logits).id, row.want) << row.name;
+    row.sampling.params.temperature = 0.0f;
+    EXPECT_EQ(row.sampling.From(logits).id, row.want) << row.name;
   }
 }
 
@@ -111,7 +111,7 @@ TEST(SamplerTest, NoParametersAreTheDefaults) {
   SampleRequest request;
   request.vocab_size = 5;
   for (request.index = 0; request.index < 100; ++request.index) {
-    Drawing defaults;
+    Sampling defaults;
     defaults.index = request.index;
     EXPECT_EQ(Sample(TestedKernels(), logits, request).id, defaults.From(logits).id);
   }
@@ -125,13 +125,13 @@ TEST(SamplerTest, LogprobsAreOfTheWholeDistributionWhateverTheFilters) {
     for (const int32_t top_k : {-1, 1, 3}) {
       for (const float penalty : {1.0f, 1.7f}) {
         for (const int32_t logprobs : {-1, 0, 1, 3, 20}) {
-          Drawing drawing = At(temperature, 5, 3);
-          drawing.params.top_k = top_k;
-          drawing.params.repetition_penalty = penalty;
-          drawing.params.logit_bias = {{1, 3.0f * (penalty - 1.0f)}};
-          drawing.generated = {2, 3, 3};
-          drawing.logprobs = logprobs;
-          const SampledToken token = drawing.From(logits);
+          Sampling sampling = At(temperature, 5, 3);
+          sampling.params.top_k = top_k;
+          sampling.params.repetition_penalty = penalty;
+          sampling.params.logit_bias = {{1, 3.0f * (penalty - 1.0f)}};
+          sampling.generated = {2, 3, 3};
+          sampling.logprobs = logprobs;
+          const SampledToken token = sampling.From(logits);
           EXPECT_NEAR(token.logprob, logits[token.id] - std::log(sum), 1e-6);
           ASSERT_EQ(token.top.size(), static_cast<size_t>(std::min(std::max(logprobs, 0), 5)));
           const std::vector<TokenId> order = {2, 3, 0, 4, 1};
@@ -168,10 +168,10 @@ TEST(SamplerTest, TheMostLikelyOfALargeVocabulary) {
     }
     std::ranges::stable_sort(order, [&](TokenId a, TokenId b) { return logits[a] > logits[b]; });
     for (const int32_t logprobs : {1, 2, 20, 300, 5003, 6000}) {
-      Drawing drawing;
-      drawing.logprobs = logprobs;
+      Sampling sampling;
+      sampling.logprobs = logprobs;
       std::vector<TokenId> found;
-      for (const TokenLogprob& top : drawing.From(logits).top) found.push_back(top.id);
+      for (const TokenLogprob& top : sampling.From(logits).top) found.push_back(top.id);
       const size_t count = std::min<size_t>(logprobs, logits.size());
       EXPECT_EQ(found, std::vector<TokenId>(order.begin(), order.begin() + count))
           << row.name << " " << logprobs;
@@ -184,19 +184,19 @@ TEST(SamplerTest, ScoreIsWhatSampleReports) {
   for (int i = 0; i < 1003; ++i) logits.push_back(4.0f * std::sin(static_cast<float>(i)));
   for (const float temperature : {0.0f, 0.7f, 1.0f}) {
     for (uint64_t index = 0; index < 20; ++index) {
-      Drawing drawing = At(temperature, 3, index);
-      drawing.params.repetition_penalty = 1.3f;
-      drawing.generated = {4, 7, 7};
-      drawing.vocab_size = 1000;
-      drawing.logprobs = 20;
-      const SampledToken drawn = drawing.From(logits);
-      const SampledToken scored = Score(TestedKernels(), logits, drawn.id, 1000, 20);
-      EXPECT_EQ(scored.id, drawn.id);
-      EXPECT_EQ(scored.logprob, drawn.logprob);
+      Sampling sampling = At(temperature, 3, index);
+      sampling.params.repetition_penalty = 1.3f;
+      sampling.generated = {4, 7, 7};
+      sampling.vocab_size = 1000;
+      sampling.logprobs = 20;
+      const SampledToken sampled = sampling.From(logits);
+      const SampledToken scored = Score(TestedKernels(), logits, sampled.id, 1000, 20);
+      EXPECT_EQ(scored.id, sampled.id);
+      EXPECT_EQ(scored.logprob, sampled.logprob);
       ASSERT_EQ(scored.top.size(), 20u);
       for (size_t i = 0; i < 20; ++i) {
-        EXPECT_EQ(scored.top[i].id, drawn.top[i].id);
-        EXPECT_EQ(scored.top[i].logprob, drawn.top[i].logprob);
+        EXPECT_EQ(scored.top[i].id, sampled.top[i].id);
+        EXPECT_EQ(scored.top[i].logprob, sampled.top[i].logprob);
       }
     }
   }
@@ -218,16 +218,16 @@ TEST(SamplerTest, LogprobsAreOfAllLogitsPaddingIncluded) {
                 logits[target] - std::log(sum), 1e-5)
         << target;
   }
-  Drawing drawing = At(1.0f);
-  drawing.vocab_size = 1000;
-  drawing.logprobs = 20;
-  const SampledToken drawn = drawing.From(logits);
-  EXPECT_NEAR(drawn.logprob, logits[drawn.id] - std::log(sum), 1e-5);
-  for (const TokenLogprob& likely : drawn.top) EXPECT_LT(likely.id, 1000);
+  Sampling sampling = At(1.0f);
+  sampling.vocab_size = 1000;
+  sampling.logprobs = 20;
+  const SampledToken sampled = sampling.From(logits);
+  EXPECT_NEAR(sampled.logprob, logits[sampled.id] - std::log(sum), 1e-5);
+  for (const TokenLogprob& likely : sampled.top) EXPECT_LT(likely.id, 1000);
 }
 
-// What a padding row's logit is changes no draw, however likely it is.
-TEST(SamplerTest, PaddingRowsChangeNoDraw) {
+// What a padding row's logit is changes no sample, however likely it is.
+TEST(SamplerTest, PaddingRowsChangeNoSample) {
   std::vector<float> logits;
   for (int i = 0; i < 1000; ++i) logits.push_back(4.0f * std::sin(static_cast<float>(i)));
   std::vector<SamplingParams> rows(5);
@@ -240,12 +240,12 @@ TEST(SamplerTest, PaddingRowsChangeNoDraw) {
     padded.resize(1024, padding);
     for (size_t row = 0; row < rows.size(); ++row) {
       for (uint64_t index = 0; index < 50; ++index) {
-        Drawing drawing;
-        drawing.params = rows[row];
-        drawing.index = index;
-        const TokenId expected = drawing.From(logits).id;
-        drawing.vocab_size = 1000;
-        EXPECT_EQ(drawing.From(padded).id, expected) << padding << " row " << row;
+        Sampling sampling;
+        sampling.params = rows[row];
+        sampling.index = index;
+        const TokenId expected = sampling.From(logits).id;
+        sampling.vocab_size = 1000;
+        EXPECT_EQ(sampling.From(padded).id, expected) << padding << " row " << row;
       }
     }
   }
@@ -272,22 +272,22 @@ TEST(ChiSquareTailTest, KnownQuantiles) {
   EXPECT_NEAR(ChiSquareTail(18.307038, 10), 0.05, 1e-6);
 }
 
-// Draws tokens and compares their counts with the exact distribution by Pearson's chi-square test.
-// Fixed seeds: the outcome never changes unless the sampler does, and a right sampler would fail a
-// row once in a hundred thousand choices of a seed.
-void ExpectDistribution(const std::string& name, const std::vector<float>& logits, Drawing drawing,
-                        const std::vector<double>& probabilities) {
-  constexpr int kDraws = 20000;
+// Samples tokens and compares their counts with the exact distribution by Pearson's chi-square
+// test. Fixed seeds: the outcome never changes unless the sampler does, and a right sampler would
+// fail a row once in a hundred thousand choices of a seed.
+void ExpectDistribution(const std::string& name, const std::vector<float>& logits,
+                        Sampling sampling, const std::vector<double>& probabilities) {
+  constexpr int kSamples = 20000;
   constexpr double kSmallestP = 1e-5;
   std::vector<int> counts(probabilities.size(), 0);
-  for (int i = 0; i < kDraws; ++i) {
-    drawing.index = static_cast<uint64_t>(i);
-    ++counts[drawing.From(logits).id];
+  for (int i = 0; i < kSamples; ++i) {
+    sampling.index = static_cast<uint64_t>(i);
+    ++counts[sampling.From(logits).id];
   }
   double chi_square = 0.0;
   int degrees = -1;
   for (size_t i = 0; i < counts.size(); ++i) {
-    const double expected = probabilities[i] * kDraws;
+    const double expected = probabilities[i] * kSamples;
     if (expected < 1e-6) {
       EXPECT_EQ(counts[i], 0) << name << ": token " << i << " has probability " << probabilities[i];
       continue;
@@ -299,12 +299,12 @@ void ExpectDistribution(const std::string& name, const std::vector<float>& logit
   EXPECT_GT(ChiSquareTail(chi_square, degrees), kSmallestP) << name << ": " << chi_square;
 }
 
-TEST(SamplerTest, DrawsFromTheExactDistribution) {
+TEST(SamplerTest, SamplesFromTheExactDistribution) {
   const std::vector<float> logits = {1.0f, 0.0f, 2.0f, -1.0f, 1.5f, 0.5f};
   const std::set<TokenId> all = {0, 1, 2, 3, 4, 5};
   struct Row {
     std::string name;
-    Drawing drawing;
+    Sampling sampling;
     std::set<TokenId> kept;
     std::vector<float> adjusted;  // by penalties and bias; empty: the logits
   };
@@ -427,7 +427,7 @@ TEST(SamplerTest, DrawsFromTheExactDistribution) {
   };
   for (Row row : rows) {
     const std::vector<float>& adjusted = row.adjusted.empty() ? logits : row.adjusted;
-    const auto temperature = static_cast<double>(row.drawing.params.temperature);
+    const auto temperature = static_cast<double>(row.sampling.params.temperature);
     double largest = -INFINITY;
     for (const TokenId id : row.kept) largest = std::max<double>(largest, adjusted[id]);
     std::vector<double> probabilities(logits.size(), 0.0);
@@ -436,21 +436,21 @@ TEST(SamplerTest, DrawsFromTheExactDistribution) {
       sum += probabilities[id] = std::exp((adjusted[id] - largest) / temperature);
     }
     for (double& probability : probabilities) probability /= sum;
-    row.drawing.params.seed = 77;
-    ExpectDistribution(row.name, logits, row.drawing, probabilities);
+    row.sampling.params.seed = 77;
+    ExpectDistribution(row.name, logits, row.sampling, probabilities);
   }
 }
 
-// What one draw counted is forgotten by the next, of whatever vocabulary.
-TEST(SamplerTest, DrawsLeaveNothingBehind) {
-  Drawing penalised = At(0.0f);
+// What one call counted is forgotten by the next, of whatever vocabulary.
+TEST(SamplerTest, CallsLeaveNothingBehind) {
+  Sampling penalised = At(0.0f);
   penalised.params.repetition_penalty = 2.0f;
   penalised.params.frequency_penalty = 1.0f;
   penalised.params.logit_bias = {{1, -3.0f}};
   penalised.prompt = {2};
   penalised.generated = {0, 0, 3};
-  Drawing plain = At(0.0f);
-  Drawing counting = At(0.0f);
+  Sampling plain = At(0.0f);
+  Sampling counting = At(0.0f);
   counting.params.frequency_penalty = 0.5f;
   counting.generated = {3};
   const std::vector<float> small = {3.0f, 2.0f, 1.0f, 3.2f};
@@ -468,12 +468,12 @@ TEST(SamplerTest, DrawsLeaveNothingBehind) {
 // A flat distribution makes the filters look past the first few hundred candidates.
 TEST(SamplerTest, TopPOverAFlatVocabulary) {
   const std::vector<float> logits(5000, 0.0f);
-  Drawing drawing = At(1.0f, 9);
-  drawing.params.top_p = 0.5f;
+  Sampling sampling = At(1.0f, 9);
+  sampling.params.top_p = 0.5f;
   TokenId largest = 0;
   for (int i = 0; i < 4000; ++i) {
-    drawing.index = static_cast<uint64_t>(i);
-    largest = std::max(largest, drawing.From(logits).id);
+    sampling.index = static_cast<uint64_t>(i);
+    largest = std::max(largest, sampling.From(logits).id);
   }
   EXPECT_LT(largest, 2502);  // ties go to the lower id: the first half is kept
   EXPECT_GT(largest, 2450);
@@ -496,18 +496,18 @@ TEST(SamplerTest, SeedAndIndexDecide) {
 TEST(SamplerTest, ExtremeLogits) {
   const std::vector<float> logits = {-1e30f, 3e38f, -3e38f, 0.0f};
   for (const float temperature : {0.0f, 0.01f, 1.0f, 2.0f}) {
-    Drawing drawing = At(temperature);
-    EXPECT_EQ(drawing.From(logits).id, 1) << temperature;
-    drawing.banned = {1};
-    EXPECT_EQ(drawing.From(logits).id, 3) << temperature;
-    drawing.params.repetition_penalty = 1e-3f;  // past what a float holds, in both directions
-    drawing.prompt = {0, 1, 2};
-    EXPECT_EQ(drawing.From(logits).id, 3) << temperature;
-    drawing.banned = {};
-    EXPECT_EQ(drawing.From(logits).id, 1) << temperature;
-    drawing.params.repetition_penalty = 1e3f;
-    drawing.banned = {1, 3};
-    EXPECT_EQ(drawing.From(logits).id, 0) << temperature;
+    Sampling sampling = At(temperature);
+    EXPECT_EQ(sampling.From(logits).id, 1) << temperature;
+    sampling.banned = {1};
+    EXPECT_EQ(sampling.From(logits).id, 3) << temperature;
+    sampling.params.repetition_penalty = 1e-3f;  // past what a float holds, in both directions
+    sampling.prompt = {0, 1, 2};
+    EXPECT_EQ(sampling.From(logits).id, 3) << temperature;
+    sampling.banned = {};
+    EXPECT_EQ(sampling.From(logits).id, 1) << temperature;
+    sampling.params.repetition_penalty = 1e3f;
+    sampling.banned = {1, 3};
+    EXPECT_EQ(sampling.From(logits).id, 0) << temperature;
   }
 }
 

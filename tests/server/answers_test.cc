@@ -331,7 +331,7 @@ TEST(AnswersTest, EchoTakesATokenizer) {
   EXPECT_EQ(Score(server, score, &scored).error_code(), grpc::StatusCode::FAILED_PRECONDITION);
 }
 
-// What Score says of the tokens that a greedy completion drew is what the completion said.
+// What Score says of the tokens that a greedy completion sampled is what the completion said.
 TEST(AnswersTest, ScoreEqualsDecoding) {
   TestServer server;
   const std::vector<TokenId> prompt = Prompt(6, 2);
@@ -481,7 +481,7 @@ TEST(AnswersTest, StatisticsAreThoseOfTheGates) {
   v1::GenerateResponse generated;
   ASSERT_TRUE(Generate(server, generate, &generated).ok());
   const Streamed streamed = ReadStream(server, generate);
-  // The last token is drawn, and not computed.
+  // The last token is sampled, and not computed.
   for (int i = 0; i < 2; ++i) {
     check(generated.completions(i).ddl_stats(), 10 + 6 - 1);
     EXPECT_EQ(streamed.events.back().end().completions(i).ddl_stats().SerializeAsString(),

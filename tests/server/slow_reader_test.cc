@@ -64,7 +64,7 @@ class UnreadStream {
 };
 
 // Waits until the only stream is paused for good. The fake model is faster than answers can be
-// made of what it draws, so that a stream may also be paused until they have been.
+// made of what it samples, so that a stream may also be paused until they have been.
 ScrapedMetrics AwaitStall(TestServer* server) {
   constexpr int kLooks = 20;
   int looks = 0;

@@ -56,7 +56,7 @@ def build_parser():
     generate.add_argument("--top-k", type=int, metavar="K")
     generate.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     generate.add_argument("--n", type=int, metavar="N",
-                          help="so many completions, drawn with seed, seed + 1 ...; printed at the end")
+                          help="so many completions, sampled with seed, seed + 1 ...; printed at the end")
     generate.add_argument("--echo", action="store_true", help="print the prompt before the completion")
     generate.add_argument("--stop", action="append", default=[], metavar="TEXT",
                           help="ends the completion; may be given several times")

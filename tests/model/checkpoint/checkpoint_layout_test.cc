@@ -92,7 +92,7 @@ TEST(CheckpointLayoutTest, DetectsTheLayoutFromWhatTensorsThereAre) {
       {"a new output",
        {{layer + "mlp.o_proj.weight", {4, 8}}},
        {Variant::kGpt, Revision::kD1f7621}},
-      // compress.weight alone does not tell CC: rank 3 is TC of the newest revision.
+      // compress.weight alone does not mean CC: rank 3 is TC of the newest revision.
       {"rank 3", {{layer + "compress.weight", {4, 2, 3}}}, {Variant::kTc, Revision::kD1f7621}},
       {"rank 2", {{layer + "compress.weight", {4, 2}}}, {Variant::kCc, Revision::kD1f7621}},
       {"rank 2 and an old output",

@@ -144,8 +144,8 @@ class SteppedEngine {
     engine = *std::move(created);
   }
 
-  // A step with all that comes of it, told too, where the step thread would first begin the next
-  // one.
+  // A step with all that comes of it, delivered too, where the step thread would first begin the
+  // next one.
   bool Step() {
     const bool worked = engine->Step();
     engine->Settle();

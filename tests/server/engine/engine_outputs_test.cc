@@ -102,14 +102,14 @@ TEST(EngineOutputsTest, CompletionsShareTheBlocksOfTheirPrompt) {
 }
 
 TEST(EngineOutputsTest, ARequestEndsWithItsLastCompletion) {
-  const auto draws = [](int32_t i) {
+  const auto samples = [](int32_t i) {
     return ExpectedTokens(Prompt(6), 12, {.temperature = 1, .seed = 7u + i});
   };
   SteppedEngine e;
   Request request = Generate(Prompt(6), 12);
   ParamsOf(request).n = 2;
   ParamsOf(request).sampling = {.temperature = 1, .seed = 7};
-  ParamsOf(request).stopping.stop_token_ids = {draws(0)[3]};
+  ParamsOf(request).stopping.stop_token_ids = {samples(0)[3]};
   const auto sink = e.Submit(std::move(request));
   e.Run();
   ASSERT_THAT(sink->end->completions, SizeIs(2));
@@ -288,8 +288,8 @@ TEST(EngineOutputsTest, StatsCoverEveryPositionOnceAndInOrder) {
     ASSERT_THAT(generated->end->ddl_stats, SizeIs(3));
     for (int32_t i = 0; i < 3; ++i) {
       std::vector<TokenId> tokens = Prompt(9);
-      const std::vector<TokenId>& drawn = generated->completions[i];
-      tokens.insert(tokens.end(), drawn.begin(), drawn.end() - 1);  // the last is not computed
+      const std::vector<TokenId>& sampled = generated->completions[i];
+      tokens.insert(tokens.end(), sampled.begin(), sampled.end() - 1);  // the last is not computed
       ExpectStats(generated->end->ddl_stats[i], tokens);
     }
     ASSERT_THAT(embedded->end->ddl_stats, SizeIs(2));

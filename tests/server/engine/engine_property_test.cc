@@ -116,7 +116,7 @@ std::string ToString(const Trace& trace) {
       absl::FormatDuration(options.priority_aging), ", slow reader ",
       absl::FormatDuration(options.slow_reader_timeout),
       options.prefix_cache ? "" : ", no prefix cache", ", clock ", trace.clock_seed, ", ",
-      trace.model.max_in_flight_steps, " steps under way");
+      trace.model.max_in_flight_steps, " steps in flight");
   for (const int step : trace.failing) absl::StrAppend(&text, ", step ", step, " fails");
   if (trace.stop_at.has_value()) absl::StrAppend(&text, ", stops at ", *trace.stop_at);
   for (const Arrival& arrival : trace.arrivals) absl::StrAppend(&text, "\n  ", ToString(arrival));

@@ -414,7 +414,7 @@ TEST(EngineQueueTest, AfterAPreemptionFindsItsOwnBlocks) {
   EXPECT_EQ(a->end->timings.preemptions, 0);
   EXPECT_EQ(b->end->timings.preemptions, 1);
   EXPECT_EQ(b->ids, ExpectedTokens(Prompt(7, 1), 3));
-  // All of it but the token drawn last was still there.
+  // All of it but the token sampled last was still there.
   EXPECT_THAT(e.observer.wasted_tokens, testing::IsEmpty());
   EXPECT_EQ(b->end->usage.cached_tokens, 0) << "it had none when it came";
   EXPECT_EQ(e.observer.prompt_tokens[Task::kGenerate], 14);

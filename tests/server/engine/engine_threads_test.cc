@@ -79,7 +79,7 @@ class AwaitedSink final : public RequestSink {
   RequestEnd end_ ABSL_GUARDED_BY(mu_);
 };
 
-// Of steps that may be under way at a time.
+// Of steps that may be in flight at a time.
 class EngineThreadsTest : public testing::TestWithParam<int32_t> {};
 
 TEST_P(EngineThreadsTest, ServesManyThreadsAtOnce) {
@@ -433,7 +433,7 @@ TEST_P(EngineThreadsTest, SleepsWhileEveryoneIsPaused) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(StepsUnderWay, EngineThreadsTest, testing::Values(1, 2));
+INSTANTIATE_TEST_SUITE_P(InFlightSteps, EngineThreadsTest, testing::Values(1, 2));
 
 }  // namespace
 }  // namespace ddl

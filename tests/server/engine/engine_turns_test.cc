@@ -106,7 +106,7 @@ TEST(EngineTurnsTest, CallsOnDeliveredOnceATurn) {
   EXPECT_EQ(diary.Turn(), "idle");
 }
 
-// How many of the steps were begun while the one before was under way.
+// How many of the steps were begun while the one before was in flight.
 TEST(EngineTurnsTest, FinishesAStepThatTheNextDependsOnFirst) {
   struct Row {
     const char* name;
@@ -117,7 +117,7 @@ TEST(EngineTurnsTest, FinishesAStepThatTheNextDependsOnFirst) {
   };
   const Row rows[] = {
       {"nothing", [](auto&) {}, 5},
-      {"drawn at random", [](auto& p) { p.sampling = {.temperature = 1, .seed = 3}; }, 5},
+      {"sampled at random", [](auto& p) { p.sampling = {.temperature = 1, .seed = 3}; }, 5},
       {"its own logprobs", [](auto& p) { p.logprobs = 0; }, 5},
       {"a bias",
        [](auto& p) {
@@ -165,7 +165,7 @@ TEST(EngineTurnsTest, AVectorForTheHostHoldsUpTheNextStep) {
   const auto embed = e.Submit(Embed({Prompt(3)}));
   EXPECT_EQ(diary.Turn(), "begin 2, finish 1");
   EXPECT_EQ(diary.Turn(), "finish 2, begin 3");
-  EXPECT_TRUE(embed->end.has_value()) << "told while step 3 is under way";
+  EXPECT_TRUE(embed->end.has_value()) << "delivered while step 3 is in flight";
   EXPECT_EQ(diary.Turn(), "begin 4, finish 3");
   e.Run();
   ExpectIdle(e);
@@ -174,13 +174,13 @@ TEST(EngineTurnsTest, AVectorForTheHostHoldsUpTheNextStep) {
 // Where only the token says that it was the last, one more has been begun.
 TEST(EngineTurnsTest, WhatWasBegunPastTheEndIsDropped) {
   SteppedEngine e({.kv_block_size = 2, .max_in_flight_steps = 2}, kNoGates);
-  const std::vector<TokenId> drawn = ExpectedTokens(Prompt(5), 9);
+  const std::vector<TokenId> sampled = ExpectedTokens(Prompt(5), 9);
   Request request = Generate(Prompt(5), 9);
-  ParamsOf(request).stopping.stop_token_ids = {drawn[2]};
+  ParamsOf(request).stopping.stop_token_ids = {sampled[2]};
   const auto sink = e.Submit(std::move(request));
   while (e.engine->Step()) {
   }
-  EXPECT_EQ(sink->ids, std::vector<TokenId>(drawn.begin(), drawn.begin() + 3));
+  EXPECT_EQ(sink->ids, std::vector<TokenId>(sampled.begin(), sampled.begin() + 3));
   EXPECT_EQ(sink->end->completions.front().finish_reason, FinishReason::kStop);
   EXPECT_EQ(e.runner->num_steps(), 4);
   EXPECT_EQ(e.observer.generated_tokens, 3);
@@ -188,7 +188,7 @@ TEST(EngineTurnsTest, WhatWasBegunPastTheEndIsDropped) {
   // Of the 8 positions computed 7 are those of tokens that count: 3 whole blocks.
   EXPECT_EQ(e.engine->load().kv_blocks_cached, 3);
   std::vector<TokenId> longer = Prompt(5);
-  longer.insert(longer.end(), drawn.begin(), drawn.end());
+  longer.insert(longer.end(), sampled.begin(), sampled.end());
   const auto next = e.Submit(Generate(longer, 4));
   e.Run();
   EXPECT_EQ(next->end->usage.cached_tokens, 6);
@@ -245,19 +245,19 @@ TEST(EngineTurnsTest, AnswersDoNotDependOnTheStepsInFlight) {
 }
 
 TEST(EngineTurnsTest, DeliversStepsInFlightToAFullSink) {
-  for (const int32_t under_way : {1, 2}) {
-    SCOPED_TRACE(under_way);
-    SteppedEngine e({.max_in_flight_steps = under_way}, kNoGates);
+  for (const int32_t in_flight : {1, 2}) {
+    SCOPED_TRACE(in_flight);
+    SteppedEngine e({.max_in_flight_steps = in_flight}, kNoGates);
     Diary diary(&e);
     const auto sink = e.Submit(Generate(Prompt(5), 6));
     diary.Watch(sink);
-    for (int i = 0; i < under_way; ++i) diary.Turn();
+    for (int i = 0; i < in_flight; ++i) diary.Turn();
     sink->state = SinkState::kFull;
     EXPECT_EQ(diary.Turn(),
-              under_way == 1 ? "begin 2, token 1, finish 2" : "begin 3, token 1, finish 2");
+              in_flight == 1 ? "begin 2, token 1, finish 2" : "begin 3, token 1, finish 2");
     EXPECT_EQ(e.engine->load().paused_slow_reader, 1);
-    EXPECT_EQ(diary.Turn(), under_way == 1 ? "token 2" : "token 2, finish 3");
-    EXPECT_EQ(diary.Turn(), under_way == 1 ? "idle" : "token 3");
+    EXPECT_EQ(diary.Turn(), in_flight == 1 ? "token 2" : "token 2, finish 3");
+    EXPECT_EQ(diary.Turn(), in_flight == 1 ? "idle" : "token 3");
     EXPECT_EQ(diary.Turn(), "idle");
     EXPECT_EQ(e.observer.stalls, 1) << "it had been paused";
     sink->state = SinkState::kReady;
@@ -296,9 +296,9 @@ TEST(EngineTurnsTest, NobodyCanStartBeforeTheLastStepOfAnother) {
 }
 
 TEST(EngineTurnsTest, AStepLastsFromTheEndOfTheOneBefore) {
-  for (const int32_t under_way : {1, 2}) {
-    SCOPED_TRACE(under_way);
-    SteppedEngine e({.max_in_flight_steps = under_way}, kNoGates);
+  for (const int32_t in_flight : {1, 2}) {
+    SCOPED_TRACE(in_flight);
+    SteppedEngine e({.max_in_flight_steps = in_flight}, kNoGates);
     e.runner->on_forward = [&e](auto) {
       e.now += absl::Milliseconds(10);
       return absl::OkStatus();
@@ -316,13 +316,13 @@ TEST(EngineTurnsTest, AStepLastsFromTheEndOfTheOneBefore) {
 
 // A step that fails takes the one with it that was begun after it, and no other.
 TEST(EngineTurnsTest, AFailedStepFailsTheOneBegunAfterIt) {
-  for (const int32_t under_way : {1, 2}) {
+  for (const int32_t in_flight : {1, 2}) {
     for (const bool lost : {false, true}) {
-      SCOPED_TRACE(testing::Message() << under_way << (lost ? ", lost" : ""));
+      SCOPED_TRACE(testing::Message() << in_flight << (lost ? ", lost" : ""));
       std::vector<absl::Status> reported;
       EngineOptions options = kNoGates;
       options.on_device_lost = [&](const absl::Status& status) { reported.push_back(status); };
-      SteppedEngine e({.max_sequences = 2, .max_in_flight_steps = under_way}, options);
+      SteppedEngine e({.max_sequences = 2, .max_in_flight_steps = in_flight}, options);
       const auto first = e.Submit(Generate(Prompt(5), 9));
       e.engine->Step();
       const auto second = e.Submit(Generate(Prompt(6), 9));
@@ -339,7 +339,7 @@ TEST(EngineTurnsTest, AFailedStepFailsTheOneBegunAfterIt) {
         EXPECT_THAT(std::string(sink->status().message()),
                     testing::HasSubstr(lost ? "lost" : "out of memory"));
       }
-      EXPECT_EQ(first->ids.size(), under_way == 1 ? 1u : 0u);
+      EXPECT_EQ(first->ids.size(), in_flight == 1 ? 1u : 0u);
       EXPECT_EQ(reported.empty(), !lost);
       e.Run();
       EXPECT_EQ(third->ids, ExpectedTokens(Prompt(7), 9));
@@ -364,7 +364,7 @@ TEST(EngineTurnsTest, LogitsThatAreNotFiniteFailTheirRequestAlone) {
   ExpectIdle(e);
 }
 
-// What ends a request while a step of it is under way, and how many tokens it was given.
+// What ends a request while a step of it is in flight, and how many tokens it was given.
 TEST(EngineTurnsTest, EndsRequestsWhileAStepIsInFlight) {
   struct Row {
     const char* name;
@@ -372,8 +372,8 @@ TEST(EngineTurnsTest, EndsRequestsWhileAStepIsInFlight) {
     // After the first step was finished.
     std::function<void(SteppedEngine&, RecordingSink&)> then;
     absl::StatusCode code;
-    size_t told;      // one step under way
-    size_t told_two;  // two
+    size_t delivered;      // one step in flight
+    size_t delivered_two;  // two
   };
   const Row rows[] = {
       {"its last token, as its sink is full", 2,
@@ -394,18 +394,18 @@ TEST(EngineTurnsTest, EndsRequestsWhileAStepIsInFlight) {
        absl::StatusCode::kUnavailable, 1, 2},
   };
   for (const Row& row : rows) {
-    for (const int32_t under_way : {1, 2}) {
-      SCOPED_TRACE(testing::Message() << row.name << ", " << under_way);
-      SteppedEngine e({.max_in_flight_steps = under_way}, kNoGates);
+    for (const int32_t in_flight : {1, 2}) {
+      SCOPED_TRACE(testing::Message() << row.name << ", " << in_flight);
+      SteppedEngine e({.max_in_flight_steps = in_flight}, kNoGates);
       Request request = Generate(Prompt(5), row.tokens);
       request.deadline = e.now + absl::Seconds(9);
       const auto sink = e.Submit(std::move(request));
-      for (int i = 0; i < under_way; ++i) e.engine->Step();
+      for (int i = 0; i < in_flight; ++i) e.engine->Step();
       row.then(e, *sink);
       while (e.engine->Step()) {
       }
       EXPECT_EQ(sink->status().code(), row.code);
-      EXPECT_EQ(sink->ids.size(), under_way == 1 ? row.told : row.told_two);
+      EXPECT_EQ(sink->ids.size(), in_flight == 1 ? row.delivered : row.delivered_two);
       EXPECT_EQ(sink->end->usage.completion_tokens, sink->ids.size());
       EXPECT_EQ(sink->calls_after_end, 0);
       ExpectIdle(e);

@@ -44,7 +44,7 @@ SampledToken Scored(uint64_t state, TokenId id, int32_t logprobs) {
   return token;
 }
 
-SampledToken Draw(uint64_t state, const SampleRequest& sample) {
+SampledToken SampleFrom(uint64_t state, const SampleRequest& sample) {
   const auto banned = [&](TokenId id) {
     return std::ranges::find(sample.banned, id) != sample.banned.end();
   };
@@ -102,7 +102,7 @@ FakeModelRunner::FakeModelRunner(const Options& options)
 }
 
 SampledToken FakeModelRunner::Next(absl::Span<const TokenId> tokens, const SampleRequest& sample) {
-  return Draw(StateOf(tokens), sample);
+  return SampleFrom(StateOf(tokens), sample);
 }
 
 std::vector<float> FakeModelRunner::Hidden(absl::Span<const TokenId> tokens,
@@ -162,15 +162,15 @@ void FakeModelRunner::Begin(absl::Span<const SequenceChunk> chunks) {
   ++num_begun_;
   if (on_begin) on_begin(chunks);
   Expect(static_cast<int32_t>(steps_.size()) < options_.max_in_flight_steps,
-         "no more steps are under way than may be");
+         "more than max_in_flight_steps");
   for (const SequenceChunk& chunk : chunks) {
     if (!chunk.last_token_from.has_value()) continue;
     const auto from = static_cast<size_t>(*chunk.last_token_from);
     Expect(!steps_.empty() && from < steps_.back().chunks.size() &&
                steps_.back().chunks[from].chunk.sample.has_value(),
-           "a token that is not known is drawn by the step before, which is under way");
+           "a pending token is sampled by the previous step, which is in flight");
     Expect(!chunk.sample.has_value() || chunk.sample->generated.empty(),
-           "how a token is drawn depends on known ones alone");
+           "how a token is sampled depends on no pending one");
   }
   if (!steps_.empty()) {
     for (const BegunChunk& begun : steps_.back().chunks) {
@@ -319,7 +319,7 @@ ChunkOutput FakeModelRunner::Compute(const SequenceChunk& chunk) {
     failed.status = absl::InternalError("the logits are not finite");
     return failed;
   }
-  if (chunk.sample.has_value()) output.sampled = Draw(states.back(), *chunk.sample);
+  if (chunk.sample.has_value()) output.sampled = SampleFrom(states.back(), *chunk.sample);
   return output;
 }
 

@@ -80,7 +80,7 @@ class FakeModelRunner final : public ModelRunner {
   void Expect(bool holds, absl::string_view what);
   struct BegunStep {
     std::vector<BegunChunk> chunks;
-    bool after_failure = false;  // of a step that was under way when it was begun
+    bool after_failure = false;  // of a step that was in flight when it was begun
   };
 
   void CheckStep(absl::Span<const SequenceChunk> chunks, bool after_failure);

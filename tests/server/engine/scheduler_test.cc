@@ -41,7 +41,7 @@ std::string ToString(const StepPlan& plan) {
   return text;
 }
 
-// Computes what the plan says, as the engine would: draws a token where a generating sequence
+// Computes what the plan says, as the engine would: samples a token where a generating sequence
 // has none left to compute, and removes what is done.
 void Compute(const StepPlan& plan, const std::vector<Arrival>& arrivals, Scheduler* scheduler) {
   for (const ScheduledChunk& chunk : plan.chunks) {
@@ -192,7 +192,7 @@ Sequence* AddSequence(int id, int32_t prompt, const SequenceOptions& options,
   return &sequences->back();
 }
 
-// Computes a plan, draws a token wherever one is due, and says what the plan was.
+// Computes a plan, samples a token wherever one is due, and says what the plan was.
 std::string Step(Scheduler& scheduler, int32_t prefill_budget = 64) {
   const StepPlan plan = scheduler.Schedule(prefill_budget);
   for (const ScheduledChunk& chunk : plan.chunks) {

@@ -219,7 +219,7 @@ FakeModelRunner::Options Model(int32_t steps_in_flight) {
           .max_in_flight_steps = steps_in_flight};
 }
 
-// Of steps that may be under way at a time.
+// Of steps that may be in flight at a time.
 class StreamCallTest : public testing::TestWithParam<int32_t> {};
 
 EngineOptions Options(absl::Duration slow_reader_timeout, ReplyThread& replies) {
@@ -385,7 +385,7 @@ TEST_P(StreamCallTest, AFullOutboxPausesUntilItHasDrained) {
   const auto stream =
       InProcessStream::Start(replies, alarms, *engine, Generate(Prompt(3), 400), {});
   while (observer.stalls == 0) std::this_thread::yield();
-  // The start and 63 tokens fill it; what was under way still comes.
+  // The start and 63 tokens fill it; what was in flight still comes.
   EXPECT_LE(observer.generated, 63 + GetParam());
   std::vector<TokenId> ids;
   while (const Event* event = stream->Await()) {
@@ -439,7 +439,7 @@ TEST_P(StreamCallTest, ARefusedRequestEndsAtOnce) {
   stream->Done();
 }
 
-INSTANTIATE_TEST_SUITE_P(StepsUnderWay, StreamCallTest, testing::Values(1, 2));
+INSTANTIATE_TEST_SUITE_P(InFlightSteps, StreamCallTest, testing::Values(1, 2));
 
 }  // namespace
 }  // namespace ddl
