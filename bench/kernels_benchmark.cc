@@ -1,6 +1,6 @@
 // Times the kernels on one thread. Those between the matrix products do little arithmetic: with
 // them stands the share that they reach of the speed of a plain copy of as many bytes, which is
-// what there is to win. Products tell their operations per second, 2 n k of each row.
+// what there is to win. Matrix products report their operations per second, 2 n k of each row.
 // --benchmark_filter=REGEX picks some; --help lists the rest.
 
 #include <benchmark/benchmark.h>
@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "model/kernels/cpu/cpu_kernels.h"
+#include "model/kernels/packed_batch.h"
 
 namespace ddl::kernels {
 namespace {
@@ -127,43 +128,25 @@ class Tensor {
 
 Tensor Floats(int64_t size) { return Tensor(Type::kFloat32, size); }
 
-// `sequences` of `length` rows each that end at position `context - 1`, in blocks of 16.
-class PackedBatch {
- public:
-  static constexpr int64_t kBlockSize = 16;
+constexpr int64_t kKvBlockSize = 16;  // positions
 
-  PackedBatch(int64_t sequences, int64_t length, int64_t context) {
-    batch_.tokens = sequences * length;
-    batch_.sequences = sequences;
-    batch_.block_table_stride = (context + kBlockSize - 1) / kBlockSize;
-    row_begin_.push_back(0);
-    for (int64_t s = 0; s < sequences; ++s) {
-      slot_.push_back(static_cast<int32_t>(s));
-      for (int64_t i = 0; i < length; ++i) {
-        row_sequence_.push_back(static_cast<int32_t>(s));
-        position_.push_back(static_cast<int32_t>(context - length + i));
-      }
-      row_begin_.push_back(static_cast<int32_t>(position_.size()));
-      for (int64_t b = 0; b < batch_.block_table_stride; ++b) {
-        block_table_.push_back(static_cast<int32_t>(b * sequences + s));
-      }
-    }
-    batch_.row_begin = row_begin_.data();
-    batch_.row_sequence = row_sequence_.data();
-    batch_.position = position_.data();
-    batch_.slot = slot_.data();
-    batch_.block_table = block_table_.data();
+// `sequences` of `length` rows each that end at position `context - 1`, no two in one K/V block.
+PackedBatch MakeBatch(int64_t sequences, int64_t length, int64_t context) {
+  const int64_t blocks = (context + kKvBlockSize - 1) / kKvBlockSize;  // of a sequence
+  PackedBatch packed(blocks);
+  for (int64_t s = 0; s < sequences; ++s) {
+    std::vector<int32_t> table(blocks);
+    for (int64_t b = 0; b < blocks; ++b) table[b] = static_cast<int32_t>(b * sequences + s);
+    packed.AddSequence(static_cast<int32_t>(s), table);
+    for (int64_t i = context - length; i < context; ++i) packed.AddRow(static_cast<int32_t>(i));
   }
-  PackedBatch(const PackedBatch&) = delete;
-  PackedBatch& operator=(const PackedBatch&) = delete;
+  return packed;
+}
 
-  const Batch& batch() const { return batch_; }
-  int64_t blocks() const { return batch_.sequences * batch_.block_table_stride; }
-
- private:
-  std::vector<int32_t> row_begin_, row_sequence_, position_, slot_, block_table_;
-  Batch batch_;
-};
+// Elements of the keys of all its positions.
+int64_t CacheSize(const Batch& batch, int64_t inner) {
+  return batch.sequences * batch.block_table_stride * kKvBlockSize * inner;
+}
 
 // A few tokens are a decode step's, a sequence each; many are a chunk of one prompt.
 std::pair<int64_t, int64_t> SequencesAndLength(int64_t tokens) {
@@ -175,7 +158,8 @@ std::pair<int64_t, int64_t> SequencesAndLength(int64_t tokens) {
 void RunDeltaStep(benchmark::State& state, Type type, Compress compress, int64_t tokens, int64_t d,
                   int64_t dv) {
   const auto [sequences, length] = SequencesAndLength(tokens);
-  const PackedBatch packed(sequences, length, std::max<int64_t>(length, 128));
+  const PackedBatch packed = MakeBatch(sequences, length, std::max<int64_t>(length, 128));
+  const Batch batch = packed.batch();
   Tensor x(type, tokens * d * dv), h(type, tokens * d), x_in(type, tokens * d), c(type, tokens * d);
   Tensor compress_weight = Floats(kTaps * d * dv), tail = Floats(sequences * (kTaps - 1) * d);
   Tensor norm = Floats(d), beta_weight = Floats(d), v_weight = Floats(dv * d), v_bias = Floats(dv);
@@ -212,19 +196,20 @@ void RunDeltaStep(benchmark::State& state, Type type, Compress compress, int64_t
   if (compress == Compress::kToken) {
     bytes += kTaps * d * dv * 4 + 2 * sequences * (kTaps - 1) * d * 4;
   }
-  Measure(state, bytes, [&] { BenchmarkedKernels().DeltaStep(packed.batch(), args); });
+  Measure(state, bytes, [&] { BenchmarkedKernels().DeltaStep(batch, args); });
 }
 
 void RunAttentionInput(benchmark::State& state, Type type, int64_t tokens, int64_t heads) {
   constexpr int64_t kHeadDim = 128;
   const auto [sequences, length] = SequencesAndLength(tokens);
   const int64_t context = std::max<int64_t>(length, 128);
-  const PackedBatch packed(sequences, length, context);
+  const PackedBatch packed = MakeBatch(sequences, length, context);
+  const Batch batch = packed.batch();
   const int64_t inner = heads * kHeadDim;
   Tensor c(type, tokens * inner), qkv(type, tokens * 3 * inner);
   Tensor cos = Floats(context * kHeadDim / 2), sin = Floats(context * kHeadDim / 2);
   Tensor q_norm = Floats(kHeadDim), k_norm = Floats(kHeadDim);
-  const int64_t cache = packed.blocks() * PackedBatch::kBlockSize * inner;
+  const int64_t cache = CacheSize(batch, inner);
   Tensor k(type, cache), v(type, cache);
   AttentionInputArgs args;
   args.type = type;
@@ -239,20 +224,21 @@ void RunAttentionInput(benchmark::State& state, Type type, int64_t tokens, int64
   args.q_norm = q_norm.floats();
   args.k_norm = k_norm.floats();
   args.norm_eps = 1e-5f;
-  args.cache = {k.data(), v.data(), PackedBatch::kBlockSize};
+  args.cache = {k.data(), v.data(), kKvBlockSize};
   // q, k, v in; q, and k, v to the cache
   Measure(state, tokens * 6 * inner * ElementBytes(type),
-          [&] { BenchmarkedKernels().AttentionInput(packed.batch(), args); });
+          [&] { BenchmarkedKernels().AttentionInput(batch, args); });
 }
 
 // `length` rows of each of `sequences`, the last at position `context - 1`.
 void RunPagedAttention(benchmark::State& state, Type type, int64_t sequences, int64_t length,
                        int64_t context) {
   constexpr int64_t kHeads = 6, kHeadDim = 128, kInner = kHeads * kHeadDim;
-  const PackedBatch packed(sequences, length, context);
-  const int64_t tokens = packed.batch().tokens;
+  const PackedBatch packed = MakeBatch(sequences, length, context);
+  const Batch batch = packed.batch();
+  const int64_t tokens = batch.tokens;
   Tensor q(type, tokens * 3 * kInner), y(type, tokens * kInner);
-  const int64_t cache = packed.blocks() * PackedBatch::kBlockSize * kInner;
+  const int64_t cache = CacheSize(batch, kInner);
   Tensor k(type, cache), v(type, cache);
   PagedAttentionArgs args;
   args.type = type;
@@ -260,11 +246,11 @@ void RunPagedAttention(benchmark::State& state, Type type, int64_t sequences, in
   args.head_dim = kHeadDim;
   args.q = q.data();
   args.q_stride = 3 * kInner;
-  args.cache = {k.data(), v.data(), PackedBatch::kBlockSize};
+  args.cache = {k.data(), v.data(), kKvBlockSize};
   args.y = y.data();
   // Keys and values of each sequence once, q and y. A chunk of a prompt is bound by arithmetic.
   Measure(state, (sequences * context * 2 * kInner + 2 * tokens * kInner) * ElementBytes(type),
-          [&] { BenchmarkedKernels().PagedAttention(packed.batch(), args); });
+          [&] { BenchmarkedKernels().PagedAttention(batch, args); });
 }
 
 void RunSwiGlu(benchmark::State& state, Type type, int64_t tokens, int64_t m) {

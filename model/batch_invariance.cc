@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "model/kernels/packed_batch.h"
 
 namespace ddl {
 namespace {
@@ -29,7 +30,7 @@ struct Range {
 constexpr int64_t kRows = 67;
 constexpr int64_t kOutputs = 101;
 // Alone; fewer than a tile of rows; more; more than two.
-constexpr Range kCompanies[] = {{0, 1}, {33, 34}, {66, 67}, {3, 8}, {20, 37}, {1, 34}};
+constexpr Range kRanges[] = {{0, 1}, {33, 34}, {66, 67}, {3, 8}, {20, 37}, {1, 34}};
 
 Tensor Random(at::IntArrayRef sizes, uint32_t seed, const at::TensorOptions& options) {
   std::mt19937 random(seed);
@@ -75,25 +76,25 @@ class AttentionTrial {
   std::string FindDependence() const {
     const std::vector<Chunk> all = {{0, 0, kLengths[0]}, {1, 0, kLengths[1]}, {2, 0, kLengths[2]}};
     const std::vector<Tensor> expected = Attend(all);
-    const std::vector<Chunk> companies[] = {{all[0]},
-                                            {all[1]},
-                                            {all[2]},
-                                            {{2, 69, 70}},
-                                            {{1, 0, 1}},
-                                            {{0, 2, 3}, {1, 34, 35}, {2, 69, 70}},
-                                            {{1, 3, 8}, {2, 17, 34}},
-                                            {{2, 1, 70}}};
-    for (const std::vector<Chunk>& company : companies) {
-      const std::vector<Tensor> found = Attend(company);
-      for (size_t i = 0; i < company.size(); ++i) {
-        const Chunk& chunk = company[i];
+    const std::vector<Chunk> batches[] = {{all[0]},
+                                          {all[1]},
+                                          {all[2]},
+                                          {{2, 69, 70}},
+                                          {{1, 0, 1}},
+                                          {{0, 2, 3}, {1, 34, 35}, {2, 69, 70}},
+                                          {{1, 3, 8}, {2, 17, 34}},
+                                          {{2, 1, 70}}};
+    for (const std::vector<Chunk>& batch : batches) {
+      const std::vector<Tensor> found = Attend(batch);
+      for (size_t i = 0; i < batch.size(); ++i) {
+        const Chunk& chunk = batch[i];
         const Tensor rows =
             expected[chunk.sequence].narrow(0, chunk.begin, chunk.end - chunk.begin);
         const int64_t difference = FirstDifference(rows, found[i]);
         if (difference < 0) continue;
         return absl::StrCat("position ", chunk.begin + difference / Width(), " of ",
                             kLengths[chunk.sequence], " has other bits in positions ", chunk.begin,
-                            "...", chunk.end - 1, " of ", company.size(), " of ", kSequences,
+                            "...", chunk.end - 1, " of ", batch.size(), " of ", kSequences,
                             " sequences");
       }
     }
@@ -108,33 +109,20 @@ class AttentionTrial {
 
   // [chunk's rows, heads * head_dim] of each, in host memory.
   std::vector<Tensor> Attend(const std::vector<Chunk>& chunks) const {
-    std::vector<int32_t> row_begin = {0}, row_sequence, position, slot, block_table;
+    kernels::PackedBatch packed(stride_);
     std::vector<Tensor> q;
-    kernels::Batch batch;
     for (const Chunk& chunk : chunks) {
-      for (int32_t row = chunk.begin; row < chunk.end; ++row) {
-        row_sequence.push_back(static_cast<int32_t>(slot.size()));
-        position.push_back(row);
-      }
-      q.push_back(q_[chunk.sequence].narrow(0, chunk.begin, chunk.end - chunk.begin));
-      row_begin.push_back(static_cast<int32_t>(position.size()));
-      slot.push_back(chunk.sequence);
+      std::vector<int32_t> blocks;
       for (int64_t block = 0; block < stride_; ++block) {  // not in the order of memory
-        block_table.push_back(static_cast<int32_t>((block + 1) * kSequences - 1 - chunk.sequence));
+        blocks.push_back(static_cast<int32_t>((block + 1) * kSequences - 1 - chunk.sequence));
       }
-      batch.longest = std::max<int64_t>(batch.longest, chunk.end);
+      packed.AddSequence(chunk.sequence, blocks);
+      for (int32_t row = chunk.begin; row < chunk.end; ++row) packed.AddRow(row);
+      q.push_back(q_[chunk.sequence].narrow(0, chunk.begin, chunk.end - chunk.begin));
     }
-    batch.tokens = static_cast<int64_t>(position.size());
-    batch.sequences = static_cast<int64_t>(chunks.size());
-    batch.row_begin = row_begin.data();
-    batch.row_sequence = row_sequence.data();
-    batch.position = position.data();
-    batch.slot = slot.data();
-    batch.block_table = block_table.data();
-    batch.block_table_stride = stride_;
-    const std::vector<int32_t> ids(position.size(), 0);
-    const StepInput input =
-        device_.Upload(batch, {.ids = ids, .drawn = nullptr, .from = {}, .to = {}});
+    const kernels::Batch batch = packed.batch();
+    const std::vector<int32_t> ids(batch.tokens, 0);
+    const StepInput input = device_.Upload(batch, {.ids = ids, .from = {}, .to = {}});
 
     const Tensor rows = at::cat(q);
     const Tensor y = at::empty_like(rows);
@@ -150,7 +138,7 @@ class AttentionTrial {
     const Tensor result = y.to(at::kCPU);
     std::vector<Tensor> parts;
     for (size_t i = 0; i < chunks.size(); ++i) {
-      parts.push_back(result.narrow(0, row_begin[i], row_begin[i + 1] - row_begin[i]));
+      parts.push_back(result.narrow(0, batch.row_begin[i], chunks[i].end - chunks[i].begin));
     }
     return parts;
   }
@@ -172,13 +160,13 @@ std::string FindBatchDependence(const Linear& linear, const at::TensorOptions& o
     return first.ToFloat(x.narrow(0, rows.begin, rows.end - rows.begin)).to(at::kCPU);
   };
   const Tensor expected = product({0, kRows});
-  for (const Range& company : kCompanies) {
-    const int64_t rows = company.end - company.begin;
+  for (const Range& range : kRanges) {
+    const int64_t rows = range.end - range.begin;
     const int64_t difference =
-        FirstDifference(expected.narrow(0, company.begin, rows), product(company));
+        FirstDifference(expected.narrow(0, range.begin, rows), product(range));
     if (difference < 0) continue;
-    return absl::StrCat("row ", company.begin + difference / first.out_features(), " of ", kRows,
-                        " has other bits in rows ", company.begin, "...", company.end - 1,
+    return absl::StrCat("row ", range.begin + difference / first.out_features(), " of ", kRows,
+                        " has other bits in rows ", range.begin, "...", range.end - 1,
                         " alone, output ", difference % first.out_features());
   }
   return "";

@@ -11,13 +11,13 @@
 
 namespace ddl {
 
-// Whether what is computed for a row depends, in its last bits, on the rows beside it. Our kernels
-// promise that it does not and libraries promise nothing, so it is tried on every model that is
-// loaded: random rows among many, among few and alone, in odd numbers.
+// Whether what is computed for a row depends, in its last bits, on the other rows of the batch. Our
+// kernels guarantee that it does not and libraries guarantee nothing, so it is tried on every model
+// that is loaded: random rows among many, among few and alone, in odd numbers.
 
-// Where a row of `linear` has not the same bits in two companies: "row 33 of 67 has other bits in
-// rows 33...33 alone, output 5". Empty: nowhere. Tries the first outputs only, which say as much
-// as all do of the order of sums and take a small part of the time. `options` of its inputs.
+// Where a row of `linear` has different bits in two batches: "row 33 of 67 has other bits in rows
+// 33...33 alone, output 5". Empty: nowhere. Tries the first outputs only, which show the order of
+// sums as well as all do in a small part of the time. `options` of its inputs.
 std::string FindBatchDependence(const Linear& linear, const at::TensorOptions& options);
 
 struct AttentionShape {

@@ -7,14 +7,14 @@
 #include <ATen/ops/index_select.h>
 
 #include <algorithm>
-#include <numeric>
 #include <string>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "base/check.h"
 #include "model/batch_invariance.h"
+#include "model/kernels/packed_batch.h"
+#include "model/wanted_rows.h"
 #include "model/weights.h"
 
 namespace ddl {
@@ -39,97 +39,6 @@ at::Tensor PaddedTo(int64_t rows, int64_t columns, const at::Tensor& weight) {
   return at::constant_pad_nd(weight, {0, columns - weight.size(1), 0, rows - weight.size(0)});
 }
 
-// Those rows of a batch that the last layer computes after its K and V, as a batch of their own:
-// the wanted ones and, where `taps` tokens are convolved, what these and the tails to be left need.
-//
-// There a run of rows is a sequence of its own. The last layer convolves twice, X before its MLP
-// and before the head, so the first 2 (taps - 1) rows of a run that begins in the middle only serve
-// those after them: their own results have no meaning, whatever tails they go on from.
-class RowsOfBatch {
- public:
-  // `spare_slot`: of tails, nobody's.
-  RowsOfBatch(const kernels::Batch& batch, const std::vector<int32_t>& wanted, int64_t taps,
-              int32_t spare_slot)
-      : batch_(batch) {
-    std::vector<char> keeps(batch.tokens);
-    for (const int32_t row : wanted) keeps[row] = 1;
-    if (taps > 1) KeepWhatConvolutionsNeed(2 * (taps - 1), keeps);
-    for (int64_t s = 0; s < batch.sequences; ++s) {
-      for (int32_t row = batch.row_begin[s]; row < batch.row_begin[s + 1];) {
-        const int32_t begin = row;
-        while (row < batch.row_begin[s + 1] && keeps[row] != 0) ++row;
-        if (row > begin) AddRun(s, begin, row, taps > 1, spare_slot);
-        if (row == begin) ++row;
-      }
-    }
-    row_begin_.push_back(static_cast<int32_t>(rows_.size()));
-    batch_.tokens = static_cast<int64_t>(rows_.size());
-    batch_.sequences = static_cast<int64_t>(slot_.size());
-    batch_.row_begin = row_begin_.data();
-    batch_.row_sequence = row_sequence_.data();
-    batch_.position = position_.data();
-    batch_.slot = slot_.data();
-    batch_.block_table = block_table_.data();
-    batch_.tail_source = taps > 1 ? tail_source_.data() : nullptr;
-    batch_.row_save = taps > 1 ? row_save_.data() : nullptr;
-  }
-  RowsOfBatch(const RowsOfBatch&) = delete;
-  RowsOfBatch& operator=(const RowsOfBatch&) = delete;
-
-  const kernels::Batch& batch() const { return batch_; }
-  const std::vector<int32_t>& rows() const { return rows_; }  // in the batch that they are of
-
- private:
-  // Every run ends where tails are left: at a sequence's last row, or one with row_save.
-  void KeepWhatConvolutionsNeed(int64_t before, std::vector<char>& keeps) const {
-    for (int64_t s = 0; s < batch_.sequences; ++s) {
-      const int32_t first = batch_.row_begin[s], last = batch_.row_begin[s + 1] - 1;
-      for (int32_t row = first; row < last; ++row) {
-        if (keeps[row] != 0 && batch_.row_save[row] < 0) keeps[row + 1] = 1;
-      }
-      keeps[last] = 1;
-      int64_t needed = 0;  // rows that those after them need yet
-      bool all = true;
-      for (int32_t row = last; row >= first; --row) {
-        if (keeps[row] != 0 || batch_.row_save[row] >= 0) needed = before + 1;
-        keeps[row] = needed > 0 ? 1 : 0;
-        all &= needed > 0;
-        --needed;
-      }
-      // A run may not go on from tails that another one leaves meanwhile.
-      if (!all && keeps[first] != 0 && batch_.position[first] > 0 &&
-          batch_.tail_source[s] == batch_.slot[s]) {
-        std::fill(keeps.begin() + first, keeps.begin() + last + 1, 1);
-      }
-    }
-  }
-
-  void AddRun(int64_t s, int32_t begin, int32_t end, bool has_tails, int32_t spare_slot) {
-    const kernels::Batch& batch = batch_;  // as given: what it points to changes at the end
-    const bool is_last = end == batch.row_begin[s + 1];
-    row_begin_.push_back(static_cast<int32_t>(rows_.size()));
-    slot_.push_back(has_tails && !is_last ? batch.row_save[end - 1] : batch.slot[s]);
-    DDL_CHECK(slot_.back() >= 0, "a run ends where tails are left");
-    if (has_tails) {
-      tail_source_.push_back(begin == batch.row_begin[s] ? batch.tail_source[s] : spare_slot);
-    }
-    const int32_t* blocks = batch.block_table + s * batch.block_table_stride;
-    block_table_.insert(block_table_.end(), blocks, blocks + batch.block_table_stride);
-    for (int32_t row = begin; row < end; ++row) {
-      rows_.push_back(row);
-      row_sequence_.push_back(static_cast<int32_t>(slot_.size()) - 1);
-      position_.push_back(batch.position[row]);
-      if (has_tails) {
-        row_save_.push_back(!is_last && row + 1 == end ? -1 : batch.row_save[row]);
-      }
-    }
-  }
-
-  kernels::Batch batch_;  // the given one until all runs are added
-  std::vector<int32_t> rows_, row_begin_, row_sequence_, position_, slot_, block_table_;
-  std::vector<int32_t> tail_source_, row_save_;  // with convolutions over tokens
-};
-
 int64_t MaxContextLength(const Checkpoint& checkpoint, const RunnerOptions& options) {
   return options.max_context_length > 0 ? options.max_context_length
                                         : checkpoint.config().block_size;
@@ -151,7 +60,7 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
       d_(checkpoint_->config().hidden_size),
       dv_(checkpoint_->value_channels()),
       mlp_width_(RoundUp(MlpWidth(checkpoint_->config(), checkpoint_->variant()),
-                         device->product_multiple())),
+                         device->matmul_multiple())),
       k_eps_(static_cast<float>(checkpoint_->config().ddl_k_eps)),
       residual_multiplier_(static_cast<float>(ResidualMultiplier(checkpoint_->config()))),
       logit_scale_(static_cast<float>(LogitScale(checkpoint_->config()))),
@@ -164,11 +73,11 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
     return WeightAs(checkpoint.Get(name), activations);
   };
   embedding_ = weight("transformer.wte.weight");
-  const kernels::CpuKernels* const products = device->products();
-  const int64_t product_rows = device->product_rows();
+  const kernels::CpuKernels* const matmul_kernels = device->matmul_kernels();
+  const int64_t matmul_rows = device->matmul_rows();
   const bool tied = !checkpoint.Has("lm_head.weight");
-  head_ = Linear({tied ? embedding_ : weight("lm_head.weight")}, products, options.quantization,
-                 product_rows);
+  head_ = Linear({tied ? embedding_ : weight("lm_head.weight")}, matmul_kernels,
+                 options.quantization, matmul_rows);
   if (checkpoint.Has("input_embed.conv.weight")) {
     const TensorView& conv = checkpoint.Get("input_embed.conv.weight");
     input_taps_ = conv.shape[2];
@@ -185,22 +94,22 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
          DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal, device->tensors()),
          Linear({PaddedTo(mlp_width_, d_, weight(prefix + "mlp.c_fc1.weight")),
                  PaddedTo(mlp_width_, d_, weight(prefix + "mlp.c_fc2.weight"))},
-                products, options.quantization, product_rows),
-         Linear({PaddedTo(d_, mlp_width_, weight(prefix + "mlp.c_proj.weight"))}, products,
-                options.quantization, product_rows)});
+                matmul_kernels, options.quantization, matmul_rows),
+         Linear({PaddedTo(d_, mlp_width_, weight(prefix + "mlp.c_proj.weight"))}, matmul_kernels,
+                options.quantization, matmul_rows)});
   }
   before_head_ = DeltaResidual::BeforeHead(checkpoint, dv_causal, device->tensors());
 
   MakeCaches(options.kv_num_blocks);
 
-  // Products of whole slices then read no rows but these.
-  const int64_t rows = RoundUp(options.max_step_tokens, std::max<int64_t>(product_rows, 1));
+  // Matrix products of whole slices then read no rows but these.
+  const int64_t rows = RoundUp(options.max_step_tokens, std::max<int64_t>(matmul_rows, 1));
   x_ = at::empty({rows, d_, dv_}, activations);
   c_ = at::empty({rows, d_}, activations);
   const int64_t heads_width = int64_t{config.num_attention_heads} * config.head_dim;
   attention_workspace_.y = at::empty({rows, heads_width}, activations);
   mlp_y_ = at::empty({rows, mlp_width_}, activations);
-  if (device->tensors().is_cpu()) {  // others have an allocator that keeps what it is given back
+  if (device->tensors().is_cpu()) {  // the allocators of others cache freed memory
     h_ = at::empty({rows, d_}, activations);
     attention_workspace_.h = h_;
     attention_workspace_.qkv = at::empty({rows, 3 * heads_width}, activations);
@@ -243,12 +152,12 @@ std::string DdlModel::FindBatchDependence() const {
 void DdlModel::MakeCaches(int32_t kv_num_blocks) {
   const ModelConfig& config = checkpoint_->config();
   const at::Device device = device_->tensors();
-  // The old ones go first: a device may not hold both.
+  // The old ones are freed first: a device may not hold both.
   decode_graphs_.reset();
   kv_cache_ = {};
   compress_tails_ = {};
   shift_tails_ = {};
-  // The last block, and the last slot of tails with it, are nobody's.
+  // The last block, and the last slot of tails with it, belong to no sequence.
   const int64_t blocks = int64_t{kv_num_blocks} + 1;
   kv_cache_ = KvCache({config.num_hidden_layers, blocks, config.num_attention_heads,
                        options_.kv_block_size, config.head_dim},
@@ -342,7 +251,7 @@ at::Tensor DdlModel::Forward(const kernels::Batch& batch, const StepIds& ids,
   const StepInput input = device_->Upload(batch, ids);
   if (plain && static_cast<int64_t>(wanted.size()) < batch.tokens) {
     const int64_t taps = std::max(layers_.back().before_mlp.taps(), before_head_.taps());
-    const RowsOfBatch rows(batch, wanted, taps, spare_slot_);
+    const WantedRows rows(batch, wanted, taps, spare_slot_);
     const StepInput wanted_input =
         device_->Upload(rows.batch(), {.ids = rows.rows(), .from = {}, .to = {}});
     RunLayers(input, &wanted_input, observe_state, stats_tensors);
@@ -410,17 +319,9 @@ absl::StatusOr<at::Tensor> DdlModel::Read(const HiddenReadout& readout, int64_t 
 
   // One sequence's boundary that rewrites nothing.
   const auto rows = static_cast<int32_t>(x.size(0));
-  const std::vector<int32_t> row_begin = {0, rows}, row_sequence(rows, 0);
-  std::vector<int32_t> position(rows);
-  std::iota(position.begin(), position.end(), start);
-  kernels::Batch batch;
-  batch.tokens = rows;
-  batch.sequences = 1;
-  batch.row_begin = row_begin.data();
-  batch.row_sequence = row_sequence.data();
-  batch.position = position.data();
-  batch.slot = &slot;
-  batch.longest = start + rows;
+  kernels::PackedBatch packed(/*block_table_stride=*/0);
+  packed.AddSequence(slot, {});
+  for (int32_t row = 0; row < rows; ++row) packed.AddRow(start + row);
 
   kernels::DeltaStepArgs args;
   args.type = kernel_type_;
@@ -449,7 +350,7 @@ absl::StatusOr<at::Tensor> DdlModel::Read(const HiddenReadout& readout, int64_t 
   const at::Tensor c = at::empty({rows, d_}, x.options());
   args.x_in = x_in.data_ptr();
   args.c = c.data_ptr();
-  kernels_.DeltaStep(device_->Upload(batch, {}).batch, args);
+  kernels_.DeltaStep(device_->Upload(packed.batch(), {}).batch, args);
   return is_final ? c : x_in;
 }
 

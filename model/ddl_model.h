@@ -39,7 +39,8 @@ class DdlModel {
   DdlModel(std::shared_ptr<const Checkpoint> checkpoint, const RunnerOptions& options,
            const Device* device);
 
-  // Makes the caches anew with so many K/V blocks; the constructor has made options.kv_num_blocks.
+  // Replaces the caches by ones of so many K/V blocks; the constructor has made
+  // options.kv_num_blocks.
   void MakeCaches(int32_t kv_num_blocks);
 
   // Steps so far that came from a captured graph.
@@ -84,6 +85,8 @@ class DdlModel {
 
   // Of the buffers of a step.
   int64_t activation_bytes() const;
+  int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
+  int64_t value_channels() const { return dv_; }
   int64_t input_taps() const { return input_taps_; }
   // Whether convolutions or shifts over tokens remember anything beyond K/V. Their tails have a
   // slot for each sequence, then (from max_sequences on) one for each K/V block.
@@ -100,14 +103,14 @@ class DdlModel {
     Linear mlp_output;
   };
 
-  // What the kernels take of a step's statistics, on the device: as Stats has them.
+  // A step's statistics on the device, as Stats has them.
   struct StatsTensors {
     at::Tensor beta, update_ratio;  // [2 * layers, tokens] float32; undefined: not wanted
   };
 
-  // All of a step's kernels and products: c_ holds what Forward returns. `wanted`, where only some
-  // rows are: a batch of these, and of what they need, with their numbers in the step's batch as
-  // ids. Null: all.
+  // All of a step's kernels and matrix products: c_ holds what Forward returns. `wanted`, where
+  // only some rows are: a batch of these, and of what they need, with their numbers in the step's
+  // batch as ids. Null: all.
   void RunLayers(const StepInput& input, const StepInput* wanted,
                  const StateObserver& observe_state, const StatsTensors& stats);
   void ExpandInput(const StepInput& input);
@@ -142,7 +145,7 @@ class DdlModel {
   Linear head_;
 
   // Caches, by block and slot.
-  int32_t spare_slot_ = 0;  // of tails, nobody's
+  int32_t spare_slot_ = 0;  // of tails, of no sequence
   KvCache kv_cache_;
   Tails compress_tails_;  // TC only
   Tails shift_tails_;     // with shifts only
@@ -165,7 +168,7 @@ class DdlModel {
   at::Tensor v_;       // [., dv] float32
   at::Tensor beta_;    // [.] float32
 
-  // Of RunLayers, or null; goes before all that it uses.
+  // Of RunLayers, or null; destroyed before all that it uses.
   std::unique_ptr<DecodeGraphs> decode_graphs_;
 };
 

@@ -17,8 +17,8 @@ at::Tensor EmptyOnHugePages(at::IntArrayRef sizes, at::ScalarType type) {
   const size_t whole = bytes / kHugePage * kHugePage;
   void* memory = nullptr;
   if (posix_memalign(&memory, whole > 0 ? kHugePage : kPage, bytes) != 0) throw std::bad_alloc();
-  // Only whole ones: the last would take memory that nobody uses.
-  // A kernel that has none, or is told to give none, says so: ordinary pages do as well.
+  // Only whole ones: part of the last would be wasted.
+  // An error means that there are none, or that they are disabled: ordinary pages do as well.
   if (whole > 0) static_cast<void>(madvise(memory, whole, MADV_HUGEPAGE));
   return at::from_blob(
       memory, sizes, [](void* data) { std::free(data); }, at::TensorOptions().dtype(type));

@@ -25,7 +25,7 @@ kernels::WeightType WeightTypeOf(at::ScalarType type, Quantization quantization)
 }
 
 // `n` rows of x [rows, k] from `first` on. Those past its end are whatever its storage has there,
-// if that is long enough, else zeros: they are multiplied, and nobody looks at the result.
+// if that is long enough, else zeros: their results are not used.
 Tensor WholeSlice(const Tensor& x, int64_t first, int64_t n) {
   const int64_t rows = x.size(0), k = x.size(1);
   if (first + n <= rows) return x.narrow(0, first, n);

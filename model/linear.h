@@ -17,18 +17,18 @@ class Linear {
  public:
   Linear() = default;
   // `weights` [out_i, in] each, of one floating type: their rows are stacked, so that several
-  // products of the same input are one. `kernels` multiplies and must outlive this; null: LibTorch
-  // does, where the weights are. Quantized, weights are bfloat16 and on the CPU.
-  // `rows_at_once` > 0, where LibTorch multiplies: it is only asked for products of so many rows,
-  // one after the other. Of one shape cuBLAS has one algorithm, so that a row's result depends on
-  // that row only there, too.
+  // products of one input are a single one. `kernels` multiplies and must outlive this; null:
+  // LibTorch does, where the weights are. Quantized, weights are bfloat16 and on the CPU.
+  // `rows_at_once` > 0, where LibTorch multiplies: every product has so many rows, one slice after
+  // the other. For one shape cuBLAS uses one algorithm, so that a row's result depends on that row
+  // only there, too.
   Linear(const std::vector<at::Tensor>& weights, const kernels::CpuKernels* kernels,
          Quantization quantization = Quantization::kNone, int64_t rows_at_once = 0);
 
   // x [rows, in] of the weights' type, contiguous -> [rows, sum of out_i]. By our kernels a row of
   // the result depends on that row of x only, bit for bit, whatever the number of rows. `out` [at
   // least rows, sum of out_i] of that type takes the result where our kernels multiply; undefined:
-  // new memory. Taking megabytes afresh in every step costs more than some kernels do.
+  // new memory. Allocating megabytes in every step costs more than some kernels do.
   at::Tensor operator()(const at::Tensor& x, const at::Tensor& out = {}) const;
   // The same in float32, not rounded to the weights' type first where our kernels or cuBLAS
   // multiply.

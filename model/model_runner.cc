@@ -22,7 +22,9 @@
 #include "model/checkpoint/checkpoint.h"
 #include "model/ddl_model.h"
 #include "model/device/device.h"
-#include "model/weights.h"
+#include "model/packed_step.h"
+#include "model/step_outputs.h"
+#include "model/token.h"
 
 namespace ddl {
 namespace {
@@ -31,104 +33,22 @@ absl::Status TensorLibraryError(absl::string_view doing, const std::exception& e
   return absl::InternalError(absl::StrCat(doing, " failed in the tensor library: ", error.what()));
 }
 
-// The packed form of a step's chunks: what kernels::Batch points into.
-class PackedBatch {
- public:
-  PackedBatch(absl::Span<const SequenceChunk> chunks, const RunnerOptions& options,
-              const DdlModel& model) {
-    const int64_t kv_block_size = options.kv_block_size, input_taps = model.input_taps();
-    size_t stride = 0;
-    for (const SequenceChunk& chunk : chunks) stride = std::max(stride, chunk.block_table.size());
-    row_begin_.push_back(0);
-    for (const SequenceChunk& chunk : chunks) {
-      const auto length = static_cast<int32_t>(chunk.tokens.size());
-      DDL_CHECK(chunk.start >= 0 && chunk.start < length, "a chunk has at least one position");
-      DDL_CHECK(length <= model.max_context_length(), "the sequence is within max_context_length");
-      DDL_CHECK(static_cast<int64_t>(chunk.block_table.size()) * kv_block_size >= length,
-                "the block table covers the chunk");
-      for (int32_t position = chunk.start; position < length; ++position) {
-        row_sequence_.push_back(static_cast<int32_t>(slot_.size()));
-        position_.push_back(position);
-        if (model.has_tails()) {
-          const bool ends_block = position % kv_block_size == kv_block_size - 1;
-          const auto block = static_cast<size_t>(position / kv_block_size);
-          row_save_.push_back(ends_block ? options.max_sequences + chunk.block_table[block] : -1);
-        }
-        for (int64_t tap = input_taps - 1; tap >= 0; --tap) {
-          ids_.push_back(position >= tap ? chunk.tokens[position - tap] : -1);
-        }
-      }
-      if (chunk.last_token_from.has_value()) {
-        // The last tap of the last row: no other position sees it.
-        unknown_.push_back(static_cast<int32_t>(ids_.size()) - 1);
-        unknown_from_.push_back(*chunk.last_token_from);
-      }
-      row_begin_.push_back(static_cast<int32_t>(position_.size()));
-      batch_.longest = std::max<int64_t>(batch_.longest, length);
-      slot_.push_back(chunk.slot);
-      if (model.has_tails()) tail_source_.push_back(TailSource(chunk, options));
-      block_table_.insert(block_table_.end(), chunk.block_table.begin(), chunk.block_table.end());
-      block_table_.resize(slot_.size() * stride, 0);
-    }
-    batch_.tokens = static_cast<int64_t>(position_.size());
-    batch_.sequences = static_cast<int64_t>(slot_.size());
-    batch_.row_begin = row_begin_.data();
-    batch_.row_sequence = row_sequence_.data();
-    batch_.position = position_.data();
-    batch_.slot = slot_.data();
-    batch_.block_table = block_table_.data();
-    batch_.block_table_stride = static_cast<int64_t>(stride);
-    batch_.tail_source = tail_source_.empty() ? nullptr : tail_source_.data();
-    batch_.row_save = row_save_.empty() ? nullptr : row_save_.data();
-  }
-  PackedBatch(const PackedBatch&) = delete;
-  PackedBatch& operator=(const PackedBatch&) = delete;
-
-  const kernels::Batch& batch() const { return batch_; }
-  const std::vector<int32_t>& ids() const { return ids_; }  // [tokens, input_taps]
-  // Those that are not known: where they are in ids(), and which chunk of the step before draws
-  // each.
-  const std::vector<int32_t>& unknown() const { return unknown_; }
-  const std::vector<int32_t>& unknown_from() const { return unknown_from_; }
-
- private:
-  static int32_t TailSource(const SequenceChunk& chunk, const RunnerOptions& options) {
-    if (!chunk.tails_from_block.has_value()) return chunk.slot;
-    const int32_t block = *chunk.tails_from_block;
-    DDL_CHECK(chunk.start > 0 && chunk.start % options.kv_block_size == 0,
-              "tails are kept where a block ends");
-    DDL_CHECK(block >= 0 && block < options.kv_num_blocks, "tails_from_block is a block");
-    return options.max_sequences + block;
-  }
-
-  std::vector<int32_t> row_begin_, row_sequence_, position_, slot_, block_table_, ids_;
-  std::vector<int32_t> tail_source_, row_save_;  // empty for a model without tails
-  std::vector<int32_t> unknown_, unknown_from_;
-  kernels::Batch batch_;
-};
-
-// Rows of the batch that an output is wanted for, of one chunk.
-struct RowRange {
-  int64_t begin = 0;
-  int64_t end = 0;
-};
-
-RowRange Select(Rows rows, int64_t begin, int64_t end) {
-  switch (rows) {
-    case Rows::kNone:
-      return {end, end};
-    case Rows::kLast:
-      return {end - 1, end};
-    case Rows::kAll:
-      return {begin, end};
-  }
-  return {end, end};
-}
-
-// Until FillMemory knows better.
+// For the step that FillMemory tries, where it is to choose the number.
 RunnerOptions WithOneBlockAtLeast(RunnerOptions options) {
   options.kv_num_blocks = std::max(options.kv_num_blocks, 1);
   return options;
+}
+
+// Where each of `chunks` stands in `sampled`, ascending.
+std::vector<int32_t> PlacesOf(absl::Span<const int32_t> chunks, absl::Span<const int32_t> sampled) {
+  std::vector<int32_t> places;
+  for (const int32_t chunk : chunks) {
+    const auto found = std::lower_bound(sampled.begin(), sampled.end(), chunk);
+    DDL_CHECK(found != sampled.end() && *found == chunk,
+              "last_token_from a chunk that samples no token");
+    places.push_back(static_cast<int32_t>(found - sampled.begin()));
+  }
+  return places;
 }
 
 class DdlModelRunner final : public ModelRunner {
@@ -159,10 +79,10 @@ class DdlModelRunner final : public ModelRunner {
     description_.kv_block_size = options.kv_block_size;
     description_.kv_num_blocks = options_.kv_num_blocks;
     description_.max_sequences = options.max_sequences;
-    description_.max_in_flight_steps = device_->runs_beside() ? 2 : 1;
+    description_.max_in_flight_steps = device_->is_async() ? 2 : 1;
     description_.batch_dependence = model_.FindBatchDependence();
     description_.activation_bytes = model_.activation_bytes();
-    description_.first_steps_are_slow = device_->runs_beside();
+    description_.first_steps_are_slow = device_->is_async();
   }
 
   const ModelDescription& description() const override { return description_; }
@@ -170,34 +90,35 @@ class DdlModelRunner final : public ModelRunner {
 
   void Begin(absl::Span<const SequenceChunk> chunks) override {
     DDL_CHECK(static_cast<int32_t>(steps_.size()) < description_.max_in_flight_steps,
-              "no more steps are under way than may be");
-    const StepUnderWay* const before = steps_.empty() ? nullptr : &steps_.back();
-    StepUnderWay& step = steps_.emplace_back();
+              "more than max_in_flight_steps");
+    const InFlightStep* const previous = steps_.empty() ? nullptr : &steps_.back();
+    InFlightStep& step = steps_.emplace_back();
     step.chunks.assign(chunks.begin(), chunks.end());
-    if (before != nullptr) {
-      DDL_CHECK(std::none_of(before->chunks.begin(), before->chunks.end(), NeedsHost),
-                "nothing of a step is left to the host when the next is begun");
-      step.status = before->status;  // nothing was drawn to go on from
-      step.before = before->draws;
+    if (previous != nullptr) {
+      DDL_CHECK(std::none_of(previous->chunks.begin(), previous->chunks.end(), NeedsHost),
+                "a step begun while one that NeedsHost is in flight");
+      step.status = previous->status;  // it has sampled nothing to go on from
       if (!step.status.ok()) return;
+      step.previous_samples = previous->outputs->samples();
     }
-    if (device_->runs_beside() && !ReadsDuringTheLayers(chunks)) {
+    if (device_->is_async() && !StepOutputs::ReadsDuringLayers(chunks, model_)) {
       step.status = Try([&] { Launch(step); });
     }
   }
 
   absl::StatusOr<std::vector<ChunkOutput>> Finish() override {
-    DDL_CHECK(!steps_.empty(), "a step is begun before it is finished");
-    StepUnderWay& step = steps_.front();
+    DDL_CHECK(!steps_.empty(), "a step is finished that was not begun");
+    InFlightStep& step = steps_.front();
+    std::vector<ChunkOutput> outputs;
     if (step.status.ok()) {
       step.status = Try([&] {
         if (!step.packed.has_value()) Launch(step);
-        Complete(step);
+        outputs = Complete(step);
       });
     }
-    absl::StatusOr<std::vector<ChunkOutput>> outputs = std::move(step.outputs);
-    if (!step.status.ok()) outputs = step.status;
+    const absl::Status status = std::move(step.status);
     steps_.pop_front();
+    if (!status.ok()) return status;
     return outputs;
   }
 
@@ -244,9 +165,9 @@ class DdlModelRunner final : public ModelRunner {
   }
 
  private:
-  // A step of so many positions at the end of the context, from which as many tokens are
-  // drawn as can be, most of them of few sequences. Every position is in block 0: what it computes
-  // has no meaning.
+  // A step of so many positions at the end of the context, from which as many tokens are sampled as
+  // can be, most of them of few sequences. Every position is in block 0: what it computes has no
+  // meaning.
   struct Step {
     std::vector<TokenId> tokens;
     std::vector<int32_t> block_table;
@@ -272,23 +193,16 @@ class DdlModelRunner final : public ModelRunner {
     return step;
   }
 
-  // What the device draws in a step.
-  struct Draws {
-    std::vector<int32_t> chunks;  // that draw, ascending
-    std::unique_ptr<DrawnTokens> tokens;
-  };
   // From Begin to Finish.
-  struct StepUnderWay {
+  struct InFlightStep {
     std::vector<SequenceChunk> chunks;
     absl::Status status;
+    // Of the step that was in flight when this one was begun; null: none, or it samples nothing.
+    std::shared_ptr<const DeviceSamples> previous_samples;
     // By Launch.
-    std::optional<PackedBatch> packed;
-    at::Tensor hidden;  // [tokens, d] until the next Launch
-    DdlModel::Stats stats;
-    std::shared_ptr<const Draws> draws;   // null: none
-    std::unique_ptr<Milestone> end;       // of a step without draws, whose arrival says the same
-    std::shared_ptr<const Draws> before;  // of the step that was under way when this one was begun
-    std::vector<ChunkOutput> outputs;
+    std::optional<PackedStep> packed;
+    std::optional<StepOutputs> outputs;
+    std::unique_ptr<Event> end;  // of a step without samples, whose arrival says the same
   };
 
   template <typename Function>
@@ -306,305 +220,47 @@ class DdlModelRunner final : public ModelRunner {
     }
   }
 
-  // Whether the host takes something out while the layers run, and so waits for them.
-  bool ReadsDuringTheLayers(absl::Span<const SequenceChunk> chunks) const {
-    return std::any_of(chunks.begin(), chunks.end(), [this](const SequenceChunk& chunk) {
-      return chunk.ddl_stats || chunk.state_layer.has_value() || ReadsState(chunk);
-    });
-  }
-
   void Run(absl::Span<const SequenceChunk> chunks) {
-    StepUnderWay step;
+    InFlightStep step;
     step.chunks.assign(chunks.begin(), chunks.end());
     Launch(step);
     Complete(step);
   }
 
-  // The layers, and the draws that the device does. Where it runs beside the host nothing waits,
-  // but for what ReadsDuringTheLayers.
-  void Launch(StepUnderWay& step) {
-    const std::vector<SequenceChunk>& chunks = step.chunks;
-    const kernels::Batch& batch = step.packed.emplace(chunks, options_, model_).batch();
-    DDL_CHECK(batch.tokens <= options_.max_step_tokens, "the step is within max_step_tokens");
-    step.outputs.resize(chunks.size());
-
-    bool wants_state = false, wants_stats = false;
-    for (const SequenceChunk& chunk : chunks) {
-      wants_state |= chunk.state_layer.has_value() || ReadsState(chunk);
-      wants_stats |= chunk.ddl_stats;
-    }
-    DdlModel::StateObserver observe_state;
-    if (wants_state) {
-      observe_state = [&](int64_t layer, const at::Tensor& x) {
-        for (size_t i = 0; i < chunks.size(); ++i) {
-          const at::Tensor rows = x.slice(0, batch.row_begin[i], batch.row_begin[i + 1]);
-          if (chunks[i].state_layer == layer) step.outputs[i].state = Floats(rows);
-          if (ReadsState(chunks[i]) && ReadoutLayer(chunks[i]) == layer) {
-            ReadState(chunks[i], rows, step.outputs[i]);
-          }
-        }
-      };
-    }
-    StepIds ids{.ids = step.packed->ids(), .from = {}, .to = step.packed->unknown()};
+  // Has the device compute the layers and sample what it can. Where it is asynchronous nothing
+  // waits, but for what ReadsDuringLayers.
+  void Launch(InFlightStep& step) {
+    step.packed.emplace(step.chunks, Packing());
+    const kernels::Batch batch = step.packed->batch();
+    DDL_CHECK(batch.tokens <= options_.max_step_tokens, "a step larger than max_step_tokens");
+    StepOutputs& outputs =
+        step.outputs.emplace(step.chunks, batch, &model_, device_.get(), threads_.get());
+    StepIds ids{.ids = step.packed->ids(), .from = {}, .to = step.packed->pending()};
     std::vector<int32_t> from;
     if (!ids.to.empty()) {
-      DDL_CHECK(step.before != nullptr, "a token is drawn by the step before");
-      ids.drawn = step.before->tokens.get();
-      for (const int32_t chunk : step.packed->unknown_from()) {
-        const std::vector<int32_t>& drawing = step.before->chunks;
-        const auto found = std::lower_bound(drawing.begin(), drawing.end(), chunk);
-        DDL_CHECK(found != drawing.end() && *found == chunk,
-                  "a token is drawn by a chunk that draws");
-        from.push_back(static_cast<int32_t>(found - drawing.begin()));
-      }
+      DDL_CHECK(step.previous_samples != nullptr, "last_token_from, but no step samples tokens");
+      ids.pending = step.previous_samples->tokens.get();
+      from = PlacesOf(step.packed->pending_from(), step.previous_samples->chunks);
       ids.from = from;
     }
-    step.hidden = model_.Forward(batch, ids, HiddenRows(chunks, batch), observe_state,
-                                 wants_stats ? &step.stats : nullptr);
-    DrawOnDevice(step);
-    if (step.draws == nullptr) step.end = device_->Mark();
+    outputs.Launched(model_.Forward(batch, ids, outputs.HiddenRows(), outputs.MakeStateObserver(),
+                                    outputs.stats()));
+    if (outputs.samples() == nullptr) step.end = device_->RecordEvent();
   }
 
-  // What the host takes of a step that was launched.
-  void Complete(StepUnderWay& step) {
-    const std::vector<SequenceChunk>& chunks = step.chunks;
-    const kernels::Batch& batch = step.packed->batch();
-    std::vector<ChunkOutput>& outputs = step.outputs;
+  // What the host does once a step has run.
+  static std::vector<ChunkOutput> Complete(InFlightStep& step) {
     if (step.end != nullptr) step.end->Wait();
-    for (size_t i = 0; i < chunks.size(); ++i) {
-      if (chunks[i].ddl_stats) TakeStats(step.stats, batch, i, outputs[i]);
-      if (chunks[i].hidden == Rows::kNone) continue;
-      if (!ReadsState(chunks[i])) {
-        const RowRange rows = Select(chunks[i].hidden, batch.row_begin[i], batch.row_begin[i + 1]);
-        outputs[i].hidden = Floats(step.hidden.slice(0, rows.begin, rows.end));
-      }
-      if (!AllFinite(outputs[i].hidden)) outputs[i].status = NonFinite("hidden vectors");
-    }
-    TakeDrawn(step);
-    ComputeLogits(chunks, batch, step.hidden, outputs);
-    ComputeScores(chunks, batch, step.hidden, outputs);
+    return step.outputs->Collect();
   }
 
-  // The rows whose hidden vectors something is made of: of each chunk those between the first and
-  // the last.
-  static std::vector<int32_t> HiddenRows(absl::Span<const SequenceChunk> chunks,
-                                         const kernels::Batch& batch) {
-    std::vector<int32_t> rows;
-    for (size_t i = 0; i < chunks.size(); ++i) {
-      const SequenceChunk& chunk = chunks[i];
-      const int32_t first = batch.row_begin[i], last = batch.row_begin[i + 1];
-      int64_t begin = last, end = first;
-      const auto add = [&](const RowRange& range) {
-        if (range.begin == range.end) return;
-        begin = std::min(begin, range.begin);
-        end = std::max(end, range.end);
-      };
-      add(Select(chunk.hidden, first, last));
-      add(Select(chunk.logits, first, last));
-      if (chunk.sample.has_value()) add(Select(Rows::kLast, first, last));
-      if (chunk.score.has_value()) {
-        add({first, first + static_cast<int64_t>(chunk.score->targets.size())});
-      }
-      for (int64_t row = begin; row < end; ++row) rows.push_back(static_cast<int32_t>(row));
-    }
-    return rows;
-  }
-
-  int64_t ReadoutLayer(const SequenceChunk& chunk) const {
-    const int64_t layer = chunk.readout.layer.value_or(description_.num_layers - 1);
-    DDL_CHECK(layer >= 0 && layer < description_.num_layers, "a readout's layer exists");
-    return layer;
-  }
-
-  // Whether a chunk's vectors are read from the state after a block: all but the final norm's of
-  // the last layer, which the forward pass gives anyway. Readouts over tokens read every chunk.
-  bool ReadsState(const SequenceChunk& chunk) const {
-    if (chunk.readout.kind == HiddenReadout::Kind::kFinalNorm &&
-        ReadoutLayer(chunk) == description_.num_layers - 1) {
-      return false;
-    }
-    return chunk.hidden != Rows::kNone || model_.ReadsOverTokens(chunk.readout.kind);
-  }
-
-  // `x` is the chunk's states after the readout's layer.
-  void ReadState(const SequenceChunk& chunk, const at::Tensor& x, ChunkOutput& output) {
-    const HiddenReadout& readout = chunk.readout;
-    DDL_CHECK(readout.kind != HiddenReadout::Kind::kChannel ||
-                  (readout.channel >= 0 && readout.channel < description_.value_channels),
-              "a readout's channel exists");
-    const bool over_tokens = model_.ReadsOverTokens(readout.kind);
-    if (over_tokens && chunk.tails_from_block.has_value()) {
-      output.status = absl::FailedPreconditionError(
-          "a readout that convolves over tokens cannot go on from a block");
-      return;
-    }
-    const RowRange wanted = Select(chunk.hidden, 0, x.size(0));
-    const absl::StatusOr<at::Tensor> vectors = model_.Read(
-        readout, ReadoutLayer(chunk), over_tokens ? x : x.slice(0, wanted.begin, wanted.end),
-        chunk.slot, chunk.start);
-    if (!vectors.ok()) {
-      output.status = vectors.status();
-      return;
-    }
-    output.hidden = Floats(over_tokens ? vectors->slice(0, wanted.begin, wanted.end) : *vectors);
-  }
-
-  // The chunk's columns of the step's statistics, which are empty without the delta rule.
-  void TakeStats(const DdlModel::Stats& stats, const kernels::Batch& batch, size_t chunk,
-                 ChunkOutput& output) const {
-    const auto tokens = static_cast<size_t>(batch.tokens);
-    const int32_t begin = batch.row_begin[chunk], end = batch.row_begin[chunk + 1];
-    for (size_t row = 0; row < stats.beta.size(); row += tokens) {
-      const auto take = [&](const std::vector<float>& from, std::vector<float>& to) {
-        to.insert(to.end(), from.begin() + row + begin, from.begin() + row + end);
-      };
-      take(stats.beta, output.beta);
-      take(stats.update_ratio, output.update_ratio);
-    }
-    if (!AllFinite(output.beta) || !AllFinite(output.update_ratio)) {
-      output.status = NonFinite("gates or updates");
-    }
-  }
-
-  // hidden [tokens, d] -> logits of the given rows, on the device.
-  at::Tensor LogitsOf(const at::Tensor& hidden, absl::Span<const int32_t> rows) const {
-    const bool all_rows = static_cast<int64_t>(rows.size()) == hidden.size(0);
-    return model_.Logits(all_rows ? hidden : device_->GatherRows(hidden, rows));
-  }
-
-  // Whether a chunk's token is drawn on the device, and nothing else is made of its logits.
-  bool DrawsOnDevice(const SequenceChunk& chunk) const {
-    return chunk.logits == Rows::kNone && chunk.sample.has_value() &&
-           device_->CanDraw(*chunk.sample);
-  }
-
-  // The tokens that the device draws: its logits never leave it.
-  void DrawOnDevice(StepUnderWay& step) const {
-    Draws draws;
-    std::vector<int32_t> rows;  // in the batch, of each chunk that draws
-    std::vector<SampleRequest> requests;
-    for (size_t i = 0; i < step.chunks.size(); ++i) {
-      if (!DrawsOnDevice(step.chunks[i])) continue;
-      draws.chunks.push_back(static_cast<int32_t>(i));
-      rows.push_back(step.packed->batch().row_begin[i + 1] - 1);
-      requests.push_back(*step.chunks[i].sample);
-    }
-    if (rows.empty()) return;
-    draws.tokens = device_->DrawTokens(LogitsOf(step.hidden, rows), requests);
-    step.draws = std::make_shared<const Draws>(std::move(draws));
-  }
-
-  // Waits for them.
-  static void TakeDrawn(StepUnderWay& step) {
-    if (step.draws == nullptr) return;
-    const std::vector<SampledToken> drawn = step.draws->tokens->Wait();
-    for (size_t n = 0; n < drawn.size(); ++n) {
-      ChunkOutput& output = step.outputs[step.draws->chunks[n]];
-      if (drawn[n].id < 0) {
-        output.status = NonFinite("logits");
-      } else {
-        output.sampled = drawn[n];
-      }
-    }
-  }
-
-  // Logits of the rows that someone asked for, and the tokens that the CPU draws from them.
-  void ComputeLogits(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
-                     const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
-    std::vector<int32_t> wanted_rows;             // in the batch
-    std::vector<RowRange> ranges(chunks.size());  // of each chunk, in wanted_rows
-    for (size_t i = 0; i < chunks.size(); ++i) {
-      Rows rows = chunks[i].logits;
-      if (rows == Rows::kNone && chunks[i].sample.has_value() && !DrawsOnDevice(chunks[i])) {
-        rows = Rows::kLast;
-      }
-      const RowRange range = Select(rows, batch.row_begin[i], batch.row_begin[i + 1]);
-      ranges[i].begin = static_cast<int64_t>(wanted_rows.size());
-      for (int64_t row = range.begin; row < range.end; ++row) {
-        wanted_rows.push_back(static_cast<int32_t>(row));
-      }
-      ranges[i].end = static_cast<int64_t>(wanted_rows.size());
-    }
-    if (wanted_rows.empty()) return;
-    const at::Tensor logits = LogitsOf(hidden, wanted_rows).to(at::kCPU);
-    const int64_t vocab = logits.size(1);
-    const float* data = logits.const_data_ptr<float>();
-
-    threads_->ParallelFor(static_cast<int64_t>(chunks.size()), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const RowRange& range = ranges[i];
-        if (range.begin == range.end) continue;
-        const absl::Span<const float> rows(data + range.begin * vocab,
-                                           static_cast<size_t>((range.end - range.begin) * vocab));
-        if (!AllFinite(rows)) {
-          outputs[i].status = NonFinite("logits");
-          continue;
-        }
-        if (chunks[i].logits != Rows::kNone) outputs[i].logits.assign(rows.begin(), rows.end());
-        if (chunks[i].sample.has_value()) {
-          outputs[i].sampled =
-              Sample(device_->host_kernels(), rows.last(static_cast<size_t>(vocab)),
-                     chunks[i].sample.value());
-        }
-      }
-    });
-  }
-
-  // Log-probabilities of given tokens. So many rows of logits at a time that their memory stays
-  // small whatever the vocabulary and the step.
-  void ComputeScores(absl::Span<const SequenceChunk> chunks, const kernels::Batch& batch,
-                     const at::Tensor& hidden, std::vector<ChunkOutput>& outputs) const {
-    struct Target {
-      size_t chunk, index;
-    };
-    std::vector<Target> targets;
-    std::vector<int32_t> target_rows;  // in the batch
-    for (size_t i = 0; i < chunks.size(); ++i) {
-      if (!chunks[i].score.has_value()) continue;
-      const size_t count = chunks[i].score->targets.size();
-      DDL_CHECK(static_cast<int64_t>(count) <= batch.row_begin[i + 1] - batch.row_begin[i],
-                "every target follows a position of its chunk");
-      outputs[i].scored.resize(count);
-      for (size_t index = 0; index < count; ++index) {
-        targets.push_back({i, index});
-        target_rows.push_back(batch.row_begin[i] + static_cast<int32_t>(index));
-      }
-    }
-    constexpr size_t kRowsAtOnce = 64;
-    for (size_t first = 0; first < targets.size(); first += kRowsAtOnce) {
-      const size_t count = std::min(kRowsAtOnce, targets.size() - first);
-      const at::Tensor logits =
-          LogitsOf(hidden, absl::MakeConstSpan(target_rows).subspan(first, count)).to(at::kCPU);
-      const auto vocab = static_cast<size_t>(logits.size(1));
-      const float* data = logits.const_data_ptr<float>();
-      std::vector<char> finite(count);
-      threads_->ParallelFor(static_cast<int64_t>(count), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t n = begin; n < end; ++n) {
-          const Target& target = targets[first + n];
-          const absl::Span<const float> row(data + n * vocab, vocab);
-          finite[n] = AllFinite(row);
-          if (!finite[n]) continue;
-          const ScoreRequest& score = *chunks[target.chunk].score;
-          outputs[target.chunk].scored[target.index] =
-              Score(device_->host_kernels(), row, score.targets[target.index], score.vocab_size,
-                    score.logprobs);
-        }
-      });
-      for (size_t n = 0; n < count; ++n) {
-        if (!finite[n]) outputs[targets[first + n].chunk].status = NonFinite("logits");
-      }
-    }
-  }
-
-  bool AllFinite(absl::Span<const float> values) const {
-    return device_->host_kernels()
-        .FindLargest(values.data(), static_cast<int64_t>(values.size()))
-        .all_finite;
-  }
-
-  static absl::Status NonFinite(absl::string_view what) {
-    return absl::InternalError(
-        absl::StrCat("the model's ", what, " are not finite (NaN or infinity)"));
+  PackingOptions Packing() const {
+    return {.input_taps = model_.input_taps(),
+            .max_context_length = model_.max_context_length(),
+            .kv_block_size = options_.kv_block_size,
+            .kv_num_blocks = options_.kv_num_blocks,
+            .max_sequences = options_.max_sequences,
+            .has_tails = model_.has_tails()};
   }
 
   RunnerOptions options_;  // kv_num_blocks as allocated
@@ -612,7 +268,7 @@ class DdlModelRunner final : public ModelRunner {
   const std::unique_ptr<const Device> device_;
   DdlModel model_;
   ModelDescription description_;
-  std::deque<StepUnderWay> steps_;  // begun, not finished
+  std::deque<InFlightStep> steps_;  // in the order of Begin
 };
 
 // Threads worth waking for a model, when nobody says: one for every 16 M parameters. For less work

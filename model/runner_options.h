@@ -10,8 +10,8 @@ namespace ddl {
 
 enum class RunnerDType { kFloat32, kBFloat16 };
 
-// Of the matrix products' weights. kInt8: a scale for each output, activations to 8 bits a row as
-// they come; on the CPU and in bfloat16 only.
+// Of the weights that matrix products read. kInt8: a scale for each output channel, activations
+// quantized per row at run time; on the CPU and in bfloat16 only.
 enum class Quantization { kNone, kInt8 };
 enum class RunnerDevice { kCpu, kCuda };
 
@@ -22,8 +22,8 @@ struct RunnerOptions {
   // Of the CPU's kernels; none: the best that is supported.
   std::optional<kernels::InstructionSet> instruction_set;
   int32_t kv_block_size = 16;  // tokens
-  // > 0; on a GPU 0 means as many as its memory holds beside the weights and the largest step, up
-  // to gpu_memory_fraction of all of it.
+  // > 0; on a GPU 0 means as many as fit beside the weights and the largest step, up to
+  // gpu_memory_fraction of its memory.
   int32_t kv_num_blocks = 0;
   double gpu_memory_fraction = 0.9;
   int32_t max_sequences = 64;  // slots for tails
@@ -31,15 +31,15 @@ struct RunnerOptions {
   int32_t max_context_length = 0;  // longest sequence, tokens; 0: config.json's block_size
   // 0: one for every 16 M parameters, at most as many as ProcessLimits::Processors.
   int num_threads = 0;
-  // On a GPU: see to it that a position's bits do not depend on what shares its step, as they never
-  // do on the CPU. Products come in slices, prompts are attended to row by row: it takes longer.
+  // On a GPU: a position's bits do not depend on what else is in its step, as they never do on the
+  // CPU. Matrix products come in slices, attention of prompts row by row: it takes longer.
   bool batch_invariant = false;
   // On a GPU: capture the graphs of decodes of short contexts while loading, so that no step waits
   // for one.
   bool capture_graphs = false;
   // Obey ddl_state_dv_shortconv_causal in checkpoints of 2b55f25, as its accelerated model does.
-  // Its eager model ignores the key, and so does the server unless told otherwise. The other
-  // revisions' code obeys it, and so does the server.
+  // Its eager model ignores the key, and so does the server by default. The other revisions' code
+  // obeys it, and so does the server.
   bool obey_dv_shortconv_causal = false;
 };
 

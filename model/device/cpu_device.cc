@@ -17,30 +17,30 @@ class CpuDevice final : public Device {
 
   std::string name() const override { return "cpu"; }
   at::Device tensors() const override { return at::kCPU; }
-  bool runs_beside() const override { return false; }
-  int64_t product_rows() const override { return 0; }      // our own kernels' sums have one order
-  int64_t product_multiple() const override { return 1; }  // packing pads by itself
+  bool is_async() const override { return false; }
+  int64_t matmul_rows() const override { return 0; }      // our own kernels' sums have one order
+  int64_t matmul_multiple() const override { return 1; }  // packing pads by itself
   const kernels::Kernels& kernels() const override { return *kernels_; }
   const kernels::CpuKernels& host_kernels() const override { return *kernels_; }
-  const kernels::CpuKernels* products() const override { return kernels_.get(); }
+  const kernels::CpuKernels* matmul_kernels() const override { return kernels_.get(); }
   StepInput Upload(const kernels::Batch& batch, const StepIds& ids) const override {
-    DDL_CHECK(ids.drawn == nullptr, "the CPU knows what it has drawn");
+    DDL_CHECK(ids.pending == nullptr, "pending tokens of the CPU, which samples none");
     return {.batch = batch, .ids = ids.ids.data(), .memory = {}, .attention_plan = {}};
   }
   std::unique_ptr<DecodeGraphs> MakeDecodeGraphs(const DecodeGraphShape& /*shape*/) const override {
     return nullptr;
   }
-  std::unique_ptr<Milestone> Mark() const override { return nullptr; }
+  std::unique_ptr<Event> RecordEvent() const override { return nullptr; }
   at::Tensor GatherRows(const at::Tensor& x, absl::Span<const int32_t> rows) const override {
     const at::Tensor index =
         at::from_blob(const_cast<int32_t*>(rows.data()), {static_cast<int64_t>(rows.size())},
                       at::TensorOptions().dtype(at::kInt));
     return at::index_select(x, 0, index);
   }
-  bool CanDraw(const SampleRequest& /*request*/) const override { return false; }
-  std::unique_ptr<DrawnTokens> DrawTokens(
+  bool CanSample(const SampleRequest& /*request*/) const override { return false; }
+  std::unique_ptr<PendingTokens> SampleTokens(
       const at::Tensor& /*logits*/, absl::Span<const SampleRequest> /*requests*/) const override {
-    DDL_CHECK(false, "the CPU draws by Sample");
+    DDL_CHECK(false, "SampleTokens of the CPU, where CanSample is false");
     return nullptr;
   }
   absl::Status Health() const override { return absl::OkStatus(); }

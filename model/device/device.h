@@ -28,18 +28,18 @@ struct StepInput {
   std::shared_ptr<const kernels::AttentionPlan> attention_plan;  // the batch's
 };
 
-// A point in what a device has been asked for.
-class Milestone {
+// A point in the order of a device's work, as a CUDA event is.
+class Event {
  public:
-  virtual ~Milestone() = default;
+  virtual ~Event() = default;
   // Waits until all that was launched before it has run. Throws when any of that failed.
   virtual void Wait() = 0;
 };
 
-// Tokens that are being drawn.
-class DrawnTokens {
+// Tokens that are being sampled.
+class PendingTokens {
  public:
-  virtual ~DrawnTokens() = default;
+  virtual ~PendingTokens() = default;
   // Waits for them: one for each row, without the lists of most likely ones. Its id is -1 where the
   // row's logits are not all finite. At most once.
   virtual std::vector<SampledToken> Wait() = 0;
@@ -50,9 +50,9 @@ class DrawnTokens {
 // The token ids of a step's positions [tokens, taps], oldest first. In host memory.
 struct StepIds {
   absl::Span<const int32_t> ids;
-  // Those that only the device knows, if any: ids[to[n]] is the id of the token drawn[from[n]], and
-  // 0 where none was drawn.
-  const DrawnTokens* drawn = nullptr;
+  // Those that are still being sampled, if any: ids[to[n]] becomes the id of the token
+  // pending[from[n]], or 0 where that row's logits were not all finite.
+  const PendingTokens* pending = nullptr;
   absl::Span<const int32_t> from, to;
 };
 
@@ -67,13 +67,12 @@ struct DecodeGraphShape {
   int64_t longest = 0;             // positions of a sequence
   int64_t kv_block_size = 0;       // positions
   int64_t block_table_stride = 0;  // blocks of the longest
-  // Nobody's: rows that only fill up a step write here.
+  // Of no sequence: padding rows write here.
   int32_t spare_block = 0;
   int32_t spare_slot = 0;
 };
 
-// Decode steps whose launches were captured and are sent to the device as one. Used by one thread
-// at a time.
+// Decode steps whose launches were captured and are launched as one. Used by one thread at a time.
 class DecodeGraphs {
  public:
   virtual ~DecodeGraphs() = default;
@@ -99,49 +98,51 @@ class Device {
 
   virtual std::string name() const = 0;  // "cpu" | "cuda:N"
   virtual at::Device tensors() const = 0;
-  // Whether calls return before what they ask for has been computed, in the order of the calls.
-  virtual bool runs_beside() const = 0;
-  // How many rows every product has, so that a row's bits are the same in any; 0: as many as there
-  // are.
-  virtual int64_t product_rows() const = 0;
-  // Products are fast when what they sum over is a multiple of so many elements: others are padded
-  // with zeros where a model is free to.
-  virtual int64_t product_multiple() const = 0;
+  // Whether calls return before their results are computed, which happens in the order of the
+  // calls.
+  virtual bool is_async() const = 0;
+  // How many rows every matrix product has, so that a row's bits are the same in any; 0: as many as
+  // there are.
+  virtual int64_t matmul_rows() const = 0;
+  // Matrix products are fast when the dimension that they sum over is a multiple of this: others
+  // are padded with zeros where a model is free to.
+  virtual int64_t matmul_multiple() const = 0;
   // Valid as long as the device.
   virtual const kernels::Kernels& kernels() const = 0;
-  // What the host samples by.
+  // What the host samples with.
   virtual const kernels::CpuKernels& host_kernels() const = 0;
-  // What computes matrix products here; null: LibTorch.
-  virtual const kernels::CpuKernels* products() const = 0;
+  // What computes matrix products on this device; null: LibTorch.
+  virtual const kernels::CpuKernels* matmul_kernels() const = 0;
 
   // `batch` and `ids`, in host memory, for a call of kernels. They must outlive the result where
   // the device is the CPU; elsewhere they may go at once.
   virtual StepInput Upload(const kernels::Batch& batch, const StepIds& ids) const = 0;
 
-  // Null where launching is no effort. Must go before what the layers use.
+  // Null where launches cost nothing. Must be destroyed before what the layers use.
   virtual std::unique_ptr<DecodeGraphs> MakeDecodeGraphs(const DecodeGraphShape& shape) const = 0;
 
-  // Null where nothing is left to wait for.
-  virtual std::unique_ptr<Milestone> Mark() const = 0;
+  // After all that was launched so far. Null unless is_async().
+  virtual std::unique_ptr<Event> RecordEvent() const = 0;
 
   // x [rows, d] -> the rows given, in host memory, which need only live during the call.
   virtual at::Tensor GatherRows(const at::Tensor& x, absl::Span<const int32_t> rows) const = 0;
 
-  // Whether DrawTokens is to be used for a draw rather than Sample on the CPU. A device that runs
-  // beside its caller draws all that have no list of most likely tokens.
-  virtual bool CanDraw(const SampleRequest& request) const = 0;
+  // Whether SampleTokens serves the request; otherwise the host calls Sample. An asynchronous
+  // device serves all that do not ask for the most likely tokens.
+  virtual bool CanSample(const SampleRequest& request) const = 0;
   // logits [requests, vocab] in float32, on the device -> a token for each row. Does not wait for
   // them; `requests` need only live during the call.
-  virtual std::unique_ptr<DrawnTokens> DrawTokens(
+  virtual std::unique_ptr<PendingTokens> SampleTokens(
       const at::Tensor& logits, absl::Span<const SampleRequest> requests) const = 0;
 
   // OK as long as the device works. UNAVAILABLE once it does not, and never will again in this
   // process. Waits for what runs.
   virtual absl::Status Health() const = 0;
 
-  // Of its own, whoever uses it; nullopt on the CPU, whose memory is taken only as it is written.
+  // The device's own memory, shared by all processes; nullopt on the CPU, where it is taken only as
+  // it is written.
   virtual std::optional<DeviceMemory> memory() const = 0;
-  // Gives back memory that tensors have used and the tensor library keeps for later ones.
+  // Frees memory that tensors have used and the tensor library caches for later ones.
   virtual void ReleaseUnusedMemory() const = 0;
 };
 

@@ -36,7 +36,7 @@ struct Batch {
   // The slot whose tails a sequence goes on from. Null: its own.
   const int32_t* tail_source = nullptr;  // [sequences]
   // The slot that takes the tails as they are after this row, beside the sequence's own at its
-  // last row; -1: none. No slot that anyone in the batch goes on from. Null: none anywhere.
+  // last row; -1: none. No slot that any sequence of the batch goes on from. Null: none anywhere.
   const int32_t* row_save = nullptr;  // [tokens]
   // What a device that keeps these arrays has noted of them for its attention, in host memory.
   const AttentionPlan* attention_plan = nullptr;

@@ -10,8 +10,8 @@ struct PhiloxBlock {
 };
 
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): random
-// bits as a function of key and counter, so that a draw needs no state and no order. The upper
-// half of the 128-bit counter is 0.
+// bits as a function of key and counter, so that a random number needs no state and no order. The
+// upper half of the 128-bit counter is 0.
 inline PhiloxBlock Philox(uint64_t key, uint64_t counter) {
   constexpr uint64_t kMultiplier0 = 0xD2511F53, kMultiplier1 = 0xCD9E8D57;
   constexpr uint32_t kWeyl0 = 0x9E3779B9, kWeyl1 = 0xBB67AE85;

@@ -54,16 +54,17 @@ at::Tensor View(const void* p, at::IntArrayRef sizes, at::IntArrayRef strides,
       .make_tensor();
 }
 
-// `args` are those from the run's first row on; `room` [2, positions, H, hd] takes its K and V.
-void AttendGathered(const kernels::Batch& batch, const AttentionRun& run, const at::Tensor& room,
-                    const kernels::PagedAttentionArgs& args) {
+// `args` are those from the run's first row on; `workspace` [2, positions, H, hd] takes its K and
+// V.
+void AttendGathered(const kernels::Batch& batch, const AttentionRun& run,
+                    const at::Tensor& workspace, const kernels::PagedAttentionArgs& args) {
   const int32_t* const begins = batch.attention_plan->device_begins + run.begins;
-  const at::TensorOptions ints = room.options().dtype(at::kInt);
+  const at::TensorOptions ints = workspace.options().dtype(at::kInt);
   const at::Tensor row_begin = View(begins, {run.sequences + 1}, {1}, ints);
   const at::Tensor position_begin =
       View(begins + run.sequences + 1, {run.sequences + 1}, {1}, ints);
-  const at::Tensor k = room.select(0, 0).narrow(0, 0, run.positions);
-  const at::Tensor v = room.select(0, 1).narrow(0, 0, run.positions);
+  const at::Tensor k = workspace.select(0, 0).narrow(0, 0, run.positions);
+  const at::Tensor v = workspace.select(0, 1).narrow(0, 0, run.positions);
 
   cuda::GatherContextArgs gather;
   gather.type = args.type;
@@ -79,7 +80,7 @@ void AttendGathered(const kernels::Batch& batch, const AttentionRun& run, const 
                           batch.block_table_stride, run.longest, gather),
       "GatherContext");
   const at::Tensor q = View(args.q, {run.rows, args.heads, args.head_dim},
-                            {args.q_stride, args.head_dim, 1}, room.options());
+                            {args.q_stride, args.head_dim, 1}, workspace.options());
   const at::Tensor attended =
       cuda_runtime::FlashAttention(q, k, v, row_begin, position_begin, run.most_rows, run.longest);
   cuda_runtime::Check(cuda::FinishAttention(cuda_runtime::CurrentStream(), run.rows, args,
@@ -149,7 +150,7 @@ void CudaAttention::RunInPlace(const kernels::Batch& batch,
   if (floats_of_row > 0) {
     most_rows = std::clamp<int64_t>(kMaxWorkspaceFloats / floats_of_row, 1, batch.tokens);
   }
-  // Given back before its kernels have run: whoever gets it next comes later in the same stream.
+  // Freed before its kernels have run: what reuses it comes later in the same stream.
   const at::Tensor workspace =
       at::empty({most_rows * floats_of_row}, at::TensorOptions().dtype(at::kFloat).device(device_));
   const bool splits = floats_of_row > 0;
@@ -171,12 +172,12 @@ void CudaAttention::Run(const kernels::Batch& batch, const kernels::PagedAttenti
   }
   const at::TensorOptions options = at::TensorOptions().dtype(type).device(device_);
   // As many positions for every step of this size, so that the largest step says what is needed.
-  const at::Tensor room =
+  const at::Tensor workspace =
       at::empty({2, GatheredPositions(batch), args.heads, args.head_dim}, options);
   for (const AttentionRun& run : batch.attention_plan->runs) {
     const kernels::PagedAttentionArgs run_args = FromRow(args, run.first_row);
     if (run.gathered) {
-      AttendGathered(batch, run, room, run_args);
+      AttendGathered(batch, run, workspace, run_args);
       continue;
     }
     kernels::Batch rows = RowsOf(batch, run.first_row, run.rows);

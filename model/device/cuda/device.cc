@@ -71,14 +71,14 @@ class CudaDevice final : public Device {
 
   std::string name() const override { return "cuda:0"; }
   at::Device tensors() const override { return tensors_; }
-  bool runs_beside() const override { return true; }
+  bool is_async() const override { return true; }
   // Left alone, cuBLAS chooses the order of a product's sums by the number of rows, and flash
   // attention's depends on a prompt's chunks.
-  int64_t product_rows() const override { return batch_invariant_ ? 64 : 0; }
-  int64_t product_multiple() const override { return 8; }  // tensor cores, in bfloat16
+  int64_t matmul_rows() const override { return batch_invariant_ ? 64 : 0; }
+  int64_t matmul_multiple() const override { return 8; }  // tensor cores, in bfloat16
   const kernels::Kernels& kernels() const override { return kernels_; }
   const kernels::CpuKernels& host_kernels() const override { return *host_kernels_; }
-  const kernels::CpuKernels* products() const override { return nullptr; }
+  const kernels::CpuKernels* matmul_kernels() const override { return nullptr; }
 
   StepInput Upload(const kernels::Batch& batch, const StepIds& ids) const override {
     StepInput input{.batch = batch, .ids = ids.ids.data(), .memory = {}, .attention_plan = {}};
@@ -109,7 +109,7 @@ class CudaDevice final : public Device {
     return std::make_unique<CudaDecodeGraphs>(tensors_, shape);
   }
 
-  std::unique_ptr<Milestone> Mark() const override { return cuda_runtime::Mark(); }
+  std::unique_ptr<Event> RecordEvent() const override { return cuda_runtime::RecordEvent(); }
 
   at::Tensor GatherRows(const at::Tensor& x, absl::Span<const int32_t> rows) const override {
     const auto count = static_cast<int64_t>(rows.size());
@@ -128,10 +128,10 @@ class CudaDevice final : public Device {
   }
 
   // The lists of most likely tokens are not computed on the device.
-  bool CanDraw(const SampleRequest& request) const override { return request.logprobs <= 0; }
+  bool CanSample(const SampleRequest& request) const override { return request.logprobs <= 0; }
 
-  std::unique_ptr<DrawnTokens> DrawTokens(const at::Tensor& logits,
-                                          absl::Span<const SampleRequest> requests) const override {
+  std::unique_ptr<PendingTokens> SampleTokens(
+      const at::Tensor& logits, absl::Span<const SampleRequest> requests) const override {
     const auto count = static_cast<int64_t>(requests.size());
     CudaParcel parcel(tensors_);
     std::vector<cuda::SampleRow> rows;
@@ -153,7 +153,7 @@ class CudaDevice final : public Device {
     args.logprob = reinterpret_cast<float*>(args.id + count);
     Check(cuda::SampleTokens(cuda_runtime::CurrentStream(), count, args), "SampleTokens");
 
-    return std::make_unique<CudaDrawnTokens>(drawn);
+    return std::make_unique<CudaPendingTokens>(drawn);
   }
 
   absl::Status Health() const override { return cuda_runtime::Health(); }

@@ -32,14 +32,14 @@ constexpr c10::DeviceIndex kDevice = 0;
 // it, too, would need another number here.
 constexpr c10::MempoolId_t kGraphPool = {1, 0};
 
-class Event final : public Milestone {
+class CudaEvent final : public Event {
  public:
-  Event() {
+  CudaEvent() {
     CheckCuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "create an event");
   }
-  ~Event() override { cudaEventDestroy(event_); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
+  ~CudaEvent() override { cudaEventDestroy(event_); }
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
 
   void Record() { CheckCuda(cudaEventRecord(event_, CurrentStream()), "record an event"); }
   void Wait() override { CheckCuda(cudaEventSynchronize(event_), "wait for an event"); }
@@ -61,10 +61,10 @@ class PinnedCopy final : public HostCopy {
   }
 
  private:
-  // LibTorch's allocator of pinned memory knows of the copy: given back early, the memory is not
-  // lent out again before it is done.
+  // LibTorch's allocator of pinned memory tracks the copy: freed early, the memory is not reused
+  // before it is done.
   const at::Tensor on_host_;
-  Event arrived_;
+  CudaEvent arrived_;
 };
 
 class CapturedGraph final : public Graph {
@@ -136,8 +136,8 @@ at::Tensor Staging(int64_t bytes) {
   return at::empty({bytes}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));
 }
 
-std::unique_ptr<Milestone> Mark() {
-  auto event = std::make_unique<Event>();
+std::unique_ptr<Event> RecordEvent() {
+  auto event = std::make_unique<CudaEvent>();
   event->Record();
   return event;
 }

@@ -30,14 +30,14 @@ kernels::cuda::Stream CurrentStream();
 // `bytes` of host memory from which a copy to the device need not be waited for.
 at::Tensor Staging(int64_t bytes);
 
-// Where the current stream is.
-std::unique_ptr<Milestone> Mark();
+// On the current stream.
+std::unique_ptr<Event> RecordEvent();
 
 // A tensor on its way to host memory.
 class HostCopy {
  public:
   virtual ~HostCopy() = default;
-  // Waits until it has arrived, as a Milestone does.
+  // Waits until it has arrived, as an Event does.
   virtual at::Tensor Wait() = 0;
 };
 // As the stream will have computed `tensor` so far; later launches may overwrite it. Does not wait.
@@ -79,7 +79,7 @@ absl::Status Health();
 
 DeviceMemory Memory();
 
-// Gives back what LibTorch's allocator keeps for later.
+// Frees what LibTorch's allocator caches.
 void ReleaseUnused();
 
 }  // namespace ddl::cuda_runtime

@@ -7,7 +7,7 @@
 
 namespace ddl {
 
-std::vector<SampledToken> CudaDrawnTokens::Wait() {
+std::vector<SampledToken> CudaPendingTokens::Wait() {
   const at::Tensor on_host = copy_->Wait();
   const int64_t count = on_host.size(1);
   const int32_t* const values = on_host.const_data_ptr<int32_t>();
@@ -20,8 +20,8 @@ std::vector<SampledToken> CudaDrawnTokens::Wait() {
 }
 
 void FillIds(at::Device device, const StepIds& ids, const int32_t* on_device) {
-  if (ids.drawn == nullptr) return;
-  const at::Tensor drawn = ids.drawn->ids();
+  if (ids.pending == nullptr) return;
+  const at::Tensor drawn = ids.pending->ids();
   const auto count = static_cast<int64_t>(ids.to.size());
   kernels::cuda::FillIdsArgs args;
   args.drawn = drawn.const_data_ptr<int32_t>();

@@ -12,12 +12,12 @@
 
 namespace ddl {
 
-// Tokens that the device draws: on their way to the host, and where the next step reads them.
-class CudaDrawnTokens final : public DrawnTokens {
+// Tokens that the device samples: on their way to the host, and where the next step reads them.
+class CudaPendingTokens final : public PendingTokens {
  public:
   // drawn [2, rows] int32, on the device: ids, then the bits of logprobs, so that one copy brings
   // back both.
-  explicit CudaDrawnTokens(const at::Tensor& drawn)
+  explicit CudaPendingTokens(const at::Tensor& drawn)
       : drawn_(drawn), copy_(cuda_runtime::CopyToHost(drawn)) {}
 
   std::vector<SampledToken> Wait() override;
@@ -28,7 +28,7 @@ class CudaDrawnTokens final : public DrawnTokens {
   const std::unique_ptr<cuda_runtime::HostCopy> copy_;
 };
 
-// Puts the ids that only the device knows into `on_device`, where the others have been sent.
+// Puts the ids that are still being sampled into `on_device`, where the others have been sent.
 void FillIds(at::Device device, const StepIds& ids, const int32_t* on_device);
 
 }  // namespace ddl

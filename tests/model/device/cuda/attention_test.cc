@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <random>
 #include <string>
 #include <utility>
@@ -19,6 +20,7 @@
 #include "gtest/gtest.h"
 #include "model/device/cuda/runtime.h"
 #include "model/device/device.h"
+#include "model/kernels/packed_batch.h"
 #include "tests/model/device/tested_device.h"
 
 namespace ddl {
@@ -29,37 +31,24 @@ using kernels::AttentionRun;
 // {first position, rows} of each sequence.
 using Sequences = std::vector<std::pair<int, int>>;
 
-// A batch in host memory, with blocks that no two sequences share, in no order.
-struct HostBatch {
-  explicit HostBatch(const Sequences& sequences, int64_t block_size = 4) {
-    for (const auto& [start, rows] : sequences) {
-      for (int i = 0; i < rows; ++i) {
-        row_sequence.push_back(static_cast<int32_t>(slot.size()));
-        position.push_back(start + i);
-      }
-      row_begin.push_back(static_cast<int32_t>(position.size()));
-      slot.push_back(static_cast<int32_t>(slot.size()));
-      batch.longest = std::max<int64_t>(batch.longest, start + rows);
-    }
-    batch.tokens = static_cast<int64_t>(position.size());
-    batch.sequences = static_cast<int64_t>(slot.size());
-    batch.block_table_stride = (batch.longest + block_size - 1) / block_size;
-    for (int64_t n = 0; n < batch.sequences * batch.block_table_stride; ++n) {
-      block_table.push_back(static_cast<int32_t>(n));
-    }
-    std::shuffle(block_table.begin(), block_table.end(), std::mt19937(5));
-    batch.row_begin = row_begin.data();
-    batch.row_sequence = row_sequence.data();
-    batch.position = position.data();
-    batch.slot = slot.data();
-    batch.block_table = block_table.data();
+// A batch with blocks that no two sequences share, in no order.
+kernels::PackedBatch Pack(const Sequences& sequences, int64_t block_size = 4) {
+  int64_t stride = 0;
+  for (const auto& [start, rows] : sequences) {
+    stride = std::max<int64_t>(stride, (start + rows + block_size - 1) / block_size);
   }
-  HostBatch(const HostBatch&) = delete;
-  HostBatch& operator=(const HostBatch&) = delete;
-
-  std::vector<int32_t> row_begin{0}, row_sequence, position, slot, block_table;
-  kernels::Batch batch;
-};
+  std::vector<int32_t> blocks(sequences.size() * stride);
+  std::iota(blocks.begin(), blocks.end(), 0);
+  std::shuffle(blocks.begin(), blocks.end(), std::mt19937(5));
+  kernels::PackedBatch packed(stride);
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const auto& [start, rows] = sequences[s];
+    packed.AddSequence(static_cast<int32_t>(s),
+                       absl::MakeConstSpan(blocks).subspan(s * stride, stride));
+    for (int i = 0; i < rows; ++i) packed.AddRow(start + i);
+  }
+  return packed;
+}
 
 std::string Text(const std::vector<AttentionRun>& runs) {
   std::string text;
@@ -104,12 +93,12 @@ TEST(CudaAttentionTest, PlanTakesABatchApart) {
        {0, 4, 0, 100, 0, 4, 0, 100}},
   };
   for (const Row& row : rows) {
-    const HostBatch host(row.sequences);
-    const kernels::AttentionPlan plan = MakeAttentionPlan(host.batch);
+    const kernels::PackedBatch packed = Pack(row.sequences);
+    const kernels::AttentionPlan plan = MakeAttentionPlan(packed.batch());
     EXPECT_EQ(Text(plan.runs), row.runs) << row.name;
     EXPECT_EQ(plan.begins, row.begins) << row.name;
     for (const AttentionRun& run : plan.runs) {
-      EXPECT_TRUE(!run.gathered || run.positions <= GatheredPositions(host.batch)) << row.name;
+      EXPECT_TRUE(!run.gathered || run.positions <= GatheredPositions(packed.batch())) << row.name;
     }
   }
 }
@@ -226,9 +215,10 @@ TEST(CudaAttentionTest, GatheredEqualsInPlace) {
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
     const at::TensorOptions options = at::TensorOptions().dtype(type).device((*device)->tensors());
     for (const Row& row : rows) {
-      const HostBatch host(row.sequences, row.block_size);
-      const int64_t heads = row.heads, hd = row.head_dim, tokens = host.batch.tokens;
-      const int64_t blocks = static_cast<int64_t>(host.block_table.size());
+      const kernels::PackedBatch packed = Pack(row.sequences, row.block_size);
+      const kernels::Batch host_batch = packed.batch();
+      const int64_t heads = row.heads, hd = row.head_dim, tokens = host_batch.tokens;
+      const int64_t blocks = host_batch.sequences * host_batch.block_table_stride;
       const at::Tensor qkv = RandomTensor(random, {tokens, 3, heads, hd}, 2.0f, options);
       const at::Tensor k = RandomTensor(random, {blocks, heads, hd, row.block_size}, 1.0f, options);
       const at::Tensor v = RandomTensor(random, {blocks, heads, row.block_size, hd}, 1.0f, options);
@@ -245,7 +235,7 @@ TEST(CudaAttentionTest, GatheredEqualsInPlace) {
       args.norm_weight = row.norm ? norm.const_data_ptr<float>() : nullptr;
       args.norm_eps = 0.05f;
       args.gate = row.gate ? gate.const_data_ptr() : nullptr;
-      const StepInput input = (*device)->Upload(host.batch, {});
+      const StepInput input = (*device)->Upload(host_batch, {});
       ASSERT_NE(input.batch.attention_plan, nullptr) << row.name;
       std::vector<std::vector<float>> y;
       for (const bool planned : {true, false}) {

@@ -22,17 +22,17 @@ constexpr int32_t kBlockSize = 4;
 constexpr int32_t kBlocks = 8;  // of a sequence
 constexpr int32_t kSlots = 6;
 
-class CudaStepsUnderWayTest : public testing::Test {
+class CudaInFlightStepsTest : public testing::Test {
  protected:
-  ~CudaStepsUnderWayTest() override { cuda_runtime::on_host = {}; }
+  ~CudaInFlightStepsTest() override { cuda_runtime::on_host = {}; }
 
   static std::unique_ptr<ModelRunner> Open(const std::string& name) {
     return OpenGoldenOnCuda(name, {kBlockSize, kBlocks, kSlots, /*max_step_tokens=*/64});
   }
 };
 
-// Completions that begin in different steps. One draws at random, one has its prompt computed in
-// chunks, and one loses what it has computed while its last token is being drawn, and is computed
+// Completions that begin in different steps. One samples at random, one has its prompt computed in
+// chunks, and one loses what it has computed while its last token is being sampled, and is computed
 // anew elsewhere, all in one chunk.
 class Completions {
  public:
@@ -53,7 +53,7 @@ class Completions {
     sequences_[1].longest_chunk = 4;
   }
 
-  // What every completion has drawn, ids and the bits of logprobs.
+  // What every completion has sampled, ids and the bits of logprobs.
   std::vector<std::vector<int32_t>> Run() {
     for (int32_t step = 0; step < 11; ++step) {
       if (step == 5) sequences_[2].Take(4);
@@ -65,16 +65,16 @@ class Completions {
         AddChunk(i, chunks, begun);
       }
       runner_.Begin(chunks);
-      for (Drawing& drawing : begun) {
-        if (drawing.draws) sequences_[drawing.sequence].tokens.push_back(-1);
+      for (const BegunChunk& chunk : begun) {
+        if (chunk.samples) sequences_[chunk.sequence].tokens.push_back(-1);
       }
       steps_.push_back(std::move(begun));
       if (steps_.size() == (ahead_ ? 2u : 1u)) Finish();
     }
     while (!steps_.empty()) Finish();
-    std::vector<std::vector<int32_t>> drawn;
-    for (const Sequence& sequence : sequences_) drawn.push_back(sequence.drawn);
-    return drawn;
+    std::vector<std::vector<int32_t>> sampled;
+    for (const Sequence& sequence : sequences_) sampled.push_back(sequence.sampled);
+    return sampled;
   }
 
  private:
@@ -92,13 +92,13 @@ class Completions {
     int32_t prompt = 0, known = 0, computed = 0, slot = 0, begins_at = 0, longest_chunk = 64;
     std::deque<std::vector<int32_t>> block_tables;  // the last is its own
     int32_t place = 0;                              // in the step begun last
-    std::vector<int32_t> drawn;
+    std::vector<int32_t> sampled;
   };
-  struct Drawing {
+  struct BegunChunk {
     size_t sequence = 0;
-    bool draws = false;
+    bool samples = false;
   };
-  using Step = std::vector<Drawing>;  // by chunk
+  using Step = std::vector<BegunChunk>;  // by chunk
 
   void AddChunk(size_t i, std::vector<SequenceChunk>& chunks, Step& begun) {
     Sequence& sequence = sequences_[i];
@@ -108,9 +108,9 @@ class Completions {
     chunk.start = sequence.computed;
     chunk.block_table = sequence.block_tables.back();
     chunk.slot = sequence.slot;
-    const bool draws = end == sequence.size();
-    if (draws && sequence.tokens.back() == -1) chunk.last_token_from = sequence.place;
-    if (draws) {
+    const bool samples = end == sequence.size();
+    if (samples && sequence.tokens.back() == -1) chunk.last_token_from = sequence.place;
+    if (samples) {
       SampleRequest& sample = chunk.sample.emplace();
       sample.params = i == 0 ? &random_ : &greedy_;
       sample.index = static_cast<uint64_t>(sequence.size() - sequence.prompt);
@@ -118,23 +118,23 @@ class Completions {
     }
     sequence.place = static_cast<int32_t>(begun.size());
     sequence.computed = end;
-    begun.push_back({i, draws});
+    begun.push_back({i, samples});
   }
 
   void Finish() {
     const auto outputs = runner_.Finish();
     ASSERT_TRUE(outputs.ok()) << outputs.status();
     for (size_t n = 0; n < steps_.front().size(); ++n) {
-      const Drawing& drawing = steps_.front()[n];
+      const BegunChunk& chunk = steps_.front()[n];
       const ChunkOutput& output = (*outputs)[n];
       ASSERT_TRUE(output.status.ok()) << output.status;
-      ASSERT_EQ(output.sampled.has_value(), drawing.draws);
-      if (!drawing.draws) continue;
-      Sequence& sequence = sequences_[drawing.sequence];
+      ASSERT_EQ(output.sampled.has_value(), chunk.samples);
+      if (!chunk.samples) continue;
+      Sequence& sequence = sequences_[chunk.sequence];
       *std::find(sequence.tokens.begin(), sequence.tokens.end(), -1) = output.sampled->id;
       int32_t bits = 0;
       std::memcpy(&bits, &output.sampled->logprob, sizeof(bits));
-      sequence.drawn.insert(sequence.drawn.end(), {output.sampled->id, bits});
+      sequence.sampled.insert(sequence.sampled.end(), {output.sampled->id, bits});
     }
     steps_.pop_front();
   }
@@ -146,7 +146,7 @@ class Completions {
   std::deque<Step> steps_;  // begun, not finished
 };
 
-TEST_F(CudaStepsUnderWayTest, ChangeNoBit) {
+TEST_F(CudaInFlightStepsTest, ChangeNoBit) {
   for (const std::string model :
        {"gpt_base", "vdim1_base", "cc_base", "ccec_base", "tc_base", "tcec_base", "tcec_v_shift"}) {
     for (const bool graphs : {true, false}) {
@@ -158,12 +158,12 @@ TEST_F(CudaStepsUnderWayTest, ChangeNoBit) {
       const int replays = cuda_runtime::on_host.replays;
       EXPECT_EQ(Completions(runner.get(), true).Run(), one_by_one) << what;
       EXPECT_EQ(cuda_runtime::on_host.replays > replays, graphs) << what;
-      for (const std::vector<int32_t>& drawn : one_by_one) EXPECT_GE(drawn.size(), 14u) << what;
+      for (const std::vector<int32_t>& sampled : one_by_one) EXPECT_GE(sampled.size(), 14u) << what;
     }
   }
 }
 
-// Two steps of one sequence, the second begun from what the first draws.
+// Two steps of one sequence, the second begun from what the first samples.
 class TwoSteps {
  public:
   explicit TwoSteps(ModelRunner* runner) : runner_(*runner) {
@@ -190,7 +190,7 @@ class TwoSteps {
   SequenceChunk chunk_;
 };
 
-TEST_F(CudaStepsUnderWayTest, FailuresAreTheirSteps) {
+TEST_F(CudaInFlightStepsTest, AFailureEndsItsOwnStep) {
   using Code = absl::StatusCode;
   struct Row {
     std::string name;
@@ -233,7 +233,7 @@ TEST_F(CudaStepsUnderWayTest, FailuresAreTheirSteps) {
 }
 
 // A prompt's chunks bring nothing, but they take their time.
-TEST_F(CudaStepsUnderWayTest, AStepThatDrawsNothingIsWaitedForToo) {
+TEST_F(CudaInFlightStepsTest, AStepThatSamplesNothingIsWaitedForToo) {
   const auto runner = Open("ccec_base");
   const std::vector<TokenId> tokens = {9, 8, 7};
   const std::vector<int32_t> blocks = {1};
@@ -246,7 +246,7 @@ TEST_F(CudaStepsUnderWayTest, AStepThatDrawsNothingIsWaitedForToo) {
 }
 
 // Steps in which the host has a part are computed in their turn.
-TEST_F(CudaStepsUnderWayTest, TheHostsPartComesInItsTurn) {
+TEST_F(CudaInFlightStepsTest, HostWorkIsDoneInStepOrder) {
   const auto runner = Open("tcec_base");
   TwoSteps steps(runner.get());
   steps.BeginFirst();

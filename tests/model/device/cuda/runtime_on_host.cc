@@ -26,7 +26,7 @@ at::Tensor Staging(int64_t bytes) { return at::empty({bytes}, at::kByte); }
 
 namespace {
 
-class MilestoneOnHost final : public Milestone {
+class EventOnHost final : public Event {
  public:
   void Wait() override { TORCH_CHECK(on_host.wait_error.empty(), on_host.wait_error); }
 };
@@ -36,7 +36,7 @@ class CopyOnHost final : public HostCopy {
  public:
   explicit CopyOnHost(const at::Tensor& tensor) : copy_(tensor.to(at::kCPU)) {}
   at::Tensor Wait() override {
-    MilestoneOnHost().Wait();
+    EventOnHost().Wait();
     return copy_;
   }
 
@@ -46,7 +46,7 @@ class CopyOnHost final : public HostCopy {
 
 }  // namespace
 
-std::unique_ptr<Milestone> Mark() { return std::make_unique<MilestoneOnHost>(); }
+std::unique_ptr<Event> RecordEvent() { return std::make_unique<EventOnHost>(); }
 
 std::unique_ptr<HostCopy> CopyToHost(const at::Tensor& tensor) {
   return std::make_unique<CopyOnHost>(tensor);

@@ -63,7 +63,7 @@ TEST_F(CudaRuntimeTest, ACopyIsOfWhatWasThereWhenItWasAskedFor) {
   const auto second = CopyToHost(numbers);
   numbers.fill_(3.0f);
   CopyToHost(numbers);  // nobody waits
-  Mark()->Wait();
+  RecordEvent()->Wait();
   EXPECT_EQ(Value(second->Wait()), 2.0f);
   EXPECT_EQ(Value(first->Wait()), 1.0f);
 }
