@@ -51,7 +51,7 @@ class ThreadPool {
   static constexpr uint32_t kLoop = ~((1u << 14) - 1);
   static constexpr uint32_t kNextLoop = 1u << 14;
 
-  // What is left of a thread's part of a loop, in grains: begin in the upper half, end in the lower.
+  // What is left of a thread's part of a loop, in grains: begin in the upper half, end below.
   // Its thread takes from the front, the others from the back. On a cache line of its own.
   struct alignas(64) Part {
     std::atomic<uint64_t> left{0};
