@@ -18,10 +18,9 @@ struct Layer {
   Linear qkv, output, mlp_in, mlp_out;
 };
 
-Linear Matrix(const kernels::CpuKernels& kernels, int64_t rows, int64_t columns,
-              at::ScalarType type) {
+Linear Matrix(const LinearOptions& options, int64_t rows, int64_t columns, at::ScalarType type) {
   // What the numbers are does not matter to the time, as long as they are normal.
-  return Linear({at::full({rows, columns}, 0.01, at::TensorOptions().dtype(type))}, &kernels);
+  return Linear({at::full({rows, columns}, 0.01, at::TensorOptions().dtype(type))}, options);
 }
 
 at::Tensor Input(int64_t rows, int64_t columns, at::ScalarType type) {
@@ -44,16 +43,18 @@ MatrixProducts::MatrixProducts(const Checkpoint& checkpoint, RunnerDType dtype, 
   const ModelConfig& config = checkpoint.config();
   Weights& w = *weights_;
   w.kernels = MakeCpuKernels(kernels::BestInstructionSet(), threads);
+  HugePages memory;
+  const LinearOptions options = {.kernels = w.kernels.get(), .memory = &memory};
   w.type = dtype == RunnerDType::kBFloat16 ? at::kBFloat16 : at::kFloat;
   w.d = config.hidden_size;
   w.inner = config.num_attention_heads * config.head_dim;
   w.m = MlpWidth(config, checkpoint.variant());
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
-    w.layers.push_back(
-        {Matrix(*w.kernels, 3 * w.inner, w.d, w.type), Matrix(*w.kernels, w.d, w.inner, w.type),
-         Matrix(*w.kernels, 2 * w.m, w.d, w.type), Matrix(*w.kernels, w.d, w.m, w.type)});
+    w.layers.push_back({Matrix(options, 3 * w.inner, w.d, w.type),
+                        Matrix(options, w.d, w.inner, w.type),
+                        Matrix(options, 2 * w.m, w.d, w.type), Matrix(options, w.d, w.m, w.type)});
   }
-  w.head = Matrix(*w.kernels, config.vocab_size, w.d, w.type);
+  w.head = Matrix(options, config.vocab_size, w.d, w.type);
 }
 
 MatrixProducts::~MatrixProducts() = default;

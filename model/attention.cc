@@ -45,7 +45,7 @@ RotaryTable::RotaryTable(const ModelConfig& config, int64_t positions, at::Devic
 }
 
 Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
-                     const at::TensorOptions& options, Quantization quantization,
+                     const at::TensorOptions& options, const LinearOptions& linear,
                      const Device& device, const RotaryTable* rotary)
     : d_(checkpoint.config().hidden_size),
       heads_(checkpoint.config().num_attention_heads),
@@ -62,12 +62,11 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
   const auto floats = [&](const std::string& name) {
     return KernelFloats(WeightFloats(checkpoint.Get(prefix + name)), options.device());
   };
-  const kernels::CpuKernels* const matmul_kernels = device.matmul_kernels();
   qkv_ =
       Linear({weight("c_q.weight"), weight(config.use_k_shift ? "c_k.linear.weight" : "c_k.weight"),
               weight(config.use_v_shift ? "c_v.linear.weight" : "c_v.weight")},
-             matmul_kernels, quantization, device.matmul_rows());
-  output_ = Linear({weight("c_proj.weight")}, matmul_kernels, quantization, device.matmul_rows());
+             linear);
+  output_ = Linear({weight("c_proj.weight")}, linear);
   if (config.use_k_shift) k_shift_ = floats("c_k.shift_proj.weight");
   if (config.use_v_shift) v_shift_ = floats("c_v.shift_proj.weight");
   if (config.use_qk_rmsnorm) {
@@ -76,7 +75,7 @@ Attention::Attention(const Checkpoint& checkpoint, const std::string& prefix,
   }
   has_gate_ = config.use_output_gate;
   if (has_gate_) {
-    gate_ = Linear({weight("g_proj.weight")}, matmul_kernels, quantization, device.matmul_rows());
+    gate_ = Linear({weight("g_proj.weight")}, linear);
   }
   if (config.using_groupnorm) {
     output_norm_ = floats("subln.weight");

@@ -41,9 +41,9 @@ class RotaryTable {
 class Attention {
  public:
   // `prefix` is "transformer.h.{i}.attn.". `options` say the type of large weights and where all
-  // are. `device` and `rotary` must outlive the layer.
+  // are, `linear` how they are multiplied. `device` and `rotary` must outlive the layer.
   Attention(const Checkpoint& checkpoint, const std::string& prefix,
-            const at::TensorOptions& options, Quantization quantization, const Device& device,
+            const at::TensorOptions& options, const LinearOptions& linear, const Device& device,
             const RotaryTable* rotary);
 
   // What a call may overwrite, of the large weights' type, with at least as many rows as its input.

@@ -73,11 +73,13 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
     return WeightAs(checkpoint.Get(name), activations);
   };
   embedding_ = weight("transformer.wte.weight");
-  const kernels::CpuKernels* const matmul_kernels = device->matmul_kernels();
-  const int64_t matmul_rows = device->matmul_rows();
+  HugePages memory;
+  const LinearOptions linear = {.kernels = device->matmul_kernels(),
+                                .memory = &memory,
+                                .quantization = options.quantization,
+                                .rows_at_once = device->matmul_rows()};
   const bool tied = !checkpoint.Has("lm_head.weight");
-  head_ = Linear({tied ? embedding_ : weight("lm_head.weight")}, matmul_kernels,
-                 options.quantization, matmul_rows);
+  head_ = Linear({tied ? embedding_ : weight("lm_head.weight")}, linear);
   if (checkpoint.Has("input_embed.conv.weight")) {
     const TensorView& conv = checkpoint.Get("input_embed.conv.weight");
     input_taps_ = conv.shape[2];
@@ -89,21 +91,19 @@ DdlModel::DdlModel(std::shared_ptr<const Checkpoint> checkpoint_pointer,
     const std::string prefix = "transformer.h." + std::to_string(i) + ".";
     layers_.push_back(
         {DeltaResidual::BeforeSublayer(checkpoint, prefix, "attn", dv_causal, device->tensors()),
-         Attention(checkpoint, prefix + "attn.", activations, options.quantization, *device,
-                   &rotary_),
+         Attention(checkpoint, prefix + "attn.", activations, linear, *device, &rotary_),
          DeltaResidual::BeforeSublayer(checkpoint, prefix, "mlp", dv_causal, device->tensors()),
          Linear({PaddedTo(mlp_width_, d_, weight(prefix + "mlp.c_fc1.weight")),
                  PaddedTo(mlp_width_, d_, weight(prefix + "mlp.c_fc2.weight"))},
-                matmul_kernels, options.quantization, matmul_rows),
-         Linear({PaddedTo(d_, mlp_width_, weight(prefix + "mlp.c_proj.weight"))}, matmul_kernels,
-                options.quantization, matmul_rows)});
+                linear),
+         Linear({PaddedTo(d_, mlp_width_, weight(prefix + "mlp.c_proj.weight"))}, linear)});
   }
   before_head_ = DeltaResidual::BeforeHead(checkpoint, dv_causal, device->tensors());
 
   MakeCaches(options.kv_num_blocks);
 
   // Matrix products of whole slices then read no rows but these.
-  const int64_t rows = RoundUp(options.max_step_tokens, std::max<int64_t>(matmul_rows, 1));
+  const int64_t rows = RoundUp(options.max_step_tokens, std::max<int64_t>(linear.rows_at_once, 1));
   x_ = at::empty({rows, d_, dv_}, activations);
   c_ = at::empty({rows, d_}, activations);
   const int64_t heads_width = int64_t{config.num_attention_heads} * config.head_dim;

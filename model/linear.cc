@@ -9,7 +9,6 @@
 #include <algorithm>
 
 #include "base/check.h"
-#include "model/huge_pages.h"
 
 namespace ddl {
 namespace {
@@ -41,12 +40,12 @@ Tensor WholeSlice(const Tensor& x, int64_t first, int64_t n) {
 
 }  // namespace
 
-Linear::Linear(const std::vector<Tensor>& weights, const kernels::CpuKernels* kernels,
-               Quantization quantization, int64_t rows_at_once)
-    : kernels_(kernels), rows_at_once_(rows_at_once) {
+Linear::Linear(const std::vector<Tensor>& weights, const LinearOptions& options)
+    : kernels_(options.kernels), rows_at_once_(options.rows_at_once) {
   for (const Tensor& weight : weights) out_features_ += weight.size(0);
   if (kernels_ == nullptr) {
-    DDL_CHECK(quantization == Quantization::kNone, "LibTorch multiplies what is not quantized");
+    DDL_CHECK(options.quantization == Quantization::kNone,
+              "LibTorch multiplies what is not quantized");
     weight_ = weights.size() == 1 ? weights[0].contiguous() : at::cat(weights);
     return;
   }
@@ -56,11 +55,11 @@ Linear::Linear(const std::vector<Tensor>& weights, const kernels::CpuKernels* ke
     kept.push_back(weight.contiguous());
     parts.push_back({kept.back().const_data_ptr(), weight.size(0)});
   }
-  packed_.type = WeightTypeOf(kept[0].scalar_type(), quantization);
+  packed_.type = WeightTypeOf(kept[0].scalar_type(), options.quantization);
   packed_.n = out_features_;
   packed_.k = kept[0].size(1);
   weight_ =
-      EmptyOnHugePages({kernels_->PackedBytes(packed_.type, packed_.n, packed_.k)}, at::kByte);
+      options.memory->Empty({kernels_->PackedBytes(packed_.type, packed_.n, packed_.k)}, at::kByte);
   packed_.data = weight_.data_ptr();
   if (packed_.type == kernels::WeightType::kInt8) {
     scales_ = at::empty({kernels::PaddedColumns(packed_.n)}, at::kFloat);

@@ -6,10 +6,23 @@
 #include <cstdint>
 #include <vector>
 
+#include "model/huge_pages.h"
 #include "model/kernels/cpu/cpu_kernels.h"
 #include "model/runner_options.h"
 
 namespace ddl {
+
+// What the matrix products of a model have in common.
+struct LinearOptions {
+  // Multiplies, and must outlive the products; null: LibTorch does, where the weights are.
+  const kernels::CpuKernels* kernels = nullptr;
+  HugePages* memory = nullptr;  // for what `kernels` packs; not null where that is not
+  Quantization quantization = Quantization::kNone;  // else weights are bfloat16 and on the CPU
+  // > 0, where LibTorch multiplies: every product has so many rows, one slice after the other. For
+  // one shape cuBLAS uses one algorithm, so that a row's result depends on that row only there,
+  // too.
+  int64_t rows_at_once = 0;
+};
 
 // y = W x without a bias. On the CPU the weight is packed once, at load, in the order that our
 // kernels read. Elsewhere it stays as it is, and LibTorch multiplies.
@@ -17,13 +30,8 @@ class Linear {
  public:
   Linear() = default;
   // `weights` [out_i, in] each, of one floating type: their rows are stacked, so that several
-  // products of one input are a single one. `kernels` multiplies and must outlive this; null:
-  // LibTorch does, where the weights are. Quantized, weights are bfloat16 and on the CPU.
-  // `rows_at_once` > 0, where LibTorch multiplies: every product has so many rows, one slice after
-  // the other. For one shape cuBLAS uses one algorithm, so that a row's result depends on that row
-  // only there, too.
-  Linear(const std::vector<at::Tensor>& weights, const kernels::CpuKernels* kernels,
-         Quantization quantization = Quantization::kNone, int64_t rows_at_once = 0);
+  // products of one input are a single one.
+  Linear(const std::vector<at::Tensor>& weights, const LinearOptions& options);
 
   // x [rows, in] of the weights' type, contiguous -> [rows, sum of out_i]. By our kernels a row of
   // the result depends on that row of x only, bit for bit, whatever the number of rows. `out` [at

@@ -103,6 +103,7 @@ class BatchInvarianceTest : public testing::Test {
 
   const c10::InferenceMode inference_mode_;
   ThreadPool threads_{2};
+  HugePages memory_;
 };
 
 TEST_F(BatchInvarianceTest, OfOurProducts) {
@@ -116,7 +117,9 @@ TEST_F(BatchInvarianceTest, OfOurProducts) {
   for (const auto& type : types) {
     const at::TensorOptions options = at::TensorOptions().dtype(type.type);
     for (const auto& [out, in] : {std::pair{1, 1}, {31, 48}, {100, 33}, {300, 288}}) {
-      const Linear linear({at::randn({out, in}).to(options)}, sound.get(), type.quantization);
+      const Linear linear(
+          {at::randn({out, in}).to(options)},
+          {.kernels = sound.get(), .memory = &memory_, .quantization = type.quantization});
       EXPECT_EQ(FindBatchDependence(linear, options), "") << out << " x " << in;
     }
   }
@@ -140,7 +143,8 @@ TEST_F(BatchInvarianceTest, NoticesAProductThatCountsItsRows) {
   for (const auto& row : rows) {
     const auto faulty = Kernels({.matmul = row.is_faulty});
     for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
-      const Linear linear({at::randn({200, 64}).to(type)}, faulty.get());
+      const Linear linear({at::randn({200, 64}).to(type)},
+                          {.kernels = faulty.get(), .memory = &memory_});
       EXPECT_EQ(FindBatchDependence(linear, at::TensorOptions().dtype(type)), row.found)
           << row.name;
     }

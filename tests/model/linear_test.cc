@@ -77,11 +77,14 @@ class LinearTest : public testing::TestWithParam<Parameters> {
     rows.insert(rows.end(), {127, 128, 129, 511, 512, 513});
     return rows;
   }
-  const kernels::CpuKernels* kernels() const { return kernels_.get(); }
+  LinearOptions Options() {
+    return {.kernels = kernels_.get(), .memory = &memory_, .quantization = GetParam().quantization};
+  }
 
  private:
   ThreadPool threads_{2};
   std::unique_ptr<const kernels::CpuKernels> kernels_;
+  HugePages memory_;
 };
 
 // A row of the product has the same bits whatever the number of rows, as the first or the last, and
@@ -94,7 +97,7 @@ TEST_P(LinearTest, ARowDoesNotDependOnTheOthers) {
     SCOPED_TRACE(testing::Message() << "[" << shape.out << ", " << shape.in << "]");
     const at::Tensor weight = at::randn({shape.out, shape.in}).mul(0.05).to(type);
     const at::Tensor x = at::randn({most, shape.in}).to(type);
-    const Linear linear({weight}, kernels(), quantization);
+    const Linear linear({weight}, Options());
     const at::Tensor expected = linear(x), exact_of = linear.ToFloat(x);
     // Some rows are enough for the values: a product in double is slow.
     const int64_t checked = std::min<int64_t>(most, 20);
@@ -132,8 +135,8 @@ TEST_P(LinearTest, StacksWeights) {
     weights.reserve(parts.size());
     for (const int64_t rows : parts) weights.push_back(at::randn({rows, 70}).to(type));
     const at::Tensor x = at::randn({19, 70}).to(type);
-    const Linear stacked(weights, kernels(), quantization);
-    const Linear whole({at::cat(weights)}, kernels(), quantization);
+    const Linear stacked(weights, Options());
+    const Linear whole({at::cat(weights)}, Options());
     EXPECT_EQ(stacked.out_features(), whole.out_features());
     EXPECT_TRUE(at::equal(stacked(x), whole(x)));
     at::Tensor out = at::empty({25, stacked.out_features()}, x.options());
