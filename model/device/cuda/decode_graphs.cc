@@ -59,16 +59,16 @@ StepInput CudaDecodeGraphs::Upload(const Size& size, const kernels::Batch& batch
     input.batch.tail_source = tail_source.data();
     input.batch.row_save = row_save.data();
   }
-  CudaParcel parcel(device_);
-  parcel.Add(&input.batch.row_begin, rows + 1);
-  parcel.Add(&input.batch.row_sequence, rows);
-  parcel.Add(&input.batch.position, rows);
-  parcel.Add(&input.batch.slot, rows);
-  parcel.Add(&input.batch.block_table, rows * stride);
-  parcel.Add(&input.batch.tail_source, rows);
-  parcel.Add(&input.batch.row_save, rows);
-  parcel.Add(&input.ids, rows * taps);
-  input.memory = parcel.Send(memory);
+  StagedCopy copy(device_);
+  copy.Add(&input.batch.row_begin, rows + 1);
+  copy.Add(&input.batch.row_sequence, rows);
+  copy.Add(&input.batch.position, rows);
+  copy.Add(&input.batch.slot, rows);
+  copy.Add(&input.batch.block_table, rows * stride);
+  copy.Add(&input.batch.tail_source, rows);
+  copy.Add(&input.batch.row_save, rows);
+  copy.Add(&input.ids, rows * taps);
+  input.memory = copy.Send(memory);
   FillIds(device_, ids, input.ids);  // rows that fill up come after the batch's
   return input;
 }

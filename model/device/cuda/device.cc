@@ -82,25 +82,25 @@ class CudaDevice final : public Device {
 
   StepInput Upload(const kernels::Batch& batch, const StepIds& ids) const override {
     StepInput input{.batch = batch, .ids = ids.ids.data(), .memory = {}, .attention_plan = {}};
-    CudaParcel parcel(tensors_);
-    parcel.Add(&input.batch.row_begin, batch.sequences + 1);
-    parcel.Add(&input.batch.row_sequence, batch.tokens);
-    parcel.Add(&input.batch.position, batch.tokens);
-    parcel.Add(&input.batch.slot, batch.sequences);
-    parcel.Add(&input.batch.block_table, batch.sequences * batch.block_table_stride);
-    parcel.Add(&input.batch.tail_source, batch.sequences);
-    parcel.Add(&input.batch.row_save, batch.tokens);
-    parcel.Add(&input.ids, static_cast<int64_t>(ids.ids.size()));
+    StagedCopy copy(tensors_);
+    copy.Add(&input.batch.row_begin, batch.sequences + 1);
+    copy.Add(&input.batch.row_sequence, batch.tokens);
+    copy.Add(&input.batch.position, batch.tokens);
+    copy.Add(&input.batch.slot, batch.sequences);
+    copy.Add(&input.batch.block_table, batch.sequences * batch.block_table_stride);
+    copy.Add(&input.batch.tail_source, batch.sequences);
+    copy.Add(&input.batch.row_save, batch.tokens);
+    copy.Add(&input.ids, static_cast<int64_t>(ids.ids.size()));
     kernels::AttentionPlan plan;  // without one rows are attended to one by one
     if (!batch_invariant_) plan = MakeAttentionPlan(batch);
     if (!plan.runs.empty()) {
       auto kept = std::make_shared<kernels::AttentionPlan>(std::move(plan));
       kept->device_begins = kept->begins.data();
-      parcel.Add(&kept->device_begins, static_cast<int64_t>(kept->begins.size()));
+      copy.Add(&kept->device_begins, static_cast<int64_t>(kept->begins.size()));
       input.batch.attention_plan = kept.get();
       input.attention_plan = std::move(kept);
     }
-    input.memory = parcel.Send();
+    input.memory = copy.Send();
     FillIds(tensors_, ids, input.ids);
     return input;
   }
@@ -120,9 +120,9 @@ class CudaDevice final : public Device {
     args.x = x.const_data_ptr();
     args.rows = rows.data();
     args.y = gathered.data_ptr();
-    CudaParcel parcel(tensors_);
-    parcel.Add(&args.rows, count);
-    const at::Tensor memory = parcel.Send();
+    StagedCopy copy(tensors_);
+    copy.Add(&args.rows, count);
+    const at::Tensor memory = copy.Send();
     Check(cuda::GatherRows(cuda_runtime::CurrentStream(), count, args), "GatherRows");
     return gathered;
   }
@@ -133,27 +133,27 @@ class CudaDevice final : public Device {
   std::unique_ptr<PendingTokens> SampleTokens(
       const at::Tensor& logits, absl::Span<const SampleRequest> requests) const override {
     const auto count = static_cast<int64_t>(requests.size());
-    CudaParcel parcel(tensors_);
+    StagedCopy copy(tensors_);
     std::vector<cuda::SampleRow> rows;
     rows.reserve(requests.size());
-    for (const SampleRequest& request : requests) AddRow(request, rows, parcel);
+    for (const SampleRequest& request : requests) AddRow(request, rows, copy);
     cuda::SampleTokensArgs args;
     args.rows = rows.data();
-    parcel.Add(&args.rows, count);
-    const at::Tensor memory = parcel.Send();
+    copy.Add(&args.rows, count);
+    const at::Tensor memory = copy.Send();
 
     const at::TensorOptions on_device = at::TensorOptions().device(tensors_);
     const at::Tensor workspace =
         at::empty({cuda::SampleWorkspaceBytes(count, logits.size(1))}, on_device.dtype(at::kByte));
-    const at::Tensor drawn = at::empty({2, count}, on_device.dtype(at::kInt));
+    const at::Tensor sampled = at::empty({2, count}, on_device.dtype(at::kInt));
     args.vocab = logits.size(1);
     args.logits = logits.const_data_ptr<float>();
     args.workspace = workspace.data_ptr();
-    args.id = drawn.data_ptr<int32_t>();
+    args.id = sampled.data_ptr<int32_t>();
     args.logprob = reinterpret_cast<float*>(args.id + count);
     Check(cuda::SampleTokens(cuda_runtime::CurrentStream(), count, args), "SampleTokens");
 
-    return std::make_unique<CudaPendingTokens>(drawn);
+    return std::make_unique<CudaPendingTokens>(sampled);
   }
 
   absl::Status Health() const override { return cuda_runtime::Health(); }
@@ -161,20 +161,20 @@ class CudaDevice final : public Device {
   void ReleaseUnusedMemory() const override { cuda_runtime::ReleaseUnused(); }
 
  private:
-  // Appends to `rows`, which has room: the parcel keeps pointers into it.
+  // Appends to `rows`, which has room: the copy keeps pointers into it.
   static void AddRow(const SampleRequest& request, std::vector<cuda::SampleRow>& rows,
-                     CudaParcel& parcel) {
+                     StagedCopy& copy) {
     static const SamplingParams kDefaults;
     const SamplingParams& params = request.params != nullptr ? *request.params : kDefaults;
     static_assert(sizeof(cuda::SampleBias) == sizeof(LogitBias) &&
                   offsetof(cuda::SampleBias, bias) == offsetof(LogitBias, bias));
     cuda::SampleRow& row =
         rows.emplace_back(SampleRowOf(params, request.index, request.vocab_size));
-    const auto add = [&parcel](const auto** pointer, int32_t* size, const auto* values,
-                               size_t count) {
+    const auto add = [&copy](const auto** pointer, int32_t* size, const auto* values,
+                             size_t count) {
       *pointer = values;
       *size = static_cast<int32_t>(count);
-      parcel.Add(pointer, *size);
+      copy.Add(pointer, *size);
     };
     add(&row.bias, &row.bias_count,
         reinterpret_cast<const cuda::SampleBias*>(params.logit_bias.data()),

@@ -8,7 +8,7 @@
 
 namespace ddl {
 
-// A draw as the kernel takes it, without its arrays, which have yet to go to the device.
+// A row's sampling as the kernel takes it, without its arrays, which have yet to go to the device.
 inline kernels::cuda::SampleRow SampleRowOf(const SamplingParams& params, uint64_t index,
                                             TokenId vocab_size) {
   kernels::cuda::SampleRow row;

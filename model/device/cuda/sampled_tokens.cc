@@ -21,17 +21,17 @@ std::vector<SampledToken> CudaPendingTokens::Wait() {
 
 void FillIds(at::Device device, const StepIds& ids, const int32_t* on_device) {
   if (ids.pending == nullptr) return;
-  const at::Tensor drawn = ids.pending->ids();
+  const at::Tensor sampled = ids.pending->ids();
   const auto count = static_cast<int64_t>(ids.to.size());
   kernels::cuda::FillIdsArgs args;
-  args.drawn = drawn.const_data_ptr<int32_t>();
+  args.sampled = sampled.const_data_ptr<int32_t>();
   args.from = ids.from.data();
   args.to = ids.to.data();
   args.ids = const_cast<int32_t*>(on_device);
-  CudaParcel parcel(device);
-  parcel.Add(&args.from, count);
-  parcel.Add(&args.to, count);
-  const at::Tensor memory = parcel.Send();
+  StagedCopy copy(device);
+  copy.Add(&args.from, count);
+  copy.Add(&args.to, count);
+  const at::Tensor memory = copy.Send();
   cuda_runtime::Check(kernels::cuda::FillIds(cuda_runtime::CurrentStream(), count, args),
                       "FillIds");
 }

@@ -15,16 +15,16 @@ namespace ddl {
 // Tokens that the device samples: on their way to the host, and where the next step reads them.
 class CudaPendingTokens final : public PendingTokens {
  public:
-  // drawn [2, rows] int32, on the device: ids, then the bits of logprobs, so that one copy brings
+  // sampled [2, rows] int32, on the device: ids, then the bits of logprobs, so that one copy brings
   // back both.
-  explicit CudaPendingTokens(const at::Tensor& drawn)
-      : drawn_(drawn), copy_(cuda_runtime::CopyToHost(drawn)) {}
+  explicit CudaPendingTokens(const at::Tensor& sampled)
+      : sampled_(sampled), copy_(cuda_runtime::CopyToHost(sampled)) {}
 
   std::vector<SampledToken> Wait() override;
-  at::Tensor ids() const override { return drawn_.select(0, 0); }
+  at::Tensor ids() const override { return sampled_.select(0, 0); }
 
  private:
-  const at::Tensor drawn_;
+  const at::Tensor sampled_;
   const std::unique_ptr<cuda_runtime::HostCopy> copy_;
 };
 

@@ -9,11 +9,11 @@
 
 namespace ddl {
 
-at::Tensor CudaParcel::Send(at::Tensor memory) {
+at::Tensor StagedCopy::Send(at::Tensor memory) {
   if (!memory.defined()) {
     memory = at::empty({bytes_}, at::TensorOptions().dtype(at::kByte).device(device_));
   }
-  DDL_CHECK(memory.numel() == bytes_, "the memory is that of a parcel of the same sizes");
+  DDL_CHECK(memory.numel() == bytes_, "the memory is that of a copy of the same sizes");
   const at::Tensor staging = cuda_runtime::Staging(bytes_);
   auto* const on_device = static_cast<unsigned char*>(memory.data_ptr());
   auto* const on_host = static_cast<unsigned char*>(staging.data_ptr());

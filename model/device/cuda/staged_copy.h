@@ -9,9 +9,9 @@
 namespace ddl {
 
 // Arrays on their way to the device: put together in host memory, then sent as one copy.
-class CudaParcel {
+class StagedCopy {
  public:
-  explicit CudaParcel(at::Device device) : device_(device) {}
+  explicit StagedCopy(at::Device device) : device_(device) {}
 
   // `*pointer`, which must live until Send, points to `count` elements and will to their copies; an
   // empty array becomes null.
@@ -26,7 +26,7 @@ class CudaParcel {
 
   // Makes the pointers those of the device's memory, and copies what they pointed to once all are:
   // a struct that is itself an item arrives with the device's pointers in it. They go into
-  // `memory`, which another parcel of the same sizes has returned, or into new memory.
+  // `memory`, which Send of another of the same sizes has returned, or into new memory.
   at::Tensor Send(at::Tensor memory = {});
 
  private:

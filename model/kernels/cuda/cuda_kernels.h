@@ -75,7 +75,7 @@ Error GatherContext(Stream stream, int64_t sequences, const int32_t* block_table
 
 Error SwiGlu(Stream stream, int64_t tokens, const SwiGluArgs& args);
 
-// The rows that draw a token, made adjacent: y[n] = x[rows[n]].
+// The rows that sample a token, made adjacent: y[n] = x[rows[n]].
 struct GatherRowsArgs {
   Type type = Type::kFloat32;
   int64_t d = 0;
@@ -85,25 +85,25 @@ struct GatherRowsArgs {
 };
 Error GatherRows(Stream stream, int64_t count, const GatherRowsArgs& args);
 
-// Ids that the host does not know yet: ids[to[n]] = drawn[from[n]], or 0 where that is -1, so that
-// what reads them finds an id.
+// Ids that the host does not know yet: ids[to[n]] = sampled[from[n]], or 0 where that is -1, so
+// that what reads them finds an id.
 struct FillIdsArgs {
-  const int32_t* drawn = nullptr;  // as SampleTokensArgs::id
-  const int32_t* from = nullptr;   // [count]
-  const int32_t* to = nullptr;     // [count] no two the same
-  int32_t* ids = nullptr;          // in and out
+  const int32_t* sampled = nullptr;  // as SampleTokensArgs::id
+  const int32_t* from = nullptr;     // [count]
+  const int32_t* to = nullptr;       // [count] no two the same
+  int32_t* ids = nullptr;            // in and out
 };
 Error FillIds(Stream stream, int64_t count, const FillIdsArgs& args);
 
-// ---- Drawing tokens: the same draw as Sample in model/sampler.h, so that only tokens come back
+// ---- Sampling: the same tokens as Sample in model/sampler.h, so that only they come back
 
 struct SampleBias {
   int32_t id = 0;
   float bias = 0.0f;
 };
 
-// One draw; the fields of SamplingParams and SampleRequest. The arrays are device memory. Ids
-// outside [0, vocab_size) in them are ignored.
+// One row's sampling; the fields of SamplingParams and SampleRequest. The arrays are device memory.
+// Ids outside [0, vocab_size) in them are ignored.
 struct SampleRow {
   float temperature = 1.0f;
   int32_t top_k = -1;
@@ -112,7 +112,7 @@ struct SampleRow {
   float repetition_penalty = 1.0f;
   float frequency_penalty = 0.0f;
   float presence_penalty = 0.0f;
-  int32_t vocab_size = 0;  // ids at or past it are never drawn
+  int32_t vocab_size = 0;  // ids at or past it are never sampled
   uint64_t seed = 0;
   uint64_t index = 0;
   const SampleBias* bias = nullptr;  // an id at most once

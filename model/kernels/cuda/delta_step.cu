@@ -9,13 +9,12 @@
 // a second time and leaves x_in in shared memory. What nearly all boundaries are in bfloat16 has
 // kCommon kernels, where d is known as well, and no thread is left over.
 
-#include "model/kernels/cuda/block.cuh"
+#include "model/kernels/cuda/delta_step.cuh"
 
 namespace ddl::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 128;  // of all but kCommon kernels
-constexpr int kMaxChannels = 8;
 constexpr int64_t kMaxFeatures = 16384;
 constexpr int64_t kMaxTaps = 64;
 // What a launch does with its rows.
@@ -44,52 +43,6 @@ __host__ __device__ inline Layout LayoutOf(const DeltaStepArgs& args, const Phas
   layout.hidden = layout.x_in + (phases.read && (!held || hidden) ? RoundUp16(args.d * 4) : 0);
   layout.end = layout.hidden + (hidden ? RoundUp16(args.gate.beta_hidden * 4) : 0);
   return layout;
-}
-
-// sum_j w[j] x[j] of feature `i` of a pack. One order on every path of TC.
-template <int kDv, int kElements, typename T>
-__device__ float Tap(const float* w, const Pack<T, kElements>& x, int i, int dv) {
-  float sum = 0.0f;
-  if constexpr (kDv > 0) {
-    const Pack<float, kDv> weight = LoadWeights<kDv>(w);
-#pragma unroll
-    for (int j = 0; j < kDv; ++j) {
-      sum = MultiplyAdd(weight.element[j], ToFloat(x.element[i * kDv + j]), sum);
-    }
-  } else {
-#pragma unroll
-    for (int j = 0; j < kMaxChannels; ++j) {
-      if (j < dv) sum = MultiplyAdd(w[j], ToFloat(x.element[j]), sum);
-    }
-  }
-  return sum;
-}
-
-// `kGroup` features of a row of X, [kGroup, dv]. kDv = 0: dv is only known now, and kGroup is 1.
-template <int kDv, int kGroup, typename T>
-__device__ auto LoadFeatures(const T* x, int dv) {
-  if constexpr (kDv > 0) {
-    return LoadPack<kGroup * kDv>(x);
-  } else {
-    Pack<T, kMaxChannels> pack = {};
-#pragma unroll
-    for (int j = 0; j < kMaxChannels; ++j) {
-      if (j < dv) pack.element[j] = x[j];
-    }
-    return pack;
-  }
-}
-
-template <int kDv, int kGroup, typename T, int kElements>
-__device__ void StoreFeatures(T* x, const Pack<T, kElements>& pack, int dv) {
-  if constexpr (kDv > 0) {
-    StorePack(x, pack);
-  } else {
-#pragma unroll
-    for (int j = 0; j < kMaxChannels; ++j) {
-      if (j < dv) x[j] = pack.element[j];
-    }
-  }
 }
 
 // Two-layer beta from c, which is in shared memory and complete.
@@ -353,100 +306,6 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kMinBlocks)
   args.v[t * dv + j] = v;
 }
 
-// |r beta k (v - k^T X)| / |X| of each row, before its rewrite. The update is h step^T, so its size
-// is |h| |step|. Only asked for now and then: reading X once more is cheaper than a sum more in
-// every rewrite.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) UpdateRatioRows(DeltaStepArgs args) {
-  BeginKernel();
-  const int64_t t = blockIdx.x;
-  const int d = static_cast<int>(args.d), dv = static_cast<int>(args.dv);
-  const T* h = static_cast<const T*>(args.h) + t * d;
-  const T* x = static_cast<const T*>(args.x) + t * d * dv;
-  float sum[2 + kMaxChannels] = {};  // |h|^2, |X|^2, h . X[:, j]
-  for (int i = threadIdx.x; i < d; i += kThreads) {
-    const float value = ToFloat(h[i]);
-    const auto x_pack = LoadFeatures<0, 1>(x + static_cast<int64_t>(i) * dv, dv);
-    sum[0] += value * value;
-#pragma unroll
-    for (int j = 0; j < kMaxChannels; ++j) {  // 0 from dv on
-      const float element = ToFloat(x_pack.element[j]);
-      sum[1] += element * element;
-      sum[2 + j] += value * element;
-    }
-  }
-  BlockSum<kThreads>(sum, reinterpret_cast<float*>(SharedMemory()));
-  if (threadIdx.x != 0) return;
-  const float inverse_norm = 1.0f / sqrtf(sum[0] + args.k_eps * args.k_eps);
-  const float beta = args.residual_multiplier * args.beta[t];
-  float step_squared = 0.0f;
-#pragma unroll
-  for (int j = 0; j < kMaxChannels; ++j) {
-    if (j >= dv) continue;
-    const float step = inverse_norm * beta * (args.v[t * dv + j] - inverse_norm * sum[2 + j]);
-    step_squared += step * step;
-  }
-  args.update_ratio[t] = sum[1] > 0.0f ? sqrtf(sum[0] / sum[1] * step_squared) : 0.0f;
-}
-
-// The tail that a sequence goes on from; null at its start.
-__device__ inline const float* SourceTail(const DeltaStepArgs& args, const Batch& batch,
-                                          int64_t sequence) {
-  return batch.position[batch.row_begin[sequence]] > 0
-             ? args.tail + TailSource(batch, sequence) * args.tail_stride
-             : nullptr;
-}
-
-// TC: the tails as they are after rows `first` to `end` - 1 of a sequence, for feature i. `target`
-// may be `source`: a_n is written once a_{n + rows} is read.
-template <typename T, int kDv>
-__device__ void LeaveTail(const DeltaStepArgs& args, int64_t first, int64_t end, int64_t i,
-                          const float* source, float* target) {
-  const int64_t taps = args.taps, d = args.d;
-  const int dv = kDv > 0 ? kDv : static_cast<int>(args.dv);
-  for (int64_t n = 0; n + 1 < taps; ++n) {
-    const int64_t output = end + n;  // the row that a_{n+1} is for
-    const int64_t carried = end - first + n;
-    float sum = source != nullptr && carried < taps - 1 ? source[carried * d + i] : 0.0f;
-    const int64_t oldest = output - taps + 1 > first ? output - taps + 1 : first;
-    for (int64_t s = oldest; s < end; ++s) {
-      const auto x_pack =
-          LoadFeatures<kDv, 1>(static_cast<const T*>(args.x) + (s * d + i) * dv, dv);
-      const float* w = args.compress_weight + ((taps - 1 - (output - s)) * d + i) * dv;
-      sum = Add(sum, Tap<kDv>(w, x_pack, 0, dv));
-    }
-    target[n * d + i] = sum;
-  }
-}
-
-// A thread owns whole features. blockIdx.x is a row that leaves its tail in a slot of its own.
-template <typename T, int kDv>
-__global__ void __launch_bounds__(kThreads, 4) SavedTails(DeltaStepArgs args, Batch batch) {
-  BeginKernel();
-  const int64_t t = blockIdx.x;
-  const int64_t save = batch.row_save[t];
-  if (save < 0) return;
-  const int64_t sequence = batch.row_sequence[t], first = batch.row_begin[sequence];
-  const float* source = SourceTail(args, batch, sequence);
-  const int64_t i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
-  if (i >= args.d) return;
-  LeaveTail<T, kDv>(args, first, t + 1, i, source, args.tail + save * args.tail_stride);
-}
-
-// blockIdx.x is a sequence. Where it goes on from the tail that it leaves, rows that are saved read
-// that too: this comes after SavedTails.
-template <typename T, int kDv>
-__global__ void __launch_bounds__(kThreads, 4) TokenTails(DeltaStepArgs args, Batch batch) {
-  BeginKernel();
-  const int64_t sequence = blockIdx.x;
-  const int64_t first = batch.row_begin[sequence], end = batch.row_begin[sequence + 1];
-  const float* source = SourceTail(args, batch, sequence);
-  const int64_t i = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
-  if (i >= args.d) return;
-  LeaveTail<T, kDv>(args, first, end, i, source,
-                    args.tail + batch.slot[sequence] * args.tail_stride);
-}
-
 template <typename T, int kDv, int kGroup, int kTrips, bool kOverTokens>
 Error LaunchRows(Stream stream, const Batch& batch, const DeltaStepArgs& args,
                  const Phases& phases) {
@@ -484,9 +343,7 @@ bool HasCommonSize(int64_t d) { return d == 768 || d == 1024 || d == 2048; }
 template <typename T, int kDv, int kGroup, int kTrips>
 Error LaunchAll(Stream stream, const Batch& batch, const DeltaStepArgs& args) {
   if (args.rewrite == Rewrite::kDelta && args.update_ratio != nullptr) {
-    constexpr int64_t kSums = kThreads / kWarp * (2 + kMaxChannels);
-    const Error error = Launch(UpdateRatioRows<T>, Grid{batch.tokens}, kThreads,
-                               kSums * static_cast<int64_t>(sizeof(float)), stream, args);
+    const Error error = LaunchUpdateRatio(stream, batch.tokens, args);
     if (error != kSuccess) return error;
   }
   Phases phases;
@@ -515,13 +372,7 @@ Error LaunchAll(Stream stream, const Batch& batch, const DeltaStepArgs& args) {
   phases.read = true;
   const Error error = LaunchRows<T, kDv, kGroup, kTrips, true>(stream, batch, args, phases);
   if (error != kSuccess) return error;
-  const int64_t parts = DivideUp(args.d, kThreads);
-  if (batch.row_save != nullptr) {
-    const Error saved =
-        Launch(SavedTails<T, kDv>, Grid{batch.tokens, parts}, kThreads, 0, stream, args, batch);
-    if (saved != kSuccess) return saved;
-  }
-  return Launch(TokenTails<T, kDv>, Grid{batch.sequences, parts}, kThreads, 0, stream, args, batch);
+  return LaunchTokenTails(stream, batch, args);
 }
 
 // Whether every pack of `group` features of every tensor is aligned for its access.

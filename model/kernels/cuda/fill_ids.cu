@@ -1,4 +1,4 @@
-// What one step has drawn becomes what the next one reads, without the host in between.
+// What one step has sampled becomes what the next one reads, without the host in between.
 
 #include "model/kernels/cuda/block.cuh"
 
@@ -7,12 +7,12 @@ namespace {
 
 constexpr int kThreads = 128;
 
-__global__ void __launch_bounds__(kThreads) FillDrawnIds(FillIdsArgs args, int64_t count) {
+__global__ void __launch_bounds__(kThreads) FillSampledIds(FillIdsArgs args, int64_t count) {
   BeginKernel();
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (n >= count) return;
-  const int32_t id = args.drawn[args.from[n]];
-  // Nothing was drawn from logits that are not finite. Their sequence has failed, but its row of
+  const int32_t id = args.sampled[args.from[n]];
+  // Nothing was sampled from logits that are not finite. Their sequence has failed, but its row of
   // the embedding is still read.
   args.ids[args.to[n]] = id >= 0 ? id : 0;
 }
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kThreads) FillDrawnIds(FillIdsArgs args, int64
 
 Error FillIds(Stream stream, int64_t count, const FillIdsArgs& args) {
   if (count == 0) return kSuccess;
-  return Launch(FillDrawnIds, Grid{DivideUp(count, kThreads)}, kThreads, 0, stream, args, count);
+  return Launch(FillSampledIds, Grid{DivideUp(count, kThreads)}, kThreads, 0, stream, args, count);
 }
 
 }  // namespace ddl::kernels::cuda

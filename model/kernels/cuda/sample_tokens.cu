@@ -1,62 +1,18 @@
-// Draws tokens as model/sampler.cc does. A block owns a row.
+// Samples tokens as model/sampler.cc does. A block owns a row.
 //
 // What decides a token follows the CPU's order exactly: penalties, bias, exp and, with top_k or
-// top_p, the double sums over tokens from the most likely down. To have that order without sorting
-// the vocabulary, the block ranks chunks of the most likely tokens, as many as the filters need: a
-// radix select over (weight, id) finds a threshold that no more than a chunk's worth pass, and a
-// bitonic sort orders those. Keys are unique, so integer atomics in any order lead to one result.
-//
-// Where the most likely chunk is not enough for top_p, the distribution is so flat that ranking on
-// would take a chunk after the other. Instead the same radix descent finds the key at which the
-// mass from the most likely token down reaches what is asked for: masses are then integers, whose
-// sum has no order, in units of 2^-39 of the largest weight.
-// Sums over the whole vocabulary are doubles in an order of their own: they differ from the CPU's
-// in the last bits of a double.
+// top_p, the double sums over tokens from the most likely down, which rank_tokens.cuh finds. Where
+// the most likely chunk is not enough for top_p, the distribution is flat, and masses take the
+// place of ranks. Sums over the whole vocabulary are doubles in an order of their own: they differ
+// from the CPU's in the last bits of a double.
 
-#include "model/kernels/cuda/block.cuh"
+#include "model/kernels/cuda/rank_tokens.cuh"
 
 namespace ddl::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kChunk = 1024;  // a power of two
-constexpr int kBins = 256;
-constexpr int kKeyBytes = 8;
 constexpr float kMaxFloat = 3.402823466e+38f;
 constexpr int32_t kInPrompt = 1 << 30;  // in a token's count, beside how often it was generated
-
-// What thread 0 decides for all.
-struct Decision {
-  uint64_t bound;      // ranked already: keys from here up
-  uint64_t threshold;  // of the next chunk
-  int found;           // keys in the chunk
-  int refine;          // whether a bin must be looked into
-  int enough;          // whether the filters need no more
-  double mass;         // of all ranked
-  uint64_t above;      // the mass of the keys above the bin that FindMass looks into
-};
-
-struct Shared {
-  uint64_t* key;  // [kChunk]
-  double* sum;    // [kThreads]
-  Decision* decision;
-  uint64_t* bin_mass;  // [kBins]
-  int* bin;            // [kBins]
-  float* scratch;      // [2, warps]
-};
-constexpr int64_t kSharedBytes =
-    kChunk * 8 + kThreads * 8 + sizeof(Decision) + kBins * 12 + 2 * (kThreads / kWarp) * 4;
-
-__device__ inline Shared SharedOf() {
-  Shared shared;
-  shared.key = reinterpret_cast<uint64_t*>(SharedMemory());
-  shared.sum = reinterpret_cast<double*>(shared.key + kChunk);
-  shared.decision = reinterpret_cast<Decision*>(shared.sum + kThreads);
-  shared.bin_mass = reinterpret_cast<uint64_t*>(shared.decision + 1);
-  shared.bin = reinterpret_cast<int*>(shared.bin_mass + kBins);
-  shared.scratch = reinterpret_cast<float*>(shared.bin + kBins);
-  return shared;
-}
 
 // exp as the CPU's kernels have it, with every multiply and add that can be one made one.
 __device__ inline float Exp(float x) {
@@ -79,36 +35,25 @@ __device__ inline float Exp(float x) {
 
 __device__ inline float Finite(float logit) { return fminf(fmaxf(logit, -kMaxFloat), kMaxFloat); }
 
-// Ordered as the sampler ranks: larger weights first, ties to the lower id. Never 0.
-__device__ inline uint64_t KeyOf(float weight, int id) {
-  return static_cast<uint64_t>(FloatBits(weight)) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
-}
-__device__ inline float WeightOf(uint64_t key) {
-  return FloatOfBits(static_cast<uint32_t>(key >> 32));
-}
-__device__ inline int IdOf(uint64_t key) {
-  return static_cast<int>(0xffffffffu - static_cast<uint32_t>(key));
-}
-
 // Penalties, bias and bans, on a copy of the logits in `value` [n]. `count` [n] is scratch.
 __device__ inline void Adjust(const SampleRow& row, const float* logits, int n, float* value,
                               int* count) {
   const bool penalises = row.repetition_penalty != 1.0f || row.frequency_penalty != 0.0f ||
                          row.presence_penalty != 0.0f;
-  const auto is_drawable = [&](int id) { return id >= 0 && id < n; };
+  const auto can_be_sampled = [&](int id) { return id >= 0 && id < n; };
   if (penalises) {
-    for (int i = threadIdx.x; i < n; i += kThreads) count[i] = 0;
+    for (int i = threadIdx.x; i < n; i += kSampleThreads) count[i] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < row.prompt_count; i += kThreads) {
-      if (is_drawable(row.prompt[i])) count[row.prompt[i]] = kInPrompt;
+    for (int i = threadIdx.x; i < row.prompt_count; i += kSampleThreads) {
+      if (can_be_sampled(row.prompt[i])) count[row.prompt[i]] = kInPrompt;
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < row.generated_count; i += kThreads) {
-      if (is_drawable(row.generated[i])) atomicAdd(&count[row.generated[i]], 1);
+    for (int i = threadIdx.x; i < row.generated_count; i += kSampleThreads) {
+      if (can_be_sampled(row.generated[i])) atomicAdd(&count[row.generated[i]], 1);
     }
     __syncthreads();
   }
-  for (int i = threadIdx.x; i < n; i += kThreads) {
+  for (int i = threadIdx.x; i < n; i += kSampleThreads) {
     float logit = logits[i];
     if (penalises && count[i] != 0) {
       const auto generated = static_cast<float>(count[i] & (kInPrompt - 1));
@@ -121,154 +66,20 @@ __device__ inline void Adjust(const SampleRow& row, const float* logits, int n, 
     value[i] = logit;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < row.bias_count; i += kThreads) {
+  for (int i = threadIdx.x; i < row.bias_count; i += kSampleThreads) {
     const SampleBias& bias = row.bias[i];
-    if (is_drawable(bias.id)) value[bias.id] = Finite(Add(value[bias.id], bias.bias));
+    if (can_be_sampled(bias.id)) value[bias.id] = Finite(Add(value[bias.id], bias.bias));
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < row.banned_count; i += kThreads) {
-    if (is_drawable(row.banned[i])) value[row.banned[i]] = -INFINITY;
+  for (int i = threadIdx.x; i < row.banned_count; i += kSampleThreads) {
+    if (can_be_sampled(row.banned[i])) value[row.banned[i]] = -INFINITY;
   }
   __syncthreads();
 }
 
-// Finds a threshold that at least one and at most kChunk of the keys below decision.bound reach,
-// and the most that whole bins allow. decision.found is their number, 0 if no key is left.
-__device__ inline void FindThreshold(const float* weight, int n, const Shared& shared) {
-  Decision& decision = *shared.decision;
-  uint64_t prefix = 0;
-  for (int level = kKeyBytes - 1; level >= 0; --level) {
-    const int shift = 8 * level;
-    for (int b = threadIdx.x; b < kBins; b += kThreads) shared.bin[b] = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < n; i += kThreads) {
-      const uint64_t key = KeyOf(weight[i], i);
-      const bool inside = level == kKeyBytes - 1 || key >> (shift + 8) == prefix >> (shift + 8);
-      if (inside && key < decision.bound) {
-        atomicAdd(&shared.bin[key >> shift & (kBins - 1)], 1);
-      }
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      decision.found = 0;
-      decision.refine = 0;
-#pragma unroll 1
-      for (int b = kBins - 1; b >= 0; --b) {
-        if (shared.bin[b] == 0) continue;
-        if (decision.found + shared.bin[b] > kChunk) {
-          decision.refine = decision.found == 0;
-          // No key left is above this bin, so what is found in it comes first.
-          if (decision.refine) decision.threshold = prefix | static_cast<uint64_t>(b) << shift;
-          break;
-        }
-        decision.found += shared.bin[b];
-        decision.threshold = prefix | static_cast<uint64_t>(b) << shift;
-      }
-    }
-    __syncthreads();
-    prefix = decision.threshold;
-    const bool refine = decision.refine != 0;
-    __syncthreads();  // all have read it
-    if (!refine) return;
-  }
-}
-
-// Descending, in place; size is a power of two.
-__device__ inline void Sort(uint64_t* key, int size) {
-  for (int run = 2; run <= size; run *= 2) {
-    for (int distance = run / 2; distance > 0; distance /= 2) {
-      for (int i = threadIdx.x; i < size; i += kThreads) {
-        const int other = i ^ distance;
-        if (other <= i) continue;
-        const bool descending = (i & run) == 0;
-        const uint64_t a = key[i], b = key[other];
-        if (descending ? a < b : a > b) {
-          key[i] = b;
-          key[other] = a;
-        }
-      }
-      __syncthreads();
-    }
-  }
-}
-
-// The next most likely tokens, into shared.key in order; decision.found of them.
-__device__ inline void RankChunk(const float* weight, int n, const Shared& shared) {
-  Decision& decision = *shared.decision;
-  FindThreshold(weight, n, shared);
-  const uint64_t bound = decision.bound, threshold = decision.threshold;
-  const int found = decision.found;
-  int size = 2;
-  while (size < found) size *= 2;
-  for (int i = threadIdx.x; i < size; i += kThreads) shared.key[i] = 0;
-  if (threadIdx.x == 0) shared.bin[0] = 0;
-  __syncthreads();
-  if (found == 0) return;
-  for (int i = threadIdx.x; i < n; i += kThreads) {
-    const uint64_t key = KeyOf(weight[i], i);
-    if (key >= threshold && key < bound) shared.key[atomicAdd(&shared.bin[0], 1)] = key;
-  }
-  __syncthreads();
-  Sort(shared.key, size);
-  if (threadIdx.x == 0) decision.bound = threshold;
-}
-
-// A weight as an integer mass: of any vocabulary (2^24) they add up to less than 2^64.
-__device__ inline uint64_t MassOf(float weight) {
-  return static_cast<uint64_t>(Multiply(weight, 549755813888.0f));  // 2^39
-}
-
-// The mass of the keys from `bound` up.
-__device__ inline uint64_t MassFrom(uint64_t bound, const float* weight, int n,
-                                    const Shared& shared) {
-  uint64_t sum[1] = {};
-  for (int i = threadIdx.x; i < n; i += kThreads) {
-    if (KeyOf(weight[i], i) >= bound) sum[0] += MassOf(weight[i]);
-  }
-  BlockSum<kThreads>(sum, reinterpret_cast<uint64_t*>(shared.sum));
-  return sum[0];
-}
-
-// The key at which the mass of the keys from the largest down reaches `target`, which is at least 1
-// and at most that of all.
-__device__ inline uint64_t FindMass(uint64_t target, const float* weight, int n,
-                                    const Shared& shared) {
-  Decision& decision = *shared.decision;
-  uint64_t prefix = 0;
-  uint64_t above = 0;  // the mass of the keys above those with this prefix
-  for (int level = kKeyBytes - 1; level >= 0; --level) {
-    const int shift = 8 * level;
-    for (int b = threadIdx.x; b < kBins; b += kThreads) shared.bin_mass[b] = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < n; i += kThreads) {
-      const uint64_t key = KeyOf(weight[i], i);
-      if (level == kKeyBytes - 1 || key >> (shift + 8) == prefix >> (shift + 8)) {
-        AtomicAdd(&shared.bin_mass[key >> shift & (kBins - 1)], MassOf(weight[i]));
-      }
-    }
-    __syncthreads();
-    // The one bin in which the target is reached.
-    const int b = static_cast<int>(threadIdx.x);
-    if (b < kBins) {
-      uint64_t before = above;
-#pragma unroll 4
-      for (int larger = kBins - 1; larger > b; --larger) before += shared.bin_mass[larger];
-      if (before < target && target <= before + shared.bin_mass[b]) {
-        decision.above = before;
-        decision.threshold = prefix | static_cast<uint64_t>(b) << shift;
-      }
-    }
-    __syncthreads();
-    prefix = decision.threshold;
-    above = decision.above;
-    __syncthreads();  // all have read them
-  }
-  return prefix;
-}
-
-// A draw by top_p and min_p, without ranking what they keep.
-__device__ inline int DrawFlat(const SampleRow& row, const float* weight, int n, double u,
-                               const Shared& shared) {
+// A token by top_p and min_p, without ranking what they keep.
+__device__ inline int SampleFlat(const SampleRow& row, const float* weight, int n, double u,
+                                 const SampleShared& shared) {
   const uint64_t all = MassFrom(0, weight, n, shared);
   const auto wanted = static_cast<uint64_t>(ceil(static_cast<double>(row.top_p) * all));
   uint64_t bound = FindMass(wanted < 1 ? 1 : wanted < all ? wanted : all, weight, n, shared);
@@ -280,7 +91,7 @@ __device__ inline int DrawFlat(const SampleRow& row, const float* weight, int n,
   return IdOf(FindMass(target < kept ? target : kept, weight, n, shared));
 }
 
-// The token at which the running sum of ranked weights passes the draw, among those that the
+// The token at which the running sum of ranked weights passes u of all, among those that the
 // filters keep. By one thread, in the CPU's order.
 __device__ inline int WalkRanked(const SampleRow& row, const uint64_t* key, int count, double total,
                                  double u) {
@@ -307,8 +118,8 @@ __device__ inline int WalkRanked(const SampleRow& row, const uint64_t* key, int 
 }
 
 // The same without ranks: over all ids in order, of which a thread sums a run.
-__device__ inline int WalkAll(const float* weight, int n, double u, const Shared& shared) {
-  const int length = (n + kThreads - 1) / kThreads;
+__device__ inline int WalkAll(const float* weight, int n, double u, const SampleShared& shared) {
+  const int length = (n + kSampleThreads - 1) / kSampleThreads;
   const auto sum_of = [&](int run) {
     double sum = 0.0;
     for (int i = run * length; i < n && i < (run + 1) * length; ++i) sum += weight[i];
@@ -319,13 +130,13 @@ __device__ inline int WalkAll(const float* weight, int n, double u, const Shared
   if (threadIdx.x != 0) return 0;
   double total = 0.0;
 #pragma unroll 1
-  for (int run = 0; run < kThreads; ++run) total += shared.sum[run];
+  for (int run = 0; run < kSampleThreads; ++run) total += shared.sum[run];
   const double target = u * total;
   double sum = 0.0;
   int last = 0;  // the last run with any weight, should rounding let none pass
   double before_last = 0.0;
 #pragma unroll 1
-  for (int run = 0; run < kThreads; ++run) {
+  for (int run = 0; run < kSampleThreads; ++run) {
     if (shared.sum[run] <= 0.0) continue;
     last = run;
     before_last = sum;
@@ -343,30 +154,30 @@ __device__ inline int WalkAll(const float* weight, int n, double u, const Shared
   return id;
 }
 
-__global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args) {
+__global__ void __launch_bounds__(kSampleThreads, 1) SampleRows(SampleTokensArgs args) {
   BeginKernel();
   const int64_t r = blockIdx.x;
   const SampleRow& row = args.rows[r];
   const float* logits = args.logits + r * args.vocab;
   const int vocab = static_cast<int>(args.vocab);
-  const int n = row.vocab_size < vocab ? row.vocab_size : vocab;  // that may be drawn
+  const int n = row.vocab_size < vocab ? row.vocab_size : vocab;  // that may be sampled
   // Of a row of the workspace: keys (before them: counts), then weights (before them: logits).
   auto* key = static_cast<uint64_t*>(args.workspace) + r * args.vocab;
   auto* count = reinterpret_cast<int*>(key);
   float* weight =
       reinterpret_cast<float*>(static_cast<uint64_t*>(args.workspace) + gridDim.x * args.vocab) +
       r * args.vocab;
-  const Shared shared = SharedOf();
-  Decision& decision = *shared.decision;
+  const SampleShared shared = SampleSharedOf();
+  SampleDecision& decision = *shared.decision;
 
   float max = -INFINITY;
   float bad = 0.0f;
-  for (int i = threadIdx.x; i < vocab; i += kThreads) {
+  for (int i = threadIdx.x; i < vocab; i += kSampleThreads) {
     max = fmaxf(max, logits[i]);
     if (!(fabsf(logits[i]) <= kMaxFloat)) bad = 1.0f;
   }
-  max = BlockMax<kThreads>(max, shared.scratch);
-  bad = BlockMax<kThreads>(bad, shared.scratch);
+  max = BlockMax<kSampleThreads>(max, shared.scratch);
+  bad = BlockMax<kSampleThreads>(bad, shared.scratch);
   if (bad > 0.0f || n < 1) {
     if (threadIdx.x == 0) {
       args.id[r] = -1;
@@ -375,28 +186,28 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
     return;
   }
   float sum[1] = {};
-  for (int i = threadIdx.x; i < vocab; i += kThreads) sum[0] += Exp(Add(logits[i], -max));
-  BlockSum<kThreads>(sum, shared.scratch);
+  for (int i = threadIdx.x; i < vocab; i += kSampleThreads) sum[0] += Exp(Add(logits[i], -max));
+  BlockSum<kSampleThreads>(sum, shared.scratch);
   const float log_sum = max + logf(sum[0]);
 
   Adjust(row, logits, n, weight, count);
-  max = -INFINITY;  // of what may be drawn: it sets the scale
-  for (int i = threadIdx.x; i < n; i += kThreads) max = fmaxf(max, weight[i]);
-  max = BlockMax<kThreads>(max, shared.scratch);
+  max = -INFINITY;  // of what may be sampled: it sets the scale
+  for (int i = threadIdx.x; i < n; i += kSampleThreads) max = fmaxf(max, weight[i]);
+  max = BlockMax<kSampleThreads>(max, shared.scratch);
 
   int id = 0;
   if (row.temperature == 0.0f) {
     // The first of the largest. Ids are below 2^24, so floats hold them.
     int first = n;
-    for (int i = threadIdx.x; i < n && first == n; i += kThreads) {
+    for (int i = threadIdx.x; i < n && first == n; i += kSampleThreads) {
       if (weight[i] == max) first = i;
     }
-    id = -static_cast<int>(BlockMax<kThreads>(-static_cast<float>(first), shared.scratch));
+    id = -static_cast<int>(BlockMax<kSampleThreads>(-static_cast<float>(first), shared.scratch));
   } else {
     const float inverse = fminf(1.0f / row.temperature, kMaxFloat);
     const bool ranks = row.top_k > 0 || row.top_p < 1.0f;
     double total[1] = {};
-    for (int i = threadIdx.x; i < n; i += kThreads) {
+    for (int i = threadIdx.x; i < n; i += kSampleThreads) {
       float w = weight[i] == -INFINITY ? 0.0f : Exp(Multiply(Add(weight[i], -max), inverse));
       if (!ranks && w < row.min_p) w = 0.0f;
       weight[i] = w;
@@ -407,7 +218,7 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
     if (!ranks) {
       id = WalkAll(weight, n, u, shared);
     } else {
-      BlockSum<kThreads>(total, shared.sum);
+      BlockSum<kSampleThreads>(total, shared.sum);
       if (threadIdx.x == 0) {
         decision.bound = ~uint64_t{0};
         decision.mass = 0.0;
@@ -421,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
         if (ranked > 0) all_keys = key;
         RankChunk(weight, n, shared);
         const int found = decision.found;
-        for (int i = threadIdx.x; i < found; i += kThreads) key[ranked + i] = shared.key[i];
+        for (int i = threadIdx.x; i < found; i += kSampleThreads) key[ranked + i] = shared.key[i];
         ranked += found;
         if (threadIdx.x == 0) {
           if (row.top_k <= 0) {
@@ -438,7 +249,7 @@ __global__ void __launch_bounds__(kThreads, 1) SampleRows(SampleTokensArgs args)
         __syncthreads();
       }
       if (flat) {
-        id = DrawFlat(row, weight, n, u, shared);
+        id = SampleFlat(row, weight, n, u, shared);
       } else if (threadIdx.x == 0) {
         id = WalkRanked(row, all_keys, ranked, total[0], u);
       }
@@ -459,7 +270,7 @@ int64_t SampleWorkspaceBytes(int64_t count, int64_t vocab) {
 Error SampleTokens(Stream stream, int64_t count, const SampleTokensArgs& args) {
   if (count == 0) return kSuccess;
   if (args.vocab < 1 || args.vocab > (1 << 24)) return kInvalidArgument;
-  return Launch(SampleRows, Grid{count}, kThreads, kSharedBytes, stream, args);
+  return Launch(SampleRows, Grid{count}, kSampleThreads, kSampleSharedBytes, stream, args);
 }
 
 }  // namespace ddl::kernels::cuda

@@ -1,5 +1,5 @@
-// Draws on the device, through the ModelRunner: the token and logprob that the CPU's sampler gives
-// for the same logits, whatever the parameters and whoever draws in the same step.
+// Sampling on the device, through the ModelRunner: the token and logprob that the CPU's sampler
+// gives for the same logits, whatever the parameters and whoever samples in the same step.
 
 #include <algorithm>
 #include <memory>
@@ -14,10 +14,10 @@
 namespace ddl {
 namespace {
 
-// What is done with the token whose logit is the largest: a draw that ignored it would show.
+// What is done with the token whose logit is the largest: sampling that ignored it would show.
 enum class Likeliest { kNothing, kBanned, kInPrompt, kGenerated };
 
-struct Draw {
+struct SamplingCase {
   std::string name;
   SamplingParams params;
   Likeliest likeliest = Likeliest::kNothing;
@@ -25,11 +25,11 @@ struct Draw {
   bool default_params = false;
 };
 
-const std::vector<Draw>& Draws() {
-  static const auto& rows = *new std::vector<Draw>{
+const std::vector<SamplingCase>& Cases() {
+  static const auto& rows = *new std::vector<SamplingCase>{
       {"greedy", {.temperature = 0.0f}},
       {"greedy, its logprob", {.temperature = 0.0f}, Likeliest::kNothing, 0},
-      {"greedy, with a list", {.temperature = 0.0f}, Likeliest::kNothing, 3},  // the CPU draws
+      {"greedy, with a list", {.temperature = 0.0f}, Likeliest::kNothing, 3},  // the CPU samples
       {"defaults", {}, Likeliest::kNothing, -1, true},
       {"temperature", {.temperature = 0.7f, .seed = 5}},
       {"top_k", {.temperature = 1.3f, .top_k = 7, .seed = 6}},
@@ -55,20 +55,20 @@ const std::vector<Draw>& Draws() {
   return rows;
 }
 
-// Every draw is that of a sequence of its own, all in one step, after `index` other tokens.
-// `likeliest` [draws]: see Likeliest.
+// Every case is that of a sequence of its own, all in one step, after `index` other tokens.
+// `likeliest` [cases]: see Likeliest.
 std::vector<ChunkOutput> Step(ModelRunner& runner, uint64_t index, bool with_logits,
                               const std::vector<TokenId>& likeliest) {
   static const std::vector<TokenId> tokens = {11, 3, 250};
   std::vector<std::vector<int32_t>> blocks;
   std::vector<std::vector<TokenId>> special;  // the likeliest token, three times
-  for (size_t i = 0; i < Draws().size(); ++i) {
+  for (size_t i = 0; i < Cases().size(); ++i) {
     blocks.push_back({static_cast<int32_t>(i)});
     special.emplace_back(3, likeliest[i]);
   }
   std::vector<SequenceChunk> chunks;
-  for (size_t i = 0; i < Draws().size(); ++i) {
-    const Draw& draw = Draws()[i];
+  for (size_t i = 0; i < Cases().size(); ++i) {
+    const SamplingCase& sampling = Cases()[i];
     SequenceChunk& chunk = chunks.emplace_back();
     // Sequences of different lengths, so that their logits differ.
     chunk.tokens = absl::MakeConstSpan(tokens).first(tokens.size() - i % 3);
@@ -76,32 +76,32 @@ std::vector<ChunkOutput> Step(ModelRunner& runner, uint64_t index, bool with_log
     chunk.slot = static_cast<int32_t>(i);
     if (with_logits) chunk.logits = Rows::kLast;
     SampleRequest& sample = chunk.sample.emplace();
-    sample.params = draw.default_params ? nullptr : &draw.params;
+    sample.params = sampling.default_params ? nullptr : &sampling.params;
     sample.index = index;
     sample.vocab_size = static_cast<TokenId>(runner.description().vocab_size) - 2;
-    if (draw.likeliest == Likeliest::kBanned) sample.banned = special[i];
-    sample.prompt = draw.likeliest == Likeliest::kInPrompt ? special[i] : chunk.tokens;
-    if (draw.likeliest == Likeliest::kGenerated) sample.generated = special[i];
-    sample.logprobs = draw.logprobs;
+    if (sampling.likeliest == Likeliest::kBanned) sample.banned = special[i];
+    sample.prompt = sampling.likeliest == Likeliest::kInPrompt ? special[i] : chunk.tokens;
+    if (sampling.likeliest == Likeliest::kGenerated) sample.generated = special[i];
+    sample.logprobs = sampling.logprobs;
   }
   auto outputs = runner.Forward(chunks);
   EXPECT_TRUE(outputs.ok()) << outputs.status();
   return outputs.ok() ? *std::move(outputs) : std::vector<ChunkOutput>(chunks.size());
 }
 
-TEST(CudaDrawTest, IsTheDrawOfTheCpu) {
+TEST(CudaSamplingTest, IsThatOfTheCpu) {
   absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open("tests/data/goldens/ccec_base");
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   RunnerOptions options;
   options.device = RunnerDevice::kCuda;
-  options.kv_num_blocks = static_cast<int32_t>(Draws().size());
-  options.max_sequences = static_cast<int32_t>(Draws().size());
+  options.kv_num_blocks = static_cast<int32_t>(Cases().size());
+  options.max_sequences = static_cast<int32_t>(Cases().size());
   options.max_step_tokens = 256;
   options.num_threads = 1;
   const auto runner =
       ModelRunner::Create(std::make_shared<const Checkpoint>(*std::move(checkpoint)), options);
   ASSERT_TRUE(runner.ok()) << runner.status();
-  std::vector<TokenId> likeliest(Draws().size(), 0);
+  std::vector<TokenId> likeliest(Cases().size(), 0);
   const std::vector<ChunkOutput> plain = Step(**runner, 0, true, likeliest);
   for (size_t i = 0; i < plain.size(); ++i) {
     const std::vector<float>& logits = plain[i].logits;
@@ -109,19 +109,19 @@ TEST(CudaDrawTest, IsTheDrawOfTheCpu) {
         static_cast<TokenId>(std::max_element(logits.begin(), logits.end() - 2) - logits.begin());
   }
   for (uint64_t index = 0; index < 2; ++index) {
-    // Whose logits are asked for, the CPU draws.
+    // Whose logits are asked for, the CPU samples.
     const std::vector<ChunkOutput> by_cpu = Step(**runner, index, true, likeliest);
     const std::vector<ChunkOutput> by_device = Step(**runner, index, false, likeliest);
-    for (size_t i = 0; i < Draws().size(); ++i) {
-      const Draw& draw = Draws()[i];
-      const std::string what = draw.name + ", token " + std::to_string(index);
+    for (size_t i = 0; i < Cases().size(); ++i) {
+      const SamplingCase& sampling = Cases()[i];
+      const std::string what = sampling.name + ", token " + std::to_string(index);
       EXPECT_EQ(by_cpu[i].logits.size(), (*runner)->description().vocab_size) << what;
       EXPECT_TRUE(by_device[i].logits.empty()) << what;
       ASSERT_TRUE(by_cpu[i].sampled.has_value() && by_device[i].sampled.has_value()) << what;
       EXPECT_EQ(by_device[i].sampled->id, by_cpu[i].sampled->id) << what;
       EXPECT_NEAR(by_device[i].sampled->logprob, by_cpu[i].sampled->logprob, 2e-5) << what;
       EXPECT_EQ(by_device[i].sampled->top.size(), by_cpu[i].sampled->top.size()) << what;
-      if (draw.likeliest != Likeliest::kNothing) {
+      if (sampling.likeliest != Likeliest::kNothing) {
         EXPECT_NE(by_device[i].sampled->id, likeliest[i]) << what << ": the row tests nothing";
       }
     }

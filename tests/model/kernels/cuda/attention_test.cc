@@ -78,7 +78,8 @@ TEST_P(CudaAttentionTest, InputThenAttentionEqualsNaiveLoops) {
 // A cache that is full of keys and values, and a q whose scores are far from equal.
 struct Context {
   int64_t heads, head_dim, block_size, positions;
-  std::vector<float> k, v, q;  // [positions, H, hd], [positions, H, hd], [positions, H, hd]
+  std::vector<float> k, v, q;          // [positions, H, hd], [positions, H, hd], [positions, H, hd]
+  int64_t k_offset = 0, v_offset = 0;  // elements that they start past a multiple of 16 bytes
 };
 
 // y of rows at `rows` (positions) of one sequence, beside `others` rows at position 2.
@@ -91,15 +92,16 @@ std::vector<float> Attend(const Engine& engine, Type type, const Context& contex
   RaggedBatch ragged(sequences, bs, context.positions);
   const int64_t stride = ragged.batch.block_table_stride;
   // All rows of ours share one sequence's blocks, the last first, so that order shows.
-  std::vector<float> k(ragged.blocks() * bs * width, NAN), v(k);
+  const int64_t size = ragged.blocks() * bs * width;
+  std::vector<float> k(context.k_offset + size, NAN), v(context.v_offset + size, NAN);
   for (int64_t p = 0; p < context.positions; ++p) {
     const int64_t block = stride - 1 - p / bs;
     for (int64_t head = 0; head < heads; ++head) {
       for (int64_t n = 0; n < hd; ++n) {
         const float k_value = context.k[(p * heads + head) * hd + n];
         const float v_value = context.v[(p * heads + head) * hd + n];
-        k[((block * heads + head) * hd + n) * bs + p % bs] = k_value;
-        v[((block * heads + head) * bs + p % bs) * hd + n] = v_value;
+        k[context.k_offset + ((block * heads + head) * hd + n) * bs + p % bs] = k_value;
+        v[context.v_offset + ((block * heads + head) * bs + p % bs) * hd + n] = v_value;
       }
     }
   }
@@ -121,7 +123,9 @@ std::vector<float> Attend(const Engine& engine, Type type, const Context& contex
   args.head_dim = hd;
   args.q = q_buffer.data();
   args.q_stride = width;
-  args.cache = {k_cache.data(), v_cache.data(), bs};
+  const int64_t element = type == Type::kFloat32 ? 4 : 2;
+  args.cache = {static_cast<unsigned char*>(k_cache.data()) + context.k_offset * element,
+                static_cast<unsigned char*>(v_cache.data()) + context.v_offset * element, bs};
   args.y = y.data();
   RunKernel(engine, ragged, args);
   const std::vector<float> all = y.Floats();
@@ -182,12 +186,26 @@ TEST_P(CudaAttentionTest, LongContextsEqualNaiveLoops) {
                                     3 * kSplit - 3};
   std::vector<int> rows;
   for (const int length : lengths) rows.push_back(length - 1);
-  for (const auto& [hd, block_size] :
-       std::vector<std::pair<int64_t, int64_t>>{{128, 16}, {64, 8}, {33, 16}, {40, 5}, {7, 33}}) {
-    const Context context = MakeContext(random_, type(), 2, hd, block_size, 4 * kSplit);
+  struct Shape {
+    int64_t head_dim, block_size, k_offset, v_offset;
+  };
+  for (const Shape& shape : std::vector<Shape>{{128, 16, 0, 0},
+                                               {64, 8, 0, 0},
+                                               {33, 16, 0, 0},
+                                               {40, 5, 0, 0},
+                                               {7, 33, 0, 0},
+                                               // Heads of the models that no pack of 16 bytes fits.
+                                               {64, 12, 0, 0},
+                                               {64, 16, 1, 0},
+                                               {64, 16, 0, 1}}) {
+    Context context = MakeContext(random_, type(), 2, shape.head_dim, shape.block_size, 4 * kSplit);
+    context.k_offset = shape.k_offset;
+    context.v_offset = shape.v_offset;
     const std::vector<float> found = Attend(engine(), type(), context, rows, 1);
     ExpectAttended(found, NaiveAttend(context, rows),
-                   "hd " + std::to_string(hd) + " block_size " + std::to_string(block_size));
+                   "hd " + std::to_string(shape.head_dim) + " block_size " +
+                       std::to_string(shape.block_size) + " K sliced by " +
+                       std::to_string(shape.k_offset) + " V by " + std::to_string(shape.v_offset));
     if (HasFatalFailure()) return;
   }
 }

@@ -42,6 +42,7 @@ std::vector<Row> Rows() {
           {{"sliced by 1", 64, 4, kDelta, kChannel, 0, Gates::kLinear}, 1},
           {{"sliced by 2", 64, 2, kDelta, kChannel, 0, Gates::kLinear}, 2},
           {{"sliced by 4", 64, 4, kDelta, kToken, 4, Gates::kLinear}, 4},
+          {{"tc, sliced by 1", 64, 4, kDelta, kToken, 4, Gates::kLinear}, 1},
           {{"small model", 768, 4, kDelta, kChannel, 0, Gates::kLinear}},
           // Sizes and options that have kernels of their own in bfloat16.
           {{"small, vdim1", 768, 1, kDelta, kIdentity, 0, Gates::kLinear}, 0, false, false},

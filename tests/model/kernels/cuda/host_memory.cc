@@ -233,8 +233,8 @@ void CheckArgument(const cuda::GatherRowsArgs& args, size_t /*blocks*/) {
 }
 
 void CheckArgument(const cuda::FillIdsArgs& args, size_t /*blocks*/) {
-  const auto& [drawn, from, to, ids] = args;
-  CheckPointer(drawn, "drawn");
+  const auto& [sampled, from, to, ids] = args;
+  CheckPointer(sampled, "sampled");
   CheckPointer(from, "from");
   CheckPointer(to, "to");
   CheckPointer(ids, "ids");

@@ -134,23 +134,23 @@ TEST_P(CudaRowsTest, GatherRows) {
 }
 
 TEST_P(CudaRowsTest, FillIds) {
-  if (engine().where == Where::kCpu) return;  // it knows what it has drawn
+  if (engine().where == Where::kCpu) return;  // it knows what it has sampled
   cuda::ChooseSchedule(engine().schedule);
   struct Row {
     std::string name;
-    std::vector<int32_t> drawn, from, to;
+    std::vector<int32_t> sampled, from, to;
   };
   std::vector<Row> rows = {
       {"none", {5}, {}, {}},
       {"the only one", {5}, {0}, {3}},
       {"some of each, in other orders", {7, 0, 9, 11}, {3, 0, 1}, {1, 6, 4}},
-      {"one that was not drawn", {-1, 8}, {0, 1}, {2, 0}},
+      {"one that was not sampled", {-1, 8}, {0, 1}, {2, 0}},
   };
   for (const int32_t count : {127, 128, 129, 300}) {  // around a block of threads
     Row& row = rows.emplace_back();
     row.name = std::to_string(count);
     for (int32_t n = 0; n < count; ++n) {
-      row.drawn.push_back(1000 + n);
+      row.sampled.push_back(1000 + n);
       row.from.push_back(count - 1 - n);
       row.to.push_back(2 * n + 1);
     }
@@ -160,11 +160,11 @@ TEST_P(CudaRowsTest, FillIds) {
     for (size_t i = 0; i < ids.size(); ++i) ids[i] = 100 + static_cast<int32_t>(i);
     want = ids;
     for (size_t n = 0; n < row.to.size(); ++n) {
-      want[row.to[n]] = std::max(0, row.drawn[row.from[n]]);
+      want[row.to[n]] = std::max(0, row.sampled[row.from[n]]);
     }
     CudaSession session;
     cuda::FillIdsArgs args;
-    args.drawn = session.In(row.drawn.data(), 4 * row.drawn.size());
+    args.sampled = session.In(row.sampled.data(), 4 * row.sampled.size());
     args.from = session.In(row.from.data(), 4 * row.from.size());
     args.to = session.In(row.to.data(), 4 * row.to.size());
     args.ids = session.InOut(ids.data(), 4 * ids.size());

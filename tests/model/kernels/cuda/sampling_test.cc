@@ -19,7 +19,7 @@
 namespace ddl::kernels {
 namespace {
 
-struct Draw {
+struct SamplingCase {
   std::string name;
   SamplingParams params = {};
   TokenId vocab_size = 1 << 30;
@@ -28,25 +28,25 @@ struct Draw {
   uint64_t index = 0;
 };
 
-struct Drawn {
+struct Sampled {
   std::vector<int32_t> id;
   std::vector<float> logprob;
 };
 
 class CudaSamplingTest : public testing::TestWithParam<Engine> {
  protected:
-  // All draws in one call; they have one vocabulary.
-  Drawn OnDevice(const std::vector<Draw>& draws) const {
+  // All cases in one call; they have one vocabulary.
+  Sampled OnDevice(const std::vector<SamplingCase>& cases) const {
     cuda::ChooseSchedule(GetParam().schedule);
     CudaSession session;
-    const size_t vocab = draws.front().logits.size();
+    const size_t vocab = cases.front().logits.size();
     std::vector<float> logits;
     std::vector<cuda::SampleRow> rows;
-    for (const Draw& draw : draws) {
-      logits.insert(logits.end(), draw.logits.begin(), draw.logits.end());
-      const SamplingParams& params = draw.params;
-      cuda::SampleRow row =
-          SampleRowOf(params, draw.index, std::min(draw.vocab_size, static_cast<TokenId>(vocab)));
+    for (const SamplingCase& sampling : cases) {
+      logits.insert(logits.end(), sampling.logits.begin(), sampling.logits.end());
+      const SamplingParams& params = sampling.params;
+      cuda::SampleRow row = SampleRowOf(params, sampling.index,
+                                        std::min(sampling.vocab_size, static_cast<TokenId>(vocab)));
       std::vector<cuda::SampleBias> bias;
       for (const LogitBias& entry : params.logit_bias) bias.push_back({entry.id, entry.bias});
       const auto array = [&](const auto& values, auto*& pointer, int32_t& count) {
@@ -56,13 +56,13 @@ class CudaSamplingTest : public testing::TestWithParam<Engine> {
                       : session.In(values.data(), values.size() * sizeof(values.front()));
       };
       array(bias, row.bias, row.bias_count);
-      array(draw.banned, row.banned, row.banned_count);
-      array(draw.prompt, row.prompt, row.prompt_count);
-      array(draw.generated, row.generated, row.generated_count);
+      array(sampling.banned, row.banned, row.banned_count);
+      array(sampling.prompt, row.prompt, row.prompt_count);
+      array(sampling.generated, row.generated, row.generated_count);
       rows.push_back(row);
     }
-    const auto count = static_cast<int64_t>(draws.size());
-    Drawn drawn{std::vector<int32_t>(draws.size(), -7), std::vector<float>(draws.size(), NAN)};
+    const auto count = static_cast<int64_t>(cases.size());
+    Sampled sampled{std::vector<int32_t>(cases.size(), -7), std::vector<float>(cases.size(), NAN)};
     const std::vector<unsigned char> workspace(
         cuda::SampleWorkspaceBytes(count, static_cast<int64_t>(vocab)), 0xff);
     cuda::SampleTokensArgs args;
@@ -70,29 +70,29 @@ class CudaSamplingTest : public testing::TestWithParam<Engine> {
     args.logits = session.In(logits.data(), logits.size() * sizeof(float));
     args.rows = session.In(rows.data(), rows.size() * sizeof(cuda::SampleRow));
     args.workspace = session.In(const_cast<unsigned char*>(workspace.data()), workspace.size());
-    args.id = session.InOut(drawn.id.data(), drawn.id.size() * 4);
-    args.logprob = session.InOut(drawn.logprob.data(), drawn.logprob.size() * 4);
+    args.id = session.InOut(sampled.id.data(), sampled.id.size() * 4);
+    args.logprob = session.InOut(sampled.logprob.data(), sampled.logprob.size() * 4);
     EXPECT_EQ(cuda::SampleTokens(nullptr, count, args), cuda::kSuccess);
     session.CopyBack();
-    return drawn;
+    return sampled;
   }
 
-  void ExpectEqualToCpu(const std::vector<Draw>& draws) const {
+  void ExpectEqualToCpu(const std::vector<SamplingCase>& cases) const {
     const auto cpu = MakeCpuKernels(BestInstructionSet(), {});
-    const Drawn drawn = OnDevice(draws);
-    for (size_t n = 0; n < draws.size(); ++n) {
+    const Sampled sampled = OnDevice(cases);
+    for (size_t n = 0; n < cases.size(); ++n) {
       SampleRequest request;
-      request.params = &draws[n].params;
-      request.index = draws[n].index;
-      request.vocab_size = draws[n].vocab_size;
-      request.banned = draws[n].banned;
-      request.prompt = draws[n].prompt;
-      request.generated = draws[n].generated;
-      const SampledToken want = Sample(*cpu, draws[n].logits, request);
-      ASSERT_EQ(drawn.id[n], want.id) << draws[n].name << ", vocabulary " << draws[n].logits.size()
-                                      << ", index " << draws[n].index;
-      ASSERT_NEAR(drawn.logprob[n], want.logprob, 2e-5 * (1.0 + std::abs(want.logprob)))
-          << draws[n].name;
+      request.params = &cases[n].params;
+      request.index = cases[n].index;
+      request.vocab_size = cases[n].vocab_size;
+      request.banned = cases[n].banned;
+      request.prompt = cases[n].prompt;
+      request.generated = cases[n].generated;
+      const SampledToken want = Sample(*cpu, cases[n].logits, request);
+      ASSERT_EQ(sampled.id[n], want.id) << cases[n].name << ", vocabulary "
+                                        << cases[n].logits.size() << ", index " << cases[n].index;
+      ASSERT_NEAR(sampled.logprob[n], want.logprob, 2e-5 * (1.0 + std::abs(want.logprob)))
+          << cases[n].name;
     }
   }
 
@@ -100,20 +100,20 @@ class CudaSamplingTest : public testing::TestWithParam<Engine> {
 };
 
 // Each row of the table, with logits of several shapes.
-TEST_P(CudaSamplingTest, DrawsWhatTheCpuDraws) {
+TEST_P(CudaSamplingTest, SamplesWhatTheCpuSamples) {
   const float kMax = std::numeric_limits<float>::max();
-  std::vector<Draw> table;
+  std::vector<SamplingCase> table;
   const auto add = [&](const std::string& name, const SamplingParams& params,
                        TokenId vocab_size = 1 << 30, std::vector<TokenId> banned = {},
                        std::vector<TokenId> prompt = {}, std::vector<TokenId> generated = {}) {
-    Draw draw;
-    draw.name = name;
-    draw.params = params;
-    draw.vocab_size = vocab_size;
-    draw.banned = banned;
-    draw.prompt = prompt;
-    draw.generated = generated;
-    table.push_back(draw);
+    SamplingCase sampling;
+    sampling.name = name;
+    sampling.params = params;
+    sampling.vocab_size = vocab_size;
+    sampling.banned = banned;
+    sampling.prompt = prompt;
+    sampling.generated = generated;
+    table.push_back(sampling);
   };
   add("greedy", {.temperature = 0.0f});
   add("plain", {});
@@ -135,7 +135,7 @@ TEST_P(CudaSamplingTest, DrawsWhatTheCpuDraws) {
   add("min_p 1", {.min_p = 1.0f});
   add("min_p 1 of ranks", {.top_k = 40, .min_p = 1.0f});
   add("all filters", {.temperature = 1.3f, .top_k = 50, .top_p = 0.95f, .min_p = 0.02f});
-  add("padding rows are never drawn", {.temperature = 2.0f}, 3);
+  add("padding rows are never sampled", {.temperature = 2.0f}, 3);
   add("banned", {}, 1 << 30, {0, 4, 1, -1, 1 << 20});
   add("banned, filtered", {.top_p = 0.9f}, 1 << 30, {0, 4, 1});
   add("banned, greedy", {.temperature = 0.0f}, 1 << 30, {0, 4, 1});
@@ -173,65 +173,65 @@ TEST_P(CudaSamplingTest, DrawsWhatTheCpuDraws) {
       {"largest floats", 40, kMax / 8, 0.0f},
   };
   for (const Shape& shape : shapes) {
-    std::vector<Draw> draws;
-    for (const Draw& row : table) {
+    std::vector<SamplingCase> cases;
+    for (const SamplingCase& row : table) {
       for (uint64_t index = 0; index < 3; ++index) {
-        Draw draw = row;
-        draw.logits = random_.Values(shape.vocab, shape.scale);
-        for (float& logit : draw.logits) {
+        SamplingCase sampling = row;
+        sampling.logits = random_.Values(shape.vocab, shape.scale);
+        for (float& logit : sampling.logits) {
           if (shape.step > 0.0f) logit = std::round(logit / shape.step) * shape.step;
         }
-        // A ban on everything leaves nothing to draw.
-        if (shape.vocab <= 2) draw.banned.clear();
-        draw.params.seed = 1234567 * draws.size() + 89;
-        draw.index = index;
-        draw.name += ", " + shape.name;
-        draws.push_back(draw);
+        // A ban on everything leaves nothing to sample.
+        if (shape.vocab <= 2) sampling.banned.clear();
+        sampling.params.seed = 1234567 * cases.size() + 89;
+        sampling.index = index;
+        sampling.name += ", " + shape.name;
+        cases.push_back(sampling);
       }
     }
-    ExpectEqualToCpu(draws);
+    ExpectEqualToCpu(cases);
     if (HasFatalFailure()) return;
   }
 }
 
-// A draw is a function of seed and index, and over indices has the distribution.
+// A token is a function of seed and index, and over indices has the distribution.
 TEST_P(CudaSamplingTest, FrequenciesFollowTheProbabilities) {
   const std::vector<float> probability = {0.5f, 0.25f, 0.125f, 0.0625f, 0.0625f};
-  std::vector<Draw> draws(400);
-  for (size_t n = 0; n < draws.size(); ++n) {
-    for (const float p : probability) draws[n].logits.push_back(std::log(p));
-    draws[n].params.seed = 42;
-    draws[n].params.top_p = n % 2 == 0 ? 1.0f : 0.9999f;
-    draws[n].index = n;
+  std::vector<SamplingCase> cases(400);
+  for (size_t n = 0; n < cases.size(); ++n) {
+    for (const float p : probability) cases[n].logits.push_back(std::log(p));
+    cases[n].params.seed = 42;
+    cases[n].params.top_p = n % 2 == 0 ? 1.0f : 0.9999f;
+    cases[n].index = n;
   }
-  const Drawn drawn = OnDevice(draws);
+  const Sampled sampled = OnDevice(cases);
   std::vector<double> share(probability.size());
-  for (const int32_t id : drawn.id) share.at(id) += 1.0 / static_cast<double>(draws.size());
+  for (const int32_t id : sampled.id) share.at(id) += 1.0 / static_cast<double>(cases.size());
   for (size_t i = 0; i < share.size(); ++i) EXPECT_NEAR(share[i], probability[i], 0.08) << i;
 }
 
 // A row whose logits are not finite has no token; its neighbours do.
 TEST_P(CudaSamplingTest, LogitsThatAreNotFiniteFailTheirRowAlone) {
-  std::vector<Draw> draws(5);
-  for (Draw& draw : draws) draw.logits = random_.Values(700, 1.0f);
-  draws[1].logits[699] = NAN;
-  draws[2].logits[0] = INFINITY;
-  draws[3].logits[350] = -INFINITY;
-  const Drawn drawn = OnDevice(draws);
-  for (const size_t bad : {1, 2, 3}) EXPECT_EQ(drawn.id[bad], -1);
-  for (const size_t good : {0, 4}) EXPECT_GE(drawn.id[good], 0);
+  std::vector<SamplingCase> cases(5);
+  for (SamplingCase& sampling : cases) sampling.logits = random_.Values(700, 1.0f);
+  cases[1].logits[699] = NAN;
+  cases[2].logits[0] = INFINITY;
+  cases[3].logits[350] = -INFINITY;
+  const Sampled sampled = OnDevice(cases);
+  for (const size_t bad : {1, 2, 3}) EXPECT_EQ(sampled.id[bad], -1);
+  for (const size_t good : {0, 4}) EXPECT_GE(sampled.id[good], 0);
 }
 
 TEST_P(CudaSamplingTest, TokensDependOnTheirRowAlone) {
-  std::vector<Draw> draws(6);
-  for (size_t n = 0; n < draws.size(); ++n) {
-    draws[n].logits = random_.Values(1200, 2.0f);
-    draws[n].params.top_p = n % 2 == 0 ? 1.0f : 0.97f;
-    draws[n].params.seed = n;
+  std::vector<SamplingCase> cases(6);
+  for (size_t n = 0; n < cases.size(); ++n) {
+    cases[n].logits = random_.Values(1200, 2.0f);
+    cases[n].params.top_p = n % 2 == 0 ? 1.0f : 0.97f;
+    cases[n].params.seed = n;
   }
-  const Drawn together = OnDevice(draws);
-  for (size_t n = 0; n < draws.size(); ++n) {
-    const Drawn alone = OnDevice({draws[n]});
+  const Sampled together = OnDevice(cases);
+  for (size_t n = 0; n < cases.size(); ++n) {
+    const Sampled alone = OnDevice({cases[n]});
     EXPECT_EQ(alone.id[0], together.id[n]);
     EXPECT_EQ(alone.logprob[0], together.logprob[n]);
   }
