@@ -68,8 +68,10 @@ StepInput CudaDecodeGraphs::Upload(const Size& size, const kernels::Batch& batch
   copy.Add(&input.batch.tail_source, rows);
   copy.Add(&input.batch.row_save, rows);
   copy.Add(&input.ids, rows * taps);
+  PendingIds pending(ids, rows);
+  pending.AddTo(copy);
   input.memory = copy.Send(memory);
-  FillIds(device_, ids, input.ids);  // rows that fill up come after the batch's
+  pending.Fill(input.ids);  // rows that fill up come after the batch's
   return input;
 }
 

@@ -100,8 +100,10 @@ class CudaDevice final : public Device {
       input.batch.attention_plan = kept.get();
       input.attention_plan = std::move(kept);
     }
+    PendingIds pending(ids);
+    pending.AddTo(copy);
     input.memory = copy.Send();
-    FillIds(tensors_, ids, input.ids);
+    pending.Fill(input.ids);
     return input;
   }
 

@@ -1,9 +1,7 @@
 #include "model/device/cuda/sampled_tokens.h"
 
+#include <algorithm>
 #include <cstring>
-
-#include "model/device/cuda/staged_copy.h"
-#include "model/kernels/cuda/cuda_kernels.h"
 
 namespace ddl {
 
@@ -19,20 +17,28 @@ std::vector<SampledToken> CudaPendingTokens::Wait() {
   return tokens;
 }
 
-void FillIds(at::Device device, const StepIds& ids, const int32_t* on_device) {
-  if (ids.pending == nullptr) return;
-  const at::Tensor sampled = ids.pending->ids();
-  const auto count = static_cast<int64_t>(ids.to.size());
-  kernels::cuda::FillIdsArgs args;
-  args.sampled = sampled.const_data_ptr<int32_t>();
-  args.from = ids.from.data();
-  args.to = ids.to.data();
-  args.ids = const_cast<int32_t*>(on_device);
-  StagedCopy copy(device);
-  copy.Add(&args.from, count);
-  copy.Add(&args.to, count);
-  const at::Tensor memory = copy.Send();
-  cuda_runtime::Check(kernels::cuda::FillIds(cuda_runtime::CurrentStream(), count, args),
+PendingIds::PendingIds(const StepIds& ids, int64_t capacity)
+    : count_(static_cast<int64_t>(ids.to.size())),
+      from_(ids.from.begin(), ids.from.end()),
+      to_(ids.to.begin(), ids.to.end()) {
+  from_.resize(std::max(capacity, count_));
+  to_.resize(from_.size());
+  if (ids.pending != nullptr) sampled_ = ids.pending->ids();
+}
+
+void PendingIds::AddTo(StagedCopy& copy) {
+  args_.from = from_.data();
+  args_.to = to_.data();
+  copy.Add(&args_.from, static_cast<int64_t>(from_.size()));
+  copy.Add(&args_.to, static_cast<int64_t>(to_.size()));
+}
+
+void PendingIds::Fill(const int32_t* ids) const {
+  if (!sampled_.defined()) return;
+  kernels::cuda::FillIdsArgs args = args_;
+  args.sampled = sampled_.const_data_ptr<int32_t>();
+  args.ids = const_cast<int32_t*>(ids);
+  cuda_runtime::Check(kernels::cuda::FillIds(cuda_runtime::CurrentStream(), count_, args),
                       "FillIds");
 }
 

@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "model/device/cuda/runtime.h"
+#include "model/device/cuda/staged_copy.h"
 #include "model/device/device.h"
+#include "model/kernels/cuda/cuda_kernels.h"
 
 namespace ddl {
 
@@ -28,8 +30,26 @@ class CudaPendingTokens final : public PendingTokens {
   const std::unique_ptr<cuda_runtime::HostCopy> copy_;
 };
 
-// Puts the ids that are still being sampled into `on_device`, where the others have been sent.
-void FillIds(at::Device device, const StepIds& ids, const int32_t* on_device);
+// A step's ids that only the device knows: those of tokens that the step before samples.
+class PendingIds {
+ public:
+  // Sends as much as for `capacity` of them, if those of `ids` are fewer.
+  explicit PendingIds(const StepIds& ids, int64_t capacity = 0);
+  PendingIds(const PendingIds&) = delete;
+  PendingIds& operator=(const PendingIds&) = delete;
+
+  // Where they come from and go to, beside the step's other arrays. This must live until `copy` is
+  // sent.
+  void AddTo(StagedCopy& copy);
+  // Once it is: puts them into `ids`, the step's on the device, where the others have been sent.
+  void Fill(const int32_t* ids) const;
+
+ private:
+  const int64_t count_;
+  std::vector<int32_t> from_, to_;
+  at::Tensor sampled_;  // undefined: none
+  kernels::cuda::FillIdsArgs args_;
+};
 
 }  // namespace ddl
 

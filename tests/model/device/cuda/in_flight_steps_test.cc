@@ -232,6 +232,30 @@ TEST_F(CudaInFlightStepsTest, AFailureEndsItsOwnStep) {
   }
 }
 
+// Each copy is a node of its own between two steps: one for all of a step's arrays, where ids that
+// are not known yet come from and go to among them, one for how its rows sample; one brings tokens
+// back.
+TEST_F(CudaStepsUnderWayTest, ADecodeSendsTwoCopiesAndBringsOneBack) {
+  for (const bool graphs : {true, false}) {
+    cuda_runtime::OnHost& device = cuda_runtime::on_host;
+    device.capture_error = graphs ? "" : "no graphs here";
+    const auto runner = Open("tcec_base");
+    for (const bool captured : {false, true}) {
+      TwoSteps steps(runner.get());
+      steps.BeginFirst();
+      const int to_device = device.copies_to_device, to_host = device.copies_to_host;
+      steps.BeginSecond();
+      // Capturing sends arrays of its own.
+      if (captured || !graphs) {
+        EXPECT_EQ(device.copies_to_device - to_device, 2);
+        EXPECT_EQ(device.copies_to_host - to_host, 1);
+      }
+      EXPECT_TRUE(runner->Finish().ok());
+      EXPECT_TRUE(runner->Finish().ok());
+    }
+  }
+}
+
 // A prompt's chunks bring nothing, but they take their time.
 TEST_F(CudaInFlightStepsTest, AStepThatSamplesNothingIsWaitedForToo) {
   const auto runner = Open("ccec_base");

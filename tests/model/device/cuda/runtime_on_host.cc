@@ -22,7 +22,10 @@ kernels::cuda::Stream CurrentStream() {
   return nullptr;
 }
 
-at::Tensor Staging(int64_t bytes) { return at::empty({bytes}, at::kByte); }
+at::Tensor Staging(int64_t bytes) {
+  ++on_host.copies_to_device;
+  return at::empty({bytes}, at::kByte);
+}
 
 namespace {
 
@@ -49,6 +52,7 @@ class CopyOnHost final : public HostCopy {
 std::unique_ptr<Event> RecordEvent() { return std::make_unique<EventOnHost>(); }
 
 std::unique_ptr<HostCopy> CopyToHost(const at::Tensor& tensor) {
+  ++on_host.copies_to_host;
   return std::make_unique<CopyOnHost>(tensor);
 }
 

@@ -20,6 +20,8 @@ struct OnHost {
   std::string capture_error;  // not empty: what capturing a graph throws
   int captures = 0;
   int replays = 0;
+  int copies_to_device = 0;  // StagedCopy's
+  int copies_to_host = 0;    // CopyToHost's
   DeviceMemory memory = {.free_bytes = int64_t{1} << 30, .total_bytes = int64_t{1} << 30};
 };
 extern OnHost on_host;
