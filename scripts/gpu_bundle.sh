@@ -32,6 +32,10 @@ cp tools/make_random_checkpoint.py tools/ddl_config.py "$folder/tools/"
 cp bench/plots.py bench/gpu_predictions.json "$folder/bench/"
 cp scripts/gpu_check.sh "$folder/"
 git describe --always --dirty --abbrev=12 >"$folder/REVISION"
+libtorch=$(sed -n 's/^DDL_LIBTORCH_ROOT:[^=]*=//p' "$build/CMakeCache.txt")
+for info in "$libtorch"/torch-*.dist-info; do
+  version=${info##*/torch-} && version=${version%.dist-info} && echo "${version%%+*}" >"$folder/TORCH"
+done
 tar --create --xz --file "$archive" --directory "$stage" gpu-bundle
 bytes=$(stat --format %s "$archive")
 ((bytes <= most_bytes)) || { echo "gpu-bundle: $archive has $bytes bytes, more than $most_bytes" >&2; exit 1; }

@@ -3,9 +3,9 @@
 
 // The most likely tokens of a row in order, without sorting its vocabulary; a block owns the row.
 //
-// RankChunk takes the next kChunk or fewer: a radix select over (weight, id) finds a threshold that
-// no more than a chunk's worth pass, and a bitonic sort orders those. Keys are unique, so integer
-// atomics in any order lead to one result.
+// RankChunk takes the next kChunk or fewer: a radix select over keys, (weight, id), finds a
+// threshold that no more than a chunk's worth pass, and a bitonic sort orders those. Keys are
+// unique, so integer atomics in any order lead to one result.
 //
 // FindMass finds the key at which the mass of tokens from the most likely down reaches a target, by
 // the same descent: for distributions so flat that ranking would take a chunk after the other.
@@ -18,14 +18,14 @@ namespace ddl::kernels::cuda {
 constexpr int kSampleThreads = 512;
 constexpr int kChunk = 1024;  // a power of two
 constexpr int kBins = 256;
-constexpr int kKeyBytes = 8;
+constexpr int kBinBits = 8;
 
 // What thread 0 decides for all.
 struct SampleDecision {
   uint64_t bound;      // ranked already: keys from here up
   uint64_t threshold;  // of the next chunk
   int found;           // keys in the chunk
-  int refine;          // whether a bin must be looked into
+  int refine;          // the bin that must be looked into; -1: none
   int enough;          // whether the filters need no more
   double mass;         // of all ranked
   uint64_t above;      // the mass of the keys above the bin that FindMass looks into
@@ -65,44 +65,70 @@ __device__ inline int IdOf(uint64_t key) {
   return static_cast<int>(0xffffffffu - static_cast<uint32_t>(key));
 }
 
+// The bins of a level in a descent to a key. At first a bin is an eighth of an octave of weights,
+// down from the largest, 1: likelihoods spread over octaves, so that few keys of a warp count in
+// the same bin. Bin 0 has what is below 2^-32, nearly. Then bins are 1/256 of the bin before.
+struct KeyBins {
+  uint64_t begin = 0;
+  uint64_t first = uint64_t{0x2fa00000} << 32;         // of bin 1: 1.0 is in bin 255
+  int shift = 52;                                      // from bin 1 on, a bin has 2^shift keys
+  uint64_t end = first + (uint64_t{kBins - 1} << 52);  // the first key that no bin has
+
+  __device__ bool Have(uint64_t key) const { return begin <= key && key < end; }
+  __device__ int Of(uint64_t key) const {
+    return key < first ? 0 : 1 + static_cast<int>((key - first) >> shift);
+  }
+  __device__ uint64_t BeginOf(int bin) const {
+    return bin == 0 ? begin : first + (static_cast<uint64_t>(bin - 1) << shift);
+  }
+  __device__ KeyBins Within(int bin) const {
+    KeyBins bins;
+    bins.begin = BeginOf(bin);
+    bins.end = BeginOf(bin + 1);
+    int bits = shift;  // that tell the bin's keys apart
+    while (bins.end - bins.begin > uint64_t{1} << bits) ++bits;
+    bins.shift = bits > kBinBits ? bits - kBinBits : 0;
+    bins.first = bins.begin + (uint64_t{1} << bins.shift);
+    return bins;
+  }
+};
+
 // Finds a threshold that at least one and at most kChunk of the keys below decision.bound reach,
 // and the most that whole bins allow. decision.found is their number, 0 if no key is left.
 __device__ inline void FindThreshold(const float* weight, int n, const SampleShared& shared) {
   SampleDecision& decision = *shared.decision;
-  uint64_t prefix = 0;
-  for (int level = kKeyBytes - 1; level >= 0; --level) {
-    const int shift = 8 * level;
+  KeyBins bins;
+  for (;;) {
     for (int b = threadIdx.x; b < kBins; b += kSampleThreads) shared.bin[b] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < n; i += kSampleThreads) {
       const uint64_t key = KeyOf(weight[i], i);
-      const bool inside = level == kKeyBytes - 1 || key >> (shift + 8) == prefix >> (shift + 8);
-      if (inside && key < decision.bound) {
-        atomicAdd(&shared.bin[key >> shift & (kBins - 1)], 1);
+      if (bins.Have(key) && key < decision.bound) atomicAdd(&shared.bin[bins.Of(key)], 1);
+    }
+    __syncthreads();
+    const int b = static_cast<int>(threadIdx.x);
+    if (b < kBins) {
+      int above = 0;
+#pragma unroll 4
+      for (int larger = kBins - 1; larger > b; --larger) above += shared.bin[larger];
+      const int found = above + shared.bin[b];
+      // The one bin with which they become too many; or none, and all are taken.
+      if (above <= kChunk && found > kChunk) {
+        decision.found = above;
+        // No key left is above these bins, so where it is the first, what is in it comes first.
+        decision.refine = above == 0 ? b : -1;
+        decision.threshold = bins.BeginOf(b + 1);
+      } else if (b == 0 && found <= kChunk) {
+        decision.found = found;
+        decision.refine = -1;
+        decision.threshold = bins.begin;
       }
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-      decision.found = 0;
-      decision.refine = 0;
-#pragma unroll 1
-      for (int b = kBins - 1; b >= 0; --b) {
-        if (shared.bin[b] == 0) continue;
-        if (decision.found + shared.bin[b] > kChunk) {
-          decision.refine = decision.found == 0;
-          // No key left is above this bin, so what is found in it comes first.
-          if (decision.refine) decision.threshold = prefix | static_cast<uint64_t>(b) << shift;
-          break;
-        }
-        decision.found += shared.bin[b];
-        decision.threshold = prefix | static_cast<uint64_t>(b) << shift;
-      }
-    }
-    __syncthreads();
-    prefix = decision.threshold;
-    const bool refine = decision.refine != 0;
+    const int refine = decision.refine;
     __syncthreads();  // all have read it
-    if (!refine) return;
+    if (refine < 0) return;
+    bins = bins.Within(refine);
   }
 }
 
@@ -167,17 +193,14 @@ __device__ inline uint64_t MassFrom(uint64_t bound, const float* weight, int n,
 __device__ inline uint64_t FindMass(uint64_t target, const float* weight, int n,
                                     const SampleShared& shared) {
   SampleDecision& decision = *shared.decision;
-  uint64_t prefix = 0;
-  uint64_t above = 0;  // the mass of the keys above those with this prefix
-  for (int level = kKeyBytes - 1; level >= 0; --level) {
-    const int shift = 8 * level;
+  KeyBins bins;
+  uint64_t above = 0;  // the mass of the keys from bins.end up
+  for (;;) {
     for (int b = threadIdx.x; b < kBins; b += kSampleThreads) shared.bin_mass[b] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < n; i += kSampleThreads) {
       const uint64_t key = KeyOf(weight[i], i);
-      if (level == kKeyBytes - 1 || key >> (shift + 8) == prefix >> (shift + 8)) {
-        AtomicAdd(&shared.bin_mass[key >> shift & (kBins - 1)], MassOf(weight[i]));
-      }
+      if (bins.Have(key)) AtomicAdd(&shared.bin_mass[bins.Of(key)], MassOf(weight[i]));
     }
     __syncthreads();
     // The one bin in which the target is reached.
@@ -188,15 +211,16 @@ __device__ inline uint64_t FindMass(uint64_t target, const float* weight, int n,
       for (int larger = kBins - 1; larger > b; --larger) before += shared.bin_mass[larger];
       if (before < target && target <= before + shared.bin_mass[b]) {
         decision.above = before;
-        decision.threshold = prefix | static_cast<uint64_t>(b) << shift;
+        decision.refine = b;
       }
     }
     __syncthreads();
-    prefix = decision.threshold;
+    const int reached = decision.refine;
     above = decision.above;
     __syncthreads();  // all have read them
+    if (bins.shift == 0) return bins.BeginOf(reached);
+    bins = bins.Within(reached);
   }
-  return prefix;
 }
 
 }  // namespace ddl::kernels::cuda

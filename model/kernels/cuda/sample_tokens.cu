@@ -117,39 +117,64 @@ __device__ inline int WalkRanked(const SampleRow& row, const uint64_t* key, int 
   return IdOf(key[last]);
 }
 
-// The same without ranks: over all ids in order, of which a thread sums a run.
-__device__ inline int WalkAll(const float* weight, int n, double u, const SampleShared& shared) {
-  const int length = (n + kSampleThreads - 1) / kSampleThreads;
-  const auto sum_of = [&](int run) {
-    double sum = 0.0;
-    for (int i = run * length; i < n && i < (run + 1) * length; ++i) sum += weight[i];
-    return sum;
-  };
-  shared.sum[threadIdx.x] = sum_of(threadIdx.x);
-  __syncthreads();
-  if (threadIdx.x != 0) return 0;
-  double total = 0.0;
+// The part at which the running sum of `sum` [count], from `before` on, passes `target`: the last
+// with any weight, should rounding let none pass. `before` becomes the running sum before it.
+__device__ inline int PassingPart(const double* sum, int count, double target, double& before) {
+  double running = before;
+  int passing = 0;
 #pragma unroll 1
-  for (int run = 0; run < kSampleThreads; ++run) total += shared.sum[run];
-  const double target = u * total;
-  double sum = 0.0;
-  int last = 0;  // the last run with any weight, should rounding let none pass
-  double before_last = 0.0;
-#pragma unroll 1
-  for (int run = 0; run < kSampleThreads; ++run) {
-    if (shared.sum[run] <= 0.0) continue;
-    last = run;
-    before_last = sum;
-    sum += shared.sum[run];
-    if (sum > target) break;
+  for (int part = 0; part < count; ++part) {
+    if (sum[part] <= 0.0) continue;
+    passing = part;
+    before = running;
+    running += sum[part];
+    if (running > target) break;
   }
-  sum = before_last;
+  return passing;
+}
+
+// The same without ranks, over all ids in order: first the run that u falls into, of which each
+// warp sums one, then the part of that, of which each lane sums one, then the id. By one thread in
+// the end, whose steps are few.
+__device__ inline int WalkAll(const float* weight, int n, double u, const SampleShared& shared) {
+  constexpr int kRuns = kSampleThreads / kWarp;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int run_length = (n + kRuns - 1) / kRuns;
+  double run_sum = 0.0;
+  for (int i = warp * run_length + lane; i < n && i < (warp + 1) * run_length; i += kWarp) {
+    run_sum += weight[i];
+  }
+  run_sum = WarpSum(run_sum);
+  if (lane == 0) shared.sum[warp] = run_sum;
+  __syncthreads();
+  if (warp != 0) return 0;
+
+  double total = 0.0;
+#pragma unroll
+  for (int run = 0; run < kRuns; ++run) total += shared.sum[run];
+  const double target = u * total;
+  double before = 0.0;
+  const int begin = PassingPart(shared.sum, kRuns, target, before) * run_length;
+  const int end = begin + run_length < n ? begin + run_length : n;
+  const int part_length = (run_length + kWarp - 1) / kWarp;
+  const auto part_end = [&](int part) {
+    const int last = begin + (part + 1) * part_length;
+    return last < end ? last : end;
+  };
+  double* const part_sum = shared.sum + kRuns;
+  double sum = 0.0;
+  for (int i = begin + lane * part_length; i < part_end(lane); ++i) sum += weight[i];
+  part_sum[lane] = sum;
+  __syncwarp();
+  if (lane != 0) return 0;
+
+  const int part = PassingPart(part_sum, kWarp, target, before);
   int id = 0;
-  for (int i = last * length; i < n && i < (last + 1) * length; ++i) {
+  for (int i = begin + part * part_length; i < part_end(part); ++i) {
     if (weight[i] <= 0.0f) continue;
-    sum += weight[i];
+    before += weight[i];
     id = i;
-    if (sum > target) break;
+    if (before > target) break;
   }
   return id;
 }
