@@ -14,12 +14,15 @@ fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-for source in model/kernels/cuda/*.cu; do
-  for architecture in sm_80 sm_89 sm_90; do
-    log=$work/$(basename "$source" .cu).$architecture
-    "$nvcc" -std=c++17 -O3 -arch="$architecture" -I. -Xptxas -v -c "$source" -o "$work/object" >"$log" 2>&1 ||
-      { cat "$log" >&2; exit 1; }
-  done
-done
+compile() {  # SOURCE ARCHITECTURE
+  local log
+  log=$work/$(basename "$1" .cu).$2
+  "$nvcc" -std=c++17 -O3 -arch="$2" -I. -Xptxas -v -c "$1" -o "$log.object" >"$log" 2>&1 || { cat "$log" >&2; return 255; }
+}
+export -f compile
+export nvcc work
+for source in model/kernels/cuda/*.cu; do printf "%s %s\n" "$source" sm_80 "$source" sm_89 "$source" sm_90; done |
+  xargs --max-procs="$(nproc)" --max-args=2 bash -c 'compile "$@"' bash
+rm -f "$work"/*.object
 
 python3 scripts/check_cuda.py "$@" "$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')" "$work"/*.sm_*
