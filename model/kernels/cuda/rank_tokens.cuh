@@ -54,6 +54,26 @@ __device__ inline SampleShared SampleSharedOf() {
   return shared;
 }
 
+// Calls body(i, x[i]) for this thread's part of x [n], in order. So many loads are in flight at a
+// time, which a compiler cannot have where a body stores.
+template <typename Body>
+__device__ void ForEachOf(const float* x, int n, Body body) {
+  constexpr int kAtOnce = 8;
+  for (int begin = threadIdx.x; begin < n; begin += kAtOnce * kSampleThreads) {
+    float value[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = begin + k * kSampleThreads;
+      value[k] = i < n ? x[i] : 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      const int i = begin + k * kSampleThreads;
+      if (i < n) body(i, value[k]);
+    }
+  }
+}
+
 // Ordered as the sampler ranks: larger weights first, ties to the lower id. Never 0.
 __device__ inline uint64_t KeyOf(float weight, int id) {
   return static_cast<uint64_t>(FloatBits(weight)) << 32 | (0xffffffffu - static_cast<uint32_t>(id));
@@ -97,14 +117,15 @@ struct KeyBins {
 // and the most that whole bins allow. decision.found is their number, 0 if no key is left.
 __device__ inline void FindThreshold(const float* weight, int n, const SampleShared& shared) {
   SampleDecision& decision = *shared.decision;
+  const uint64_t bound = decision.bound;
   KeyBins bins;
   for (;;) {
     for (int b = threadIdx.x; b < kBins; b += kSampleThreads) shared.bin[b] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < n; i += kSampleThreads) {
-      const uint64_t key = KeyOf(weight[i], i);
-      if (bins.Have(key) && key < decision.bound) atomicAdd(&shared.bin[bins.Of(key)], 1);
-    }
+    ForEachOf(weight, n, [&](int i, float w) {
+      const uint64_t key = KeyOf(w, i);
+      if (bins.Have(key) && key < bound) atomicAdd(&shared.bin[bins.Of(key)], 1);
+    });
     __syncthreads();
     const int b = static_cast<int>(threadIdx.x);
     if (b < kBins) {
@@ -163,10 +184,10 @@ __device__ inline void RankChunk(const float* weight, int n, const SampleShared&
   if (threadIdx.x == 0) shared.bin[0] = 0;
   __syncthreads();
   if (found == 0) return;
-  for (int i = threadIdx.x; i < n; i += kSampleThreads) {
-    const uint64_t key = KeyOf(weight[i], i);
+  ForEachOf(weight, n, [&](int i, float w) {
+    const uint64_t key = KeyOf(w, i);
     if (key >= threshold && key < bound) shared.key[atomicAdd(&shared.bin[0], 1)] = key;
-  }
+  });
   __syncthreads();
   SortKeys(shared.key, size);
   if (threadIdx.x == 0) decision.bound = threshold;
@@ -181,9 +202,9 @@ __device__ inline uint64_t MassOf(float weight) {
 __device__ inline uint64_t MassFrom(uint64_t bound, const float* weight, int n,
                                     const SampleShared& shared) {
   uint64_t sum[1] = {};
-  for (int i = threadIdx.x; i < n; i += kSampleThreads) {
-    if (KeyOf(weight[i], i) >= bound) sum[0] += MassOf(weight[i]);
-  }
+  ForEachOf(weight, n, [&](int i, float w) {
+    if (KeyOf(w, i) >= bound) sum[0] += MassOf(w);
+  });
   BlockSum<kSampleThreads>(sum, reinterpret_cast<uint64_t*>(shared.sum));
   return sum[0];
 }
@@ -198,10 +219,10 @@ __device__ inline uint64_t FindMass(uint64_t target, const float* weight, int n,
   for (;;) {
     for (int b = threadIdx.x; b < kBins; b += kSampleThreads) shared.bin_mass[b] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < n; i += kSampleThreads) {
-      const uint64_t key = KeyOf(weight[i], i);
-      if (bins.Have(key)) AtomicAdd(&shared.bin_mass[bins.Of(key)], MassOf(weight[i]));
-    }
+    ForEachOf(weight, n, [&](int i, float w) {
+      const uint64_t key = KeyOf(w, i);
+      if (bins.Have(key)) AtomicAdd(&shared.bin_mass[bins.Of(key)], MassOf(w));
+    });
     __syncthreads();
     // The one bin in which the target is reached.
     const int b = static_cast<int>(threadIdx.x);

@@ -53,8 +53,7 @@ __device__ inline void Adjust(const SampleRow& row, const float* logits, int n, 
     }
     __syncthreads();
   }
-  for (int i = threadIdx.x; i < n; i += kSampleThreads) {
-    float logit = logits[i];
+  ForEachOf(logits, n, [&](int i, float logit) {
     if (penalises && count[i] != 0) {
       const auto generated = static_cast<float>(count[i] & (kInPrompt - 1));
       logit =
@@ -64,7 +63,7 @@ __device__ inline void Adjust(const SampleRow& row, const float* logits, int n, 
       logit = Finite(logit);
     }
     value[i] = logit;
-  }
+  });
   __syncthreads();
   for (int i = threadIdx.x; i < row.bias_count; i += kSampleThreads) {
     const SampleBias& bias = row.bias[i];
@@ -197,10 +196,10 @@ __global__ void __launch_bounds__(kSampleThreads, 1) SampleRows(SampleTokensArgs
 
   float max = -INFINITY;
   float bad = 0.0f;
-  for (int i = threadIdx.x; i < vocab; i += kSampleThreads) {
-    max = fmaxf(max, logits[i]);
-    if (!(fabsf(logits[i]) <= kMaxFloat)) bad = 1.0f;
-  }
+  ForEachOf(logits, vocab, [&](int /*i*/, float logit) {
+    max = fmaxf(max, logit);
+    if (!(fabsf(logit) <= kMaxFloat)) bad = 1.0f;
+  });
   max = BlockMax<kSampleThreads>(max, shared.scratch);
   bad = BlockMax<kSampleThreads>(bad, shared.scratch);
   if (bad > 0.0f || n < 1) {
@@ -211,33 +210,33 @@ __global__ void __launch_bounds__(kSampleThreads, 1) SampleRows(SampleTokensArgs
     return;
   }
   float sum[1] = {};
-  for (int i = threadIdx.x; i < vocab; i += kSampleThreads) sum[0] += Exp(Add(logits[i], -max));
+  ForEachOf(logits, vocab, [&](int /*i*/, float logit) { sum[0] += Exp(Add(logit, -max)); });
   BlockSum<kSampleThreads>(sum, shared.scratch);
   const float log_sum = max + logf(sum[0]);
 
   Adjust(row, logits, n, weight, count);
   max = -INFINITY;  // of what may be sampled: it sets the scale
-  for (int i = threadIdx.x; i < n; i += kSampleThreads) max = fmaxf(max, weight[i]);
+  ForEachOf(weight, n, [&](int /*i*/, float logit) { max = fmaxf(max, logit); });
   max = BlockMax<kSampleThreads>(max, shared.scratch);
 
   int id = 0;
   if (row.temperature == 0.0f) {
     // The first of the largest. Ids are below 2^24, so floats hold them.
     int first = n;
-    for (int i = threadIdx.x; i < n && first == n; i += kSampleThreads) {
-      if (weight[i] == max) first = i;
-    }
+    ForEachOf(weight, n, [&](int i, float logit) {
+      if (logit == max && i < first) first = i;
+    });
     id = -static_cast<int>(BlockMax<kSampleThreads>(-static_cast<float>(first), shared.scratch));
   } else {
     const float inverse = fminf(1.0f / row.temperature, kMaxFloat);
     const bool ranks = row.top_k > 0 || row.top_p < 1.0f;
     double total[1] = {};
-    for (int i = threadIdx.x; i < n; i += kSampleThreads) {
-      float w = weight[i] == -INFINITY ? 0.0f : Exp(Multiply(Add(weight[i], -max), inverse));
+    ForEachOf(weight, n, [&](int i, float logit) {
+      float w = logit == -INFINITY ? 0.0f : Exp(Multiply(Add(logit, -max), inverse));
       if (!ranks && w < row.min_p) w = 0.0f;
       weight[i] = w;
       total[0] += w;
-    }
+    });
     __syncthreads();
     const double u = PhiloxUniform(row.seed, row.index);
     if (!ranks) {

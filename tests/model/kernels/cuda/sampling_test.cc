@@ -170,6 +170,7 @@ TEST_P(CudaSamplingTest, SamplesWhatTheCpuSamples) {
       {"many ties", 1500, 1.0f, 0.5f},
       {"wide", 2500, 4.0f, 0.0f},
       {"flat", 3000, 0.01f, 0.0f},
+      {"more than threads read at a time", 4600, 3.0f, 0.0f},
       {"largest floats", 40, kMax / 8, 0.0f},
   };
   for (const Shape& shape : shapes) {
