@@ -68,7 +68,8 @@ template <int kDv>
 bool IsCommon(const DeltaStepArgs& args, const Phases& phases) {
   return phases.rewrite && phases.read && args.rewrite == Rewrite::kDelta && args.gates &&
          args.gate.beta_in == nullptr && args.gate.v_weight != nullptr && args.x_in == nullptr &&
-         args.compress == (kDv == 1 ? Compress::kIdentity : Compress::kChannel);
+         args.compress == (kDv == 1 ? Compress::kIdentity : Compress::kChannel) &&
+         (args.d == 768 || args.d == 1024 || args.d == 2048);
 }
 
 // As a template's parameters.
@@ -172,6 +173,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kMinBlocks)
     }
   }
 
+  // Where the row's results go. kCommon kernels have all of their registers in use during the sums,
+  // and none to keep addresses in.
+  const auto row = [&] { return kCommon ? BlockIndexAnew() : t; };
+  T* const x_out = kCommon ? static_cast<T*>(args.x) + row() * d * dv : x;
+
   // Rewrite and read. sum: x_in^2, w_beta . (w_norm x_in), W_v x_in.
   float sum[2 + kChannels] = {};
   for_packs([&](int n, int feature) {
@@ -188,7 +194,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kMinBlocks)
         }
       }
       x_pack[n] = Round<T>(rewritten);
-      StoreFeatures<kDv, kGroup>(x + feature * dv, x_pack[n], dv);
+      StoreFeatures<kDv, kGroup>(x_out + feature * dv, x_pack[n], dv);
     }
     if (!read) return;
 
@@ -271,6 +277,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kMinBlocks)
 
   BlockSum<kThreads>(sum, scratch);
   const float scale = InverseSqrt(sum[0] / static_cast<float>(d) + args.norm_eps);
+  const int64_t t_out = row();
   for_packs([&](int n, int feature) {
     if constexpr (!kHeld) in_pack[n] = LoadPack<kGroup>(x_in + feature);
     const Pack<float, kGroup>& in = in_pack[n];
@@ -278,9 +285,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kMinBlocks)
     Pack<float, kGroup> c;
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) c.element[i] = norm.element[i] * (in.element[i] * scale);
-    StorePack(static_cast<T*>(args.c) + t * d + feature, Round<T>(c.element));
+    StorePack(static_cast<T*>(args.c) + t_out * d + feature, Round<T>(c.element));
     if (!kCommon && args.x_in != nullptr) {
-      StorePack(static_cast<T*>(args.x_in) + t * d + feature, Round<T>(in.element));
+      StorePack(static_cast<T*>(args.x_in) + t_out * d + feature, Round<T>(in.element));
     }
     if (hidden_beta) StorePack(x_in + feature, c);
   });
@@ -293,7 +300,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kMinBlocks)
   }
   // Every thread has all sums: each takes one result.
   const int result = static_cast<int>(threadIdx.x);
-  if (result == 0) args.beta[t] = 2.0f * Sigmoid(logit + gate.beta_bias);
+  if (result == 0) args.beta[t_out] = 2.0f * Sigmoid(logit + gate.beta_bias);
   const int j = result - 1;
   if (j < 0 || j >= dv) return;
   float v = gate.v_constant;
@@ -303,7 +310,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kMinBlocks)
     for (int n = 0; n < kChannels; ++n) v += n == j ? sum[2 + n] : 0.0f;
     if (gate.v_sigmoid) v = gate.v_scale * Sigmoid(v);
   }
-  args.v[t * dv + j] = v;
+  args.v[t_out * dv + j] = v;
 }
 
 template <typename T, int kDv, int kGroup, int kTrips, bool kOverTokens>
@@ -338,8 +345,6 @@ Error LaunchCommon(Stream stream, const Batch& batch, const DeltaStepArgs& args,
   }
 }
 
-bool HasCommonSize(int64_t d) { return d == 768 || d == 1024 || d == 2048; }
-
 template <typename T, int kDv, int kGroup, int kTrips>
 Error LaunchAll(Stream stream, const Batch& batch, const DeltaStepArgs& args) {
   if (args.rewrite == Rewrite::kDelta && args.update_ratio != nullptr) {
@@ -351,9 +356,7 @@ Error LaunchAll(Stream stream, const Batch& batch, const DeltaStepArgs& args) {
   phases.read = true;
   if (args.compress != Compress::kToken) {
     if constexpr (sizeof(T) == 2 && kDv > 0) {
-      if (HasCommonSize(args.d) && IsCommon<kDv>(args, phases)) {
-        return LaunchCommon<kDv>(stream, batch, args, phases);
-      }
+      if (IsCommon<kDv>(args, phases)) return LaunchCommon<kDv>(stream, batch, args, phases);
     }
     return LaunchRows<T, kDv, kGroup, kTrips, false>(stream, batch, args, phases);
   }

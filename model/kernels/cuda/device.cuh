@@ -129,6 +129,13 @@ bool WaitsInBeginKernel(Kernel kernel) {
          major >= 9 && attributes.ptxVersion >= 90;
 }
 
+// blockIdx.x, read anew: what follows from it need not have been kept in registers until here.
+__device__ inline int64_t BlockIndexAnew() {
+  unsigned index;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
+  return index;
+}
+
 struct Grid {
   int64_t x = 1;
   int64_t y = 1;

@@ -136,6 +136,8 @@ inline unsigned char* SharedMemory() { return cuda_host::SharedMemory(); }
 // One kernel runs after the other here; that every thread comes by is checked (block.h).
 inline void BeginKernel() { cuda_host::ThreadBegins(); }
 
+inline int64_t BlockIndexAnew() { return blockIdx.x; }
+
 struct Grid {
   int64_t x = 1;
   int64_t y = 1;
