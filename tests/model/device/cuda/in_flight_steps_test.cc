@@ -235,7 +235,7 @@ TEST_F(CudaInFlightStepsTest, AFailureEndsItsOwnStep) {
 // Each copy is a node of its own between two steps: one for all of a step's arrays, where ids that
 // are not known yet come from and go to among them, one for how its rows sample; one brings tokens
 // back.
-TEST_F(CudaStepsUnderWayTest, ADecodeSendsTwoCopiesAndBringsOneBack) {
+TEST_F(CudaInFlightStepsTest, ADecodeSendsTwoCopiesAndBringsOneBack) {
   for (const bool graphs : {true, false}) {
     cuda_runtime::OnHost& device = cuda_runtime::on_host;
     device.capture_error = graphs ? "" : "no graphs here";
