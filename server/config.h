@@ -18,6 +18,9 @@
 
 namespace ddl {
 
+// Whether a model's folder is searched for a tokenizer: kNone serves token ids only.
+enum class TokenizerChoice { kAuto, kNone };
+
 struct ModelSource {
   std::string name;  // what clients call it
   std::filesystem::path folder;
@@ -46,6 +49,7 @@ struct ServerConfig {
   std::optional<kernels::InstructionSet> instruction_set;  // unset: the best that works
   int num_threads = 0;                                     // 0: by the model's size
   bool obey_dv_shortconv_causal = false;
+  TokenizerChoice tokenizer = TokenizerChoice::kAuto;
 
   // max_context_length: 0 for the block_size of the checkpoint. Its functions are the server's.
   EngineOptions engine = {.max_context_length = 0};

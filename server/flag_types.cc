@@ -44,6 +44,8 @@ constexpr Word<std::optional<RunnerDType>> kDTypes[] = {{"auto", std::nullopt},
                                                         {"bfloat16", RunnerDType::kBFloat16}};
 constexpr Word<Quantization> kQuantizations[] = {{"none", Quantization::kNone},
                                                  {"int8", Quantization::kInt8}};
+constexpr Word<TokenizerChoice> kTokenizerChoices[] = {{"auto", TokenizerChoice::kAuto},
+                                                       {"none", TokenizerChoice::kNone}};
 constexpr Word<LogLevel> kLogLevels[] = {{"debug", LogLevel::kDebug},
                                          {"info", LogLevel::kInfo},
                                          {"warning", LogLevel::kWarning},
@@ -99,6 +101,13 @@ bool AbslParseFlag(absl::string_view text, InstructionSetFlag* set, std::string*
 }
 std::string AbslUnparseFlag(const InstructionSetFlag& set) {
   return set.value.has_value() ? kernels::Name(*set.value) : kBestInstructionSet;
+}
+
+bool AbslParseFlag(absl::string_view text, TokenizerChoice* choice, std::string* error) {
+  return ParseWord(kTokenizerChoices, text, choice, error);
+}
+std::string AbslUnparseFlag(TokenizerChoice choice) {
+  return UnparseWord(kTokenizerChoices, choice);
 }
 
 bool AbslParseFlag(absl::string_view text, MemoryFlag* memory, std::string* error) {

@@ -40,6 +40,8 @@ bool AbslParseFlag(absl::string_view text, Quantization* quantization, std::stri
 std::string AbslUnparseFlag(Quantization quantization);
 bool AbslParseFlag(absl::string_view text, InstructionSetFlag* set, std::string* error);
 std::string AbslUnparseFlag(const InstructionSetFlag& set);
+bool AbslParseFlag(absl::string_view text, TokenizerChoice* choice, std::string* error);
+std::string AbslUnparseFlag(TokenizerChoice choice);
 bool AbslParseFlag(absl::string_view text, MemoryFlag* memory, std::string* error);
 std::string AbslUnparseFlag(MemoryFlag memory);
 bool AbslParseFlag(absl::string_view text, CacheMemoryFlag* memory, std::string* error);

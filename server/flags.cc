@@ -192,6 +192,9 @@ DDL_FLAG(ddl::InstructionSetFlag, instruction_set, instruction_set, Any(),
          "avx2, avx512, avx512_bf16 or amx. Results of two of them differ in the last bits: give "
          "replicas on unlike machines the same. amx_emulated computes what amx does, anywhere and "
          "slowly, for tests.");
+DDL_FLAG(ddl::TokenizerChoice, tokenizer, tokenizer, Any(),
+         "auto: the tokenizer in the model's folder, where it has one. none: token ids only, also "
+         "where the folder holds a tokenizer, for instance one that is not supported.");
 DDL_FLAG(
     int32_t, threads, num_threads, Within(0, 1024),
     "Threads that compute. 0: one for every 16 million parameters of the model, at most one for "

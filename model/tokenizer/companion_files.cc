@@ -108,21 +108,8 @@ absl::StatusOr<std::optional<TokenId>> ReadNamedToken(const Json& names, const c
   return id->second;
 }
 
-bool ReplacesPostProcessor(const Json& config) {
-  const Json& name = Member(config, "tokenizer_class");
-  for (const char* known : {"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer",
-                            "CodeLlamaTokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast"}) {
-    if (name == known) return true;
-  }
-  return false;
-}
-
-absl::Status ReadSurroundings(const Json& config, const Json& names, bool has_tokenizer_json,
-                              TokenizerSpec& spec) {
-  const bool says_so =
-      !Member(config, "add_bos_token").is_null() || !Member(config, "add_eos_token").is_null();
-  if (!says_so || (has_tokenizer_json && !ReplacesPostProcessor(config))) return absl::OkStatus();
-  bool adds_bos = has_tokenizer_json;  // the default of those classes
+absl::Status ReadSurroundings(const Json& config, const Json& names, TokenizerSpec& spec) {
+  bool adds_bos = false;
   bool adds_eos = false;
   absl::Status status = ReadFlag(config, "add_bos_token", adds_bos);
   status.Update(ReadFlag(config, "add_eos_token", adds_eos));
@@ -138,7 +125,7 @@ absl::Status ReadSurroundings(const Json& config, const Json& names, bool has_to
     if (!eos.ok()) return eos.status();
     if (*eos) surround.after.push_back(**eos);
   }
-  spec.post_processor = PostProcessor({std::move(surround)});
+  if (adds_bos || adds_eos) spec.post_processor = PostProcessor({std::move(surround)});
   return absl::OkStatus();
 }
 
@@ -159,7 +146,8 @@ absl::Status ReadCompanionFiles(const std::filesystem::path& folder, bool has_to
     const std::filesystem::path map_file = folder / "special_tokens_map.json";
     const absl::StatusOr<Json> map = ReadIfThere(map_file);
     if (!map.ok()) return map.status();
-    if (Exists(map_file)) names_file = map_file;
+    const bool map_names = map->contains("eos_token") || !config->contains("eos_token");
+    if (Exists(map_file) && map_names) names_file = map_file;
     names.update(*map);
     const std::filesystem::path tokens_file = folder / "added_tokens.json";
     const absl::StatusOr<Json> tokens = ReadIfThere(tokens_file);
@@ -170,8 +158,12 @@ absl::Status ReadCompanionFiles(const std::filesystem::path& folder, bool has_to
   if (auto status = MarkSpecialTokens(names, spec); !status.ok()) return InFile(names_file, status);
   const auto eos = ReadNamedToken(names, "eos_token", spec);
   if (!eos.ok()) return InFile(names_file, eos.status());
-  spec.eos_token_id = *eos;
-  return InFile(config_file, ReadSurroundings(*config, names, has_tokenizer_json, spec));
+  if (*eos) {
+    spec.eos_token_id = *eos;
+    spec.eos_source = names_file.filename().string();
+  }
+  if (has_tokenizer_json) return absl::OkStatus();
+  return InFile(config_file, ReadSurroundings(*config, names, spec));
 }
 
 }  // namespace ddl

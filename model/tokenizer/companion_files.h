@@ -15,8 +15,10 @@ namespace ddl {
 //   `added_tokens.json` read.
 // - The named special tokens (bos_token, eos_token, unk_token, sep_token, pad_token, cls_token,
 //   mask_token, additional_special_tokens) are special wherever the vocabulary has them.
-// - `add_bos_token` and `add_eos_token` decide what goes around a text where no post-processor
-//   does: without a tokenizer.json, and for the classes of Llama and Gemma, which replace theirs.
+// - `add_bos_token` and `add_eos_token` decide what goes around a text where no tokenizer.json
+// does.
+//   Beside one they are ignored, as transformers 5 have it; 4 obeyed them for the classes of Llama
+//   and Gemma.
 //
 // INVALID_ARGUMENT, naming the file and the member, for what is malformed or contradicts the
 // vocabulary.

@@ -78,7 +78,7 @@ absl::StatusOr<std::string> ReadTextFile(const std::filesystem::path& file) {
 absl::StatusOr<Json> ReadJsonFile(const std::filesystem::path& file) {
   const absl::StatusOr<std::string> text = ReadTextFile(file);
   if (!text.ok()) return InFile(file, text.status());
-  return ParseJsonObject(*text, file.string());
+  return ParsePythonJsonObject(*text, file.string());
 }
 
 }  // namespace ddl

@@ -36,7 +36,8 @@ absl::Status InFile(const std::filesystem::path& file, const absl::Status& statu
 
 bool Exists(const std::filesystem::path& file);
 absl::StatusOr<std::string> ReadTextFile(const std::filesystem::path& file);
-// A file whose JSON is an object. Unlike the others' here, its errors name the file.
+// A file whose JSON, as Python's json module writes it, is an object. Unlike the others' here, its
+// errors name the file.
 absl::StatusOr<nlohmann::json> ReadJsonFile(const std::filesystem::path& file);
 
 }  // namespace ddl

@@ -45,6 +45,17 @@ TokenEnds TokenEnds::Of(std::string_view written) {
   return ends;
 }
 
+PostProcessor::Surround PostProcessor::SpecialTokens() const {
+  Surround all;
+  for (const Step& step : steps_) {
+    const auto* surround = std::get_if<Surround>(&step);
+    if (surround == nullptr) continue;
+    all.before.insert(all.before.begin(), surround->before.begin(), surround->before.end());
+    all.after.insert(all.after.end(), surround->after.begin(), surround->after.end());
+  }
+  return all;
+}
+
 void PostProcessor::Run(std::string_view text, bool add_special_tokens,
                         std::vector<EncodedToken>& tokens) const {
   for (const Step& step : steps_) {

@@ -47,6 +47,9 @@ class PostProcessor {
   PostProcessor() = default;
   explicit PostProcessor(std::vector<Step> steps) : steps_(std::move(steps)) {}
 
+  // All that the steps put around a text.
+  Surround SpecialTokens() const;
+
   // `text` is what the spans are of.
   void Run(std::string_view text, bool add_special_tokens, std::vector<EncodedToken>& tokens) const;
 

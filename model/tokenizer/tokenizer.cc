@@ -59,6 +59,8 @@ struct Tokenizer::Impl {
   TokenDecoder decoder;
   std::vector<TokenInfo> tokens;  // by id
   std::optional<TokenId> eos_token_id;
+  std::string eos_source;
+  PostProcessor::Surround special_tokens;
 
   const TokenInfo* Find(TokenId id) const {
     const bool exists = id >= 0 && static_cast<size_t>(id) < tokens.size() && tokens[id].exists;
@@ -169,8 +171,9 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Create(TokenizerSpec
   if (!added_tokens.ok()) return added_tokens.status();
   absl::StatusOr<std::vector<TokenInfo>> tokens = MakeTable(spec);
   if (!tokens.ok()) return tokens.status();
+  PostProcessor::Surround special_tokens = spec.post_processor.SpecialTokens();
   auto impl = std::make_unique<const Impl>(Impl{
-      .source = spec.source,
+      .source = std::move(spec.source),
       .added_tokens = *std::move(added_tokens),
       .normalizer = std::move(spec.normalizer),
       .pre_tokenizer = std::move(spec.pre_tokenizer),
@@ -179,6 +182,8 @@ absl::StatusOr<std::unique_ptr<const Tokenizer>> Tokenizer::Create(TokenizerSpec
       .decoder = std::move(spec.decoder),
       .tokens = *std::move(tokens),
       .eos_token_id = spec.eos_token_id,
+      .eos_source = std::move(spec.eos_source),
+      .special_tokens = std::move(special_tokens),
   });
   return std::unique_ptr<const Tokenizer>(new Tokenizer(std::move(impl)));
 }
@@ -247,6 +252,16 @@ TokenId Tokenizer::vocab_size() const { return static_cast<TokenId>(impl_->token
 std::optional<TokenId> Tokenizer::eos_token_id() const { return impl_->eos_token_id; }
 
 const std::string& Tokenizer::source() const { return impl_->source; }
+
+const std::string& Tokenizer::eos_source() const { return impl_->eos_source; }
+
+const std::vector<TokenId>& Tokenizer::prefix_token_ids() const {
+  return impl_->special_tokens.before;
+}
+
+const std::vector<TokenId>& Tokenizer::suffix_token_ids() const {
+  return impl_->special_tokens.after;
+}
 
 StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, bool skip_special_tokens)
     : tokenizer_(tokenizer),

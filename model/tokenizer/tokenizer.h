@@ -78,6 +78,11 @@ class Tokenizer {
   std::optional<TokenId> eos_token_id() const;
   // The file, or files, that the vocabulary is from: "tokenizer.json".
   const std::string& source() const;
+  // The file that names eos_token_id: source() where only the vocabulary has it.
+  const std::string& eos_source() const;
+  // What add_special_tokens puts before a text, and after it.
+  const std::vector<TokenId>& prefix_token_ids() const;
+  const std::vector<TokenId>& suffix_token_ids() const;
 
  private:
   friend class StreamDecoder;

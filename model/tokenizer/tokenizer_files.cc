@@ -21,6 +21,7 @@ namespace ddl {
 namespace {
 
 constexpr char kEndOfText[] = "<|endoftext|>";
+constexpr char kLlama3EndOfText[] = "<|end_of_text|>";
 
 absl::Status ReadMergesText(const std::string& text, TokenizerSpec& spec) {
   int line_number = 0;
@@ -92,7 +93,9 @@ absl::Status ReadSentencePieceOrTiktoken(const std::filesystem::path& file, Toke
                               "tokenizer.json, which transformers do with "
                               "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"));
   }
-  return ReadTiktokenFile(file, "llama3", spec);
+  if (auto status = ReadTiktokenFile(file, "llama3", spec); !status.ok()) return status;
+  spec.eos_token_id = spec.ids.at(kLlama3EndOfText);
+  return absl::OkStatus();
 }
 
 // The vocabulary, from the first of the files that hold one.
@@ -144,6 +147,7 @@ absl::StatusOr<TokenizerSpec> ReadTokenizerFiles(const std::filesystem::path& fo
     token.content = kEndOfText;
     token.special = true;
   }
+  if (spec.eos_source.empty()) spec.eos_source = spec.source;
   return spec;
 }
 

@@ -43,6 +43,7 @@ struct TokenizerSpec {
   PostProcessor post_processor;
   TokenDecoder decoder;
   std::optional<TokenId> eos_token_id;
+  std::string eos_source;  // the file that names it, where it has one
 };
 
 }  // namespace ddl

@@ -17,7 +17,8 @@ bool CheckBatch(const char* field, int size, const RequestLimits& limits, FieldE
 absl::Status NoTokenizer(const std::string& field, const RequestLimits& limits) {
   return absl::FailedPreconditionError(
       absl::StrCat(field, " needs a tokenizer, and model '", limits.model,
-                   "' is served without one: its folder holds none. Send token ids instead"));
+                   "' is served without one: its folder holds none, or the server was started with "
+                   "--tokenizer=none. Send token ids instead"));
 }
 
 std::vector<TokenId> ToTokenIds(const google::protobuf::RepeatedField<uint32_t>& ids,

@@ -35,7 +35,8 @@ class PartMaker {
                                     .shares_prompt = shares && !whole});
       part.completion.emplace(generate, i,
                               Completion::Limits{.max_context_length = options_.max_context_length,
-                                                 .vocab_size = VocabSize(model_, tokenizer_)},
+                                                 .vocab_size = VocabSize(model_, tokenizer_),
+                                                 .eos_token_ids = options_.eos_token_ids},
                               tokenizer_);
       if (i == 0) part.score_logprobs = generate.prompt_logprobs;
     }

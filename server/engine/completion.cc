@@ -24,9 +24,9 @@ Completion::Completion(const GenerateParams& params, int32_t index, const Limits
   max_tokens_ = params.MaxNewTokens(limits.max_context_length);
   full_ =
       params.stopping.max_tokens == max_tokens_ ? FinishReason::kLength : FinishReason::kContext;
-  if (tokenizer != nullptr && !params.stopping.ignore_eos) {
-    eos_ = tokenizer->eos_token_id();
-    if (eos_.has_value()) end_tokens_.push_back(*eos_);
+  if (!params.stopping.ignore_eos) {
+    eos_.assign(limits.eos_token_ids.begin(), limits.eos_token_ids.end());
+    end_tokens_.insert(end_tokens_.end(), eos_.begin(), eos_.end());
   }
 }
 
@@ -95,7 +95,7 @@ CompletionDelta Completion::TakeDelta() {
 
 std::optional<CompletionEnd> Completion::EndAt(TokenId id) const {
   CompletionEnd end;
-  if (id == eos_) {
+  if (std::find(eos_.begin(), eos_.end(), id) != eos_.end()) {
     end.finish_reason = FinishReason::kEos;
   } else if (std::ranges::find(stopping_.stop_token_ids, id) != stopping_.stop_token_ids.end()) {
     end.finish_reason = FinishReason::kStop;

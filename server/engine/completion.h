@@ -20,12 +20,13 @@ namespace ddl {
 class Completion {
  public:
   struct Limits {
-    int32_t max_context_length = 0;  // tokens, prompt and completion together
-    TokenId vocab_size = 0;          // ids at or past it are never sampled
+    int32_t max_context_length = 0;           // tokens, prompt and completion together
+    TokenId vocab_size = 0;                   // ids at or past it are never sampled
+    absl::Span<const TokenId> eos_token_ids;  // each ends a completion that does not ignore them
   };
-  // `tokenizer` may be null: no text, and no end token. It must outlive the completion. The text
-  // of an end or stop token is not part of the completion's, the token itself is. `index`: of the
-  // completion, in [0, n).
+  // `tokenizer` may be null: no text. It must outlive the completion. The text of an end or stop
+  // token is not part of the completion's, the token itself is. `index`: of the completion, in
+  // [0, n).
   Completion(const GenerateParams& params, int32_t index, const Limits& limits,
              const Tokenizer* tokenizer);
 
@@ -58,7 +59,7 @@ class Completion {
   TokenId vocab_size_;
   int32_t max_tokens_;               // of the completion, the context's bound included
   FinishReason full_;                // why it ends at max_tokens_
-  std::optional<TokenId> eos_;       // none: nothing to stop at
+  std::vector<TokenId> eos_;         // any of them ends it
   std::vector<TokenId> end_tokens_;  // end and stop tokens, banned up to min_tokens
 
   OutputText text_;

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "base/process_limits.h"
 #include "model/checkpoint/checkpoint.h"
@@ -17,21 +18,48 @@
 namespace ddl {
 namespace {
 
-// Null when the folder has none.
-absl::StatusOr<std::shared_ptr<const Tokenizer>> LoadTokenizer(const Checkpoint& checkpoint) {
+// Appended to what is wrong with a tokenizer.
+constexpr char kMeanwhile[] =
+    ". To serve the model with token ids meanwhile, start with --tokenizer=none";
+
+// Null when the folder has none, or it is not wanted.
+absl::StatusOr<std::shared_ptr<const Tokenizer>> LoadTokenizer(const Checkpoint& checkpoint,
+                                                               const ServerConfig& config) {
+  if (config.tokenizer == TokenizerChoice::kNone) return nullptr;
   absl::StatusOr<std::unique_ptr<const Tokenizer>> tokenizer = Tokenizer::Load(checkpoint.folder());
   if (absl::IsNotFound(tokenizer.status())) {
     spdlog::warn("no tokenizer in {}: serving token ids only", checkpoint.folder().string());
     return nullptr;
   }
-  if (!tokenizer.ok()) return tokenizer.status();
+  if (!tokenizer.ok()) {
+    return absl::Status(tokenizer.status().code(),
+                        absl::StrCat(tokenizer.status().message(), kMeanwhile));
+  }
   if ((*tokenizer)->vocab_size() > checkpoint.config().vocab_size) {
     return absl::InvalidArgumentError(
         absl::StrCat(checkpoint.folder().string(), ": the tokenizer has ids up to ",
                      (*tokenizer)->vocab_size() - 1, ", but vocab_size in config.json is ",
-                     checkpoint.config().vocab_size));
+                     checkpoint.config().vocab_size, kMeanwhile));
   }
   return std::shared_ptr<const Tokenizer>(*std::move(tokenizer));
+}
+
+std::string Listed(const std::vector<TokenId>& ids) {
+  return ids.empty() ? "none" : absl::StrJoin(ids, ",");
+}
+
+// Which files won.
+void LogTokens(const LoadedModel& loaded) {
+  std::string line = "tokenizer=none";
+  if (const Tokenizer* tokenizer = loaded.tokenizer.get(); tokenizer != nullptr) {
+    line = absl::StrCat("tokenizer=", tokenizer->source(),
+                        " prefix_token_ids=", Listed(tokenizer->prefix_token_ids()),
+                        " suffix_token_ids=", Listed(tokenizer->suffix_token_ids()));
+  }
+  const EosTokens& eos = loaded.eos_tokens;
+  absl::StrAppend(&line, " eos_token_ids=", Listed(eos.ids), " eos_source=", eos.source);
+  if (!eos.unused.empty()) absl::StrAppend(&line, ", not used: ", absl::StrJoin(eos.unused, "; "));
+  spdlog::info("{}", line);
 }
 
 RunnerDType ChooseDType(const Checkpoint& checkpoint, const ServerConfig& config) {
@@ -104,9 +132,15 @@ absl::StatusOr<LoadedModel> LoadModel(const ModelSource& source, const ServerCon
   const auto checkpoint = std::make_shared<const Checkpoint>(*std::move(opened));
   loaded.weights_sha256 =
       std::async(std::launch::async, [checkpoint] { return checkpoint->WeightsSha256(); });
-  absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = LoadTokenizer(*checkpoint);
+  absl::StatusOr<std::shared_ptr<const Tokenizer>> tokenizer = LoadTokenizer(*checkpoint, config);
   if (!tokenizer.ok()) return tokenizer.status();
   loaded.tokenizer = *std::move(tokenizer);
+  absl::StatusOr<EosTokens> eos_tokens =
+      ReadEosTokens(checkpoint->folder(), loaded.tokenizer.get(),
+                    static_cast<TokenId>(checkpoint->config().vocab_size));
+  if (!eos_tokens.ok()) return eos_tokens.status();
+  loaded.eos_tokens = *std::move(eos_tokens);
+  LogTokens(loaded);
   loaded.read = absl::Now() - start;
   if (abandoned) return absl::CancelledError("the server was stopped");
 

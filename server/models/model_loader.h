@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "model/model_runner.h"
+#include "model/tokenizer/eos_tokens.h"
 #include "model/tokenizer/tokenizer.h"
 #include "server/config.h"
 
@@ -21,12 +22,13 @@ struct LoadedModel {
   std::unique_ptr<ModelRunner> runner;
   std::string variant;                         // "gpt", "ccec" ...
   std::shared_ptr<const Tokenizer> tokenizer;  // null: token ids only
-  int32_t max_context_length = 0;              // tokens
-  std::future<std::string> weights_sha256;     // being computed
-  int64_t weight_bytes = 0;                    // as computed with, not as stored
-  int64_t kv_bytes = 0;                        // K/V cache
-  absl::Duration read;                         // opening the checkpoint and tokenizer
-  absl::Duration pack;                         // making the runner
+  EosTokens eos_tokens;
+  int32_t max_context_length = 0;           // tokens
+  std::future<std::string> weights_sha256;  // being computed
+  int64_t weight_bytes = 0;                 // as computed with, not as stored
+  int64_t kv_bytes = 0;                     // K/V cache
+  absl::Duration read;                      // opening the checkpoint and tokenizer
+  absl::Duration pack;                      // making the runner
 };
 
 // Loads one model. The status of a failure names the file and what is wrong with it. Returns

@@ -48,6 +48,7 @@ absl::StatusOr<std::unique_ptr<ReadyModel>> WarmUpAndStart(const std::string& na
              .max_context_length = loaded.max_context_length,
              .num_gated_sublayers = has_delta_rule ? 2 * description.num_layers : 0});
   options.max_context_length = loaded.max_context_length;
+  options.eos_token_ids = loaded.eos_tokens.ids;
   absl::StatusOr<std::unique_ptr<Engine>> engine =
       Engine::Create(options, std::move(loaded.runner), loaded.tokenizer, observer, std::move(now));
   if (!engine.ok()) return engine.status();
@@ -69,6 +70,7 @@ absl::StatusOr<std::unique_ptr<ReadyModel>> WarmUpAndStart(const std::string& na
   ready->identity.version = ready->weights_sha256.substr(0, kVersionLength);
   ready->identity.system_fingerprint = Fingerprint(ready->identity.version, description);
   ready->tokenizer = loaded.tokenizer;
+  ready->eos_tokens = loaded.eos_tokens;
   ready->limits = {.model = name,
                    .vocab_size = description.vocab_size,
                    .hidden_size = description.hidden_size,

@@ -10,6 +10,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
+#include "model/tokenizer/eos_tokens.h"
 #include "model/tokenizer/tokenizer.h"
 #include "server/conversion/api_calls.h"
 #include "server/engine/engine.h"
@@ -24,6 +25,7 @@ struct ReadyModel {
   std::string variant;  // "gpt", "ccec" ...
   std::string weights_sha256;
   std::shared_ptr<const Tokenizer> tokenizer;  // null: token ids only
+  EosTokens eos_tokens;
   RequestLimits limits;
   std::unique_ptr<Engine> engine;
 };

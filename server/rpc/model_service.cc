@@ -1,7 +1,6 @@
 #include "server/rpc/model_service.h"
 
 #include <algorithm>
-#include <optional>
 #include <string>
 
 #include "server/build_info.h"
@@ -53,11 +52,19 @@ v1::ModelInfo ToProto(const ServedModel& model) {
   info.set_quantization(description.quantization);
   info.set_device(description.device);
   info.set_instruction_set(description.instruction_set);
-  if (ready->tokenizer != nullptr) {
-    if (const std::optional<TokenId> eos = ready->tokenizer->eos_token_id()) {
-      info.add_eos_token_ids(static_cast<uint32_t>(*eos));
+  if (const Tokenizer* tokenizer = ready->tokenizer.get(); tokenizer != nullptr) {
+    info.set_tokenizer(tokenizer->source());
+    for (const TokenId id : tokenizer->prefix_token_ids()) {
+      info.add_prefix_token_ids(static_cast<uint32_t>(id));
+    }
+    for (const TokenId id : tokenizer->suffix_token_ids()) {
+      info.add_suffix_token_ids(static_cast<uint32_t>(id));
     }
   }
+  for (const TokenId id : ready->eos_tokens.ids) {
+    info.add_eos_token_ids(static_cast<uint32_t>(id));
+  }
+  info.set_eos_source(ready->eos_tokens.source);
   for (const char* task : {"generate", "embed", "score"}) info.add_tasks(task);
   for (const v1::Pooling pooling : {v1::POOLING_LAST_TOKEN, v1::POOLING_MEAN, v1::POOLING_MAX,
                                     v1::POOLING_WEIGHTED_MEAN, v1::POOLING_NONE}) {

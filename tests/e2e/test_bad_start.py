@@ -147,6 +147,10 @@ def test_checkpoints(name, tmp_path):
     check_message(found, BAD_SETTING, pattern, lines=100)
     assert str(folder) in found[1]
     check_same_failure(found, f"--model={folder}")
+    if name in ("tokenizer cut off", "tokenizer larger than the model", "vocabulary without merges"):
+        assert found[1].rstrip().endswith("start with --tokenizer=none")
+        code, out, err = run(f"--model={folder}", "--tokenizer=none", "--check", "--log_level=error")
+        assert (code, err) == (0, "") and " tokenizer=none " in out
 
 
 def test_a_file_in_place_of_the_folder():

@@ -1,5 +1,6 @@
 """ModelService, health, and the way from loading to a stopped server."""
 
+import json
 import threading
 import time
 
@@ -28,7 +29,9 @@ def test_model_info(server, client):
     assert (model.value_channels, model.vocab_size) == (4, checkpoints.VOCAB_SIZE)
     assert model.max_context_length == 512
     assert model.parameter_count > checkpoints.VOCAB_SIZE * 64
+    assert (model.tokenizer, model.eos_source) == ("tokenizer.json", "tokenizer.json")
     assert list(model.eos_token_ids) == [0]
+    assert (list(model.prefix_token_ids), list(model.suffix_token_ids)) == ([], [])
     assert set(model.tasks) == {"generate", "embed", "score"}
     assert set(model.supported_pooling) == {
         inference_pb2.POOLING_LAST_TOKEN, inference_pb2.POOLING_MEAN, inference_pb2.POOLING_MAX,
@@ -73,6 +76,33 @@ def test_several_models():
         assert "served: 'a', 'b'" in caught.value.message
         tokens = server.scrape().by("model", "ddl_generated_tokens_total")
         assert tokens == {"a": 40, "b": 20}
+
+
+def test_generation_config_names_the_ends(tmp_path):
+    """Each of several ids ends a completion, also of a model that is served without its tokenizer."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in checkpoints.small().iterdir():
+        (folder / path.name).symlink_to(path)
+    ends = [5, 200]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [*ends, 384]}))
+    for flags, tokenizer in (([], "tokenizer.json"), (["--tokenizer=none"], "")):
+        with Server(folder, *flags) as server:
+            info = server.client.model_info()
+            assert (info.tokenizer, info.eos_source) == (tokenizer, "generation_config.json")
+            assert list(info.eos_token_ids) == ends
+            server.log.wait_for(r"eos_token_ids=5,200 eos_source=generation_config.json, not used: "
+                                r"generation_config.json: 384 \(the model has 384 ids\)")
+            for token in (0, *ends):  # 0 is the tokenizer's own
+                [completion] = server.client.generate(
+                    [1, 2], max_tokens=3, seed=1, logit_bias={token: 100}).completions
+                stops = token in ends
+                assert [each.token_id for each in completion.tokens] == [token] * (1 if stops else 3)
+                assert completion.finish_reason == (inference_pb2.FINISH_REASON_EOS if stops else
+                                                    inference_pb2.FINISH_REASON_LENGTH)
+            if not tokenizer:
+                with pytest.raises(RpcError, match="FAILED_PRECONDITION.*--tokenizer=none"):
+                    server.client.generate("text")
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -596,6 +596,8 @@ TEST(ServerTest, ReportsModelsAndServerInfo) {
   EXPECT_EQ(model.dtype(), "float32");
   EXPECT_EQ(model.instruction_set(), "avx2");
   EXPECT_THAT(model.eos_token_ids(), ElementsAre(256));
+  EXPECT_EQ(model.eos_source(), "vocab.json and merges.txt");
+  EXPECT_EQ(model.tokenizer(), "vocab.json and merges.txt");
   EXPECT_THAT(model.tasks(), ElementsAre("generate", "embed", "score"));
   EXPECT_THAT(model.supported_pooling(), SizeIs(5));
   EXPECT_EQ(model.determinism(), "batch_invariant");

@@ -167,7 +167,10 @@ TestServer::TestServer(Options options) : options_(std::move(options)) {
         LoadedModel loaded;
         loaded.runner = std::move(runner);
         loaded.variant = options_.variant;
-        if (options_.with_tokenizer) loaded.tokenizer = MakeByteTokenizer();
+        if (options_.with_tokenizer) {
+          loaded.tokenizer = MakeByteTokenizer();
+          loaded.eos_tokens = {{kByteTokenizerEos}, loaded.tokenizer->source(), {}};
+        }
         loaded.max_context_length = options_.max_context_length;
         std::promise<std::string> hash;
         hash.set_value("0123456789abcdef");

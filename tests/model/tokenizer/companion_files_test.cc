@@ -118,13 +118,20 @@ TEST_F(CompanionFilesTest, AddTokensAndNameThem) {
        {0},
        "a",
        std::nullopt},
-      {"but for Llama's class",
+      {"also for Llama's class",
        {{"tokenizer_config.json",
          R"({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true, "add_eos_token": true,
              "tokenizer_class": "LlamaTokenizerFast"})"}},
        "a",
        {0},
-       {4, 0, 5},
+       {0},
+       "a",
+       5},
+      {"numbers that Python writes",
+       {{"tokenizer_config.json", R"({"eos_token": "</s>", "model_max_length": Infinity})"}},
+       "a</s>",
+       {0, 5},
+       {0, 5},
        "a",
        5},
   };
@@ -151,13 +158,64 @@ TEST_F(CompanionFilesTest, SpecialTokensMayBeText) {
 }
 
 TEST_F(CompanionFilesTest, BosAndEosWithoutTokenizerJson) {
-  const auto tokenizer =
-      Load({{"vocab.json", R"({"a": 0, "<s>": 1, "<|endoftext|>": 2})"},
-            {"merges.txt", ""},
-            {"tokenizer_config.json", R"({"bos_token": "<s>", "add_bos_token": true})"}});
-  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
-  EXPECT_EQ(*(*tokenizer)->Encode("a", {.add_special_tokens = true}), (Ids{1, 0}));
-  EXPECT_EQ((*tokenizer)->source(), "vocab.json and merges.txt");
+  struct Row {
+    const char* config;
+    Ids prefix;
+    Ids suffix;
+  };
+  const Row rows[] = {
+      {"{}", {}, {}},
+      {R"({"bos_token": "<s>", "eos_token": "</s>"})", {}, {}},
+      {R"({"bos_token": "<s>", "add_bos_token": true})", {1}, {}},
+      {R"({"eos_token": "</s>", "add_eos_token": true})", {}, {3}},
+      {R"({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true, "add_eos_token": true})",
+       {1},
+       {3}},
+      {R"({"add_bos_token": true, "add_eos_token": true})", {}, {}},
+  };
+  for (const Row& row : rows) {
+    const auto tokenizer =
+        Load({{"vocab.json", R"({"a": 0, "<s>": 1, "<|endoftext|>": 2, "</s>": 3})"},
+              {"merges.txt", ""},
+              {"tokenizer_config.json", row.config}});
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    Ids ids = row.prefix;
+    ids.push_back(0);
+    ids.insert(ids.end(), row.suffix.begin(), row.suffix.end());
+    EXPECT_EQ(*(*tokenizer)->Encode("a", {.add_special_tokens = true}), ids) << row.config;
+    EXPECT_EQ((*tokenizer)->prefix_token_ids(), row.prefix) << row.config;
+    EXPECT_EQ((*tokenizer)->suffix_token_ids(), row.suffix) << row.config;
+    EXPECT_EQ((*tokenizer)->source(), "vocab.json and merges.txt");
+  }
+}
+
+TEST_F(CompanionFilesTest, TheFileThatNamesTheEndOfText) {
+  struct Row {
+    std::vector<File> files;  // besides tokenizer.json
+    std::optional<TokenId> eos;
+    const char* source;
+  };
+  const Row rows[] = {
+      {{}, std::nullopt, "tokenizer.json"},
+      {{{"tokenizer_config.json", R"({"eos_token": "</s>"})"}}, 5, "tokenizer_config.json"},
+      {{{"special_tokens_map.json", R"({"eos_token": "<x>"})"}}, 6, "special_tokens_map.json"},
+      {{{"tokenizer_config.json", R"({"eos_token": "</s>"})"},
+        {"special_tokens_map.json", R"({"bos_token": "<s>"})"}},
+       5,
+       "tokenizer_config.json"},
+      {{{"tokenizer_config.json", R"({"eos_token": "</s>"})"},
+        {"special_tokens_map.json", R"({"eos_token": "<x>"})"}},
+       6,
+       "special_tokens_map.json"},
+  };
+  for (const Row& row : rows) {
+    std::vector<File> files = row.files;
+    files.push_back({"tokenizer.json", kTokenizerJson});
+    const auto tokenizer = Load(files);
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    EXPECT_EQ((*tokenizer)->eos_token_id(), row.eos);
+    EXPECT_EQ((*tokenizer)->eos_source(), row.source);
+  }
 }
 
 TEST_F(CompanionFilesTest, FaultsAreNamed) {
@@ -210,6 +268,8 @@ TEST_F(CompanionFilesTest, OtherVocabularies) {
   const auto llama3 = Load({{"tokenizer.model", ranks}});
   ASSERT_TRUE(llama3.ok()) << llama3.status();
   EXPECT_EQ(*(*llama3)->Encode("<|eot_id|>", {}), Ids{128009});
+  EXPECT_EQ((*llama3)->eos_token_id(), 128001);
+  EXPECT_EQ((*llama3)->eos_source(), "tokenizer.model");
 
   const auto gpt2 = Load(
       {{"encoder.json", R"({"a": 0, "b": 1, "ab": 2})"}, {"vocab.bpe", "#version: 0.2\na b\n"}});
