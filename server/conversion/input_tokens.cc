@@ -70,7 +70,7 @@ absl::StatusOr<CutTokens> ToTokens(const v1::Input& input, const std::string& fi
     case v1::Input::kText: {
       if (limits.tokenizer == nullptr) return NoTokenizer(field + ".text", limits);
       absl::StatusOr<std::vector<TokenId>> tokens =
-          limits.tokenizer->Encode(input.text(), {.add_special_tokens = rules.add_special_tokens});
+          limits.tokenizer->Encode(input.text(), rules.encoding);
       if (!tokens.ok()) {
         errors->Add(field + ".text", std::string(tokens.status().message()));
         return cut;

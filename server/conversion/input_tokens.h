@@ -32,7 +32,7 @@ struct CutTokens {
 };
 
 struct InputRules {
-  bool add_special_tokens = true;
+  Tokenizer::EncodeOptions encoding;
   v1::Truncation truncation;
   std::string truncation_field;    // empty: nothing is ever cut
   int32_t most_tokens = 0;         // that the model can take

@@ -67,6 +67,14 @@ absl::Duration ToQueueTimeout(const v1::GenerateRequest& request, FieldErrors* e
   return timeout;
 }
 
+// How texts of a request, or of its parameters, become tokens.
+template <typename Message>
+Tokenizer::EncodeOptions ToEncodeOptions(const Message& proto) {
+  return {
+      .add_special_tokens = !proto.has_add_special_tokens() || proto.add_special_tokens(),
+      .parse_special_tokens = !proto.has_parse_special_tokens() || proto.parse_special_tokens()};
+}
+
 // Measures how long it lives into `*elapsed`.
 class Stopwatch {
  public:
@@ -192,12 +200,11 @@ absl::StatusOr<GenerateCall> ParseGenerate(const v1::GenerateRequest& request,
   }
   if (request.echo() && limits.tokenizer == nullptr) return NoTokenizer("echo", limits);
 
-  const InputRules rules = {
-      .add_special_tokens = !request.has_add_special_tokens() || request.add_special_tokens(),
-      .truncation = request.truncation(),
-      .truncation_field = "truncation",
-      .most_tokens = limits.max_context_length - 1,
-      .most_tokens_reason = "the context less one"};
+  const InputRules rules = {.encoding = ToEncodeOptions(request),
+                            .truncation = request.truncation(),
+                            .truncation_field = "truncation",
+                            .most_tokens = limits.max_context_length - 1,
+                            .most_tokens_reason = "the context less one"};
   CheckTruncation(rules, &errors);
   {
     const Stopwatch stopwatch(&call.tokenize);
@@ -237,8 +244,7 @@ absl::StatusOr<EmbedCall> ParseEmbed(const v1::EmbedRequest& request, const Requ
     params.dimensions = static_cast<int32_t>(std::min<int64_t>(dimensions, width));
   }
 
-  const InputRules rules = {.add_special_tokens = !request.params().has_add_special_tokens() ||
-                                                  request.params().add_special_tokens(),
+  const InputRules rules = {.encoding = ToEncodeOptions(request.params()),
                             .truncation = request.params().truncation(),
                             .truncation_field = "params.truncation",
                             .most_tokens = limits.max_context_length,
@@ -264,11 +270,14 @@ absl::StatusOr<ScoreCall> ParseScore(const v1::ScoreRequest& request, const Requ
   ScoreCall call;
   ScoreParams params;
   call.request.id = RequestId(request.request_id(), &errors);
-  const InputRules rules = {.add_special_tokens = true,
-                            .truncation = {},
-                            .truncation_field = "",
-                            .most_tokens = limits.max_context_length,
-                            .most_tokens_reason = "the context"};
+  const bool parse_special_tokens =
+      !request.has_parse_special_tokens() || request.parse_special_tokens();
+  const InputRules rules = {
+      .encoding = {.add_special_tokens = true, .parse_special_tokens = parse_special_tokens},
+      .truncation = {},
+      .truncation_field = "",
+      .most_tokens = limits.max_context_length,
+      .most_tokens_reason = "the context"};
   if (CheckBatch("inputs", request.inputs_size(), limits, &errors)) {
     for (int i = 0; i < request.inputs_size(); ++i) {
       absl::StatusOr<CutTokens> input =
@@ -289,10 +298,9 @@ absl::StatusOr<std::vector<std::vector<Tokenizer::Token>>> ParseTokenize(
   FieldErrors errors;
   std::vector<std::vector<Tokenizer::Token>> lists;
   if (!CheckBatch("texts", request.texts_size(), limits, &errors)) return errors.status();
-  const bool add_special_tokens = !request.has_add_special_tokens() || request.add_special_tokens();
   for (int i = 0; i < request.texts_size(); ++i) {
-    absl::StatusOr<std::vector<Tokenizer::Token>> tokens = limits.tokenizer->EncodeWithOffsets(
-        request.texts(i), {.add_special_tokens = add_special_tokens});
+    absl::StatusOr<std::vector<Tokenizer::Token>> tokens =
+        limits.tokenizer->EncodeWithOffsets(request.texts(i), ToEncodeOptions(request));
     if (tokens.ok()) {
       lists.push_back(*std::move(tokens));
     } else {

@@ -47,6 +47,32 @@ def test_special_tokens_are_skipped_by_default(client, tokenizer):
     assert client.detokenize([ids]) == ["ab"]
 
 
+def test_special_tokens_may_be_text(client, tokenizer):
+    tokenizer.encode_special_tokens = True
+    try:
+        expected = [tokenizer.encode(text).ids for text in TEXTS]
+    finally:
+        tokenizer.encode_special_tokens = False
+    lists = client.tokenize(TEXTS, parse_special_tokens=False)
+    assert [[token.id for token in tokens] for tokens in lists] == expected
+    assert not any(token.special for tokens in lists for token in tokens)
+    assert client.detokenize(expected) == TEXTS
+
+
+@pytest.mark.parametrize("parse", [True, False])
+def test_all_calls_see_the_same_tokens(client, parse):
+    text = f"before{checkpoints.END_OF_TEXT}after"
+    [tokens] = client.tokenize([text], parse_special_tokens=parse)
+    ids = [token.id for token in tokens]
+    [scored] = client.score([text], parse_special_tokens=parse).scores
+    assert [token.token_id for token in scored.tokens] == ids
+    assert client.embed([text], parse_special_tokens=parse).usage.prompt_tokens == len(ids)
+    response = client.generate(text, max_tokens=1, temperature=0, echo=True,
+                               parse_special_tokens=parse)
+    assert response.usage.prompt_tokens == len(ids)
+    assert response.completions[0].text.startswith("beforeafter" if parse else text)
+
+
 def test_half_a_character(client, tokenizer):
     ids = tokenizer.encode("東").ids
     assert len(ids) > 1

@@ -39,11 +39,12 @@ def generate_request(prompt, *, model="", request_id="", max_tokens=None, min_to
                      frequency_penalty=None, presence_penalty=None, logit_bias=None, seed=None,
                      n=None, logprobs=None, prompt_logprobs=None, truncate=None, echo=False,
                      priority=None, skip_special_tokens=None, add_special_tokens=None,
-                     stream_interval=None, use_prefix_cache=None, ddl_stats=()):
+                     parse_special_tokens=None, stream_interval=None, use_prefix_cache=None, ddl_stats=()):
     """A GenerateRequest. What is left out is left unset: the server's defaults apply.
 
     logit_bias: {token id: bias}
     priority: "high", "normal" or "low"
+    parse_special_tokens: False takes "<|endoftext|>" and the like in the prompt as text
     ddl_stats: any of "per_layer_beta", "per_token_beta", "update_norms"
     """
     request = inference_pb2.GenerateRequest(
@@ -62,6 +63,7 @@ def generate_request(prompt, *, model="", request_id="", max_tokens=None, min_to
         echo=echo,
         skip_special_tokens=skip_special_tokens,
         add_special_tokens=add_special_tokens,
+        parse_special_tokens=parse_special_tokens,
         stream_interval=stream_interval,
         use_prefix_cache=use_prefix_cache,
         ddl_stats=_ddl_stats(ddl_stats))
@@ -169,20 +171,21 @@ class Client:
 
     def embed(self, inputs, *, model=None, request_id="", pooling=None, normalize=None,
               dimensions=None, layer=None, readout=None, channel=None, truncate=None,
-              max_tokens=None, encoding_format=None, ddl_stats=(), timeout=None):
+              max_tokens=None, encoding_format=None, parse_special_tokens=None, ddl_stats=(),
+              timeout=None):
         """Vectors of texts or lists of token ids: an EmbedResponse; `vectors` makes arrays of it.
 
         pooling: "last_token", "mean", "max", "weighted_mean" or "none"; None for the model's own
         layer: whose state is read; negative counts from the end, None is the last
         readout: "final_norm", "compressed", "channel" (with `channel`) or "state_flat"
-        ddl_stats: as in generate_request
+        parse_special_tokens, ddl_stats: as in generate_request
         truncate: None, "right" or "left": what to drop of an input longer than the context, or
             than max_tokens
         encoding_format: "float", "bytes_f32le" or "bytes_bf16le"
         """
         params = inference_pb2.EmbedParams(
             normalize=normalize, dimensions=dimensions, layer=layer, channel=channel,
-            truncation=_truncation(truncate, max_tokens))
+            truncation=_truncation(truncate, max_tokens), parse_special_tokens=parse_special_tokens)
         if pooling is not None:
             params.pooling = inference_pb2.Pooling.Value(f"POOLING_{pooling.upper()}")
         if readout is not None:
@@ -196,17 +199,25 @@ class Client:
             ddl_stats=_ddl_stats(ddl_stats))
         return self._unary(self._inference.Embed, request, timeout)
 
-    def score(self, inputs, *, model=None, request_id="", timeout=None):
-        """The log-probability of each token of texts or lists of token ids: a ScoreResponse."""
+    def score(self, inputs, *, model=None, request_id="", parse_special_tokens=None, timeout=None):
+        """The log-probability of each token of texts or lists of token ids: a ScoreResponse.
+
+        parse_special_tokens: as in generate_request
+        """
         request = inference_pb2.ScoreRequest(
             request_id=request_id, model=self._model(model),
-            inputs=[_input(each) for each in inputs])
+            inputs=[_input(each) for each in inputs], parse_special_tokens=parse_special_tokens)
         return self._unary(self._inference.Score, request, timeout)
 
-    def tokenize(self, texts, *, model=None, add_special_tokens=None, timeout=None):
-        """The tokens of each text: a list of lists of Token (id, bytes, start, end, special)."""
+    def tokenize(self, texts, *, model=None, add_special_tokens=None, parse_special_tokens=None,
+                 timeout=None):
+        """The tokens of each text: a list of lists of Token (id, bytes, start, end, special).
+
+        parse_special_tokens: as in generate_request
+        """
         request = inference_pb2.TokenizeRequest(
-            model=self._model(model), texts=texts, add_special_tokens=add_special_tokens)
+            model=self._model(model), texts=texts, add_special_tokens=add_special_tokens,
+            parse_special_tokens=parse_special_tokens)
         response = self._unary(self._inference.Tokenize, request, timeout)
         return [list(each.tokens) for each in response.lists]
 

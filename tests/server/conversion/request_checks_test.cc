@@ -285,6 +285,46 @@ TEST(RequestChecksTest, CutsWhatIsTooLong) {
   }
 }
 
+TEST(RequestChecksTest, SpecialTokensMayBeText) {
+  RequestLimits limits = Limits();
+  limits.max_context_length = 32;
+  const std::string text = "a<|endoftext|>";
+  const std::vector<TokenId> parsed = {'a', kByteTokenizerEos};
+  const std::vector<TokenId> plain(text.begin(), text.end());
+  struct Row {
+    std::string parse_special_tokens;
+    std::vector<TokenId> tokens;
+    std::string echo;
+  };
+  const Row rows[] = {{"", parsed, "a"},
+                      {"parse_special_tokens: true", parsed, "a"},
+                      {"parse_special_tokens: false", plain, text}};
+  for (const Row& row : rows) {
+    const std::string input = "inputs { text: '" + text + "' }";
+    const auto generate =
+        ParseGenerate(FromText<v1::GenerateRequest>("prompt { text: '" + text + "' } echo: true " +
+                                                    row.parse_special_tokens),
+                      limits);
+    ASSERT_TRUE(generate.ok()) << generate.status();
+    EXPECT_EQ(generate->params().prompt, row.tokens) << row.parse_special_tokens;
+    EXPECT_EQ(generate->echo, row.echo) << row.parse_special_tokens;
+    const auto embed = ParseEmbed(
+        FromText<v1::EmbedRequest>(input + "params { " + row.parse_special_tokens + " }"), limits);
+    ASSERT_TRUE(embed.ok()) << embed.status();
+    EXPECT_THAT(embed->params().inputs, ElementsAre(row.tokens)) << row.parse_special_tokens;
+    const auto score =
+        ParseScore(FromText<v1::ScoreRequest>(input + row.parse_special_tokens), limits);
+    ASSERT_TRUE(score.ok()) << score.status();
+    EXPECT_THAT(score->params().inputs, ElementsAre(row.tokens)) << row.parse_special_tokens;
+    const auto tokenize = ParseTokenize(
+        FromText<v1::TokenizeRequest>("texts: '" + text + "' " + row.parse_special_tokens), limits);
+    ASSERT_TRUE(tokenize.ok()) << tokenize.status();
+    std::vector<TokenId> tokens;
+    for (const Tokenizer::Token& token : tokenize->front()) tokens.push_back(token.id);
+    EXPECT_EQ(tokens, row.tokens) << row.parse_special_tokens;
+  }
+}
+
 // Text in and out takes a tokenizer; token ids do not.
 TEST(RequestChecksTest, TextTakesATokenizer) {
   RequestLimits limits = Limits();
