@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "model/tokenizer/character_set.h"
 #include "model/tokenizer/regex_syntax.h"
 #include "model/tokenizer/utf8.h"
 

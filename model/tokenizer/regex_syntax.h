@@ -26,10 +26,6 @@ absl::StatusOr<std::string> OnigurumaToPcre2(std::string_view pattern);
 // A pattern that matches `text` and nothing else.
 std::string EscapeRegex(std::string_view text);
 
-// Sets in PCRE2's syntax, to be put between square brackets.
-std::string WhiteSpaceItems();
-std::string WordItems();
-
 }  // namespace ddl
 
 #endif  // DDL_MODEL_TOKENIZER_REGEX_SYNTAX_H_

@@ -6,6 +6,7 @@
 
 #include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
 #include "model/token.h"
 #include "model/tokenizer/byte_pair_encoder.h"
 #include "model/tokenizer/normalizer.h"
@@ -45,6 +46,23 @@ struct TokenizerSpec {
   std::optional<TokenId> eos_token_id;
   std::string eos_source;  // the file that names it, where it has one
 };
+
+// How files are read into a spec. Errors are INVALID_ARGUMENT, and say what is wrong but not where.
+
+// The next merge, of two tokens of the vocabulary. `continuing_prefix`, if the vocabulary has one,
+// is not in the merged token.
+absl::Status AddMerge(const std::string& left, const std::string& right, TokenizerSpec& spec);
+// The same from a line "left right".
+absl::Status AddMergeLine(const std::string& line, TokenizerSpec& spec);
+
+// Adds a token, or changes the flags of one that is there. An error when another token has its id,
+// or its content has another id.
+absl::Status AddToken(AddedToken token, TokenizerSpec& spec);
+
+// What GPT-2's byte-level tokenizer has besides its vocabulary.
+absl::Status UseGpt2Parts(bool add_prefix_space, TokenizerSpec& spec);
+// The same with words by another pattern, as Oniguruma writes it.
+absl::Status UseByteLevelParts(const std::string& pattern, TokenizerSpec& spec);
 
 }  // namespace ddl
 
