@@ -40,10 +40,10 @@ def check(folder, spec, seed, count, say):
     special = [token["content"] for token in spec["added_tokens"]][:40]
     texts = strings(count, seed, special)
     started, tokens = time.monotonic(), 0
-    for add_special_tokens in (False, True):
-        requests = [{"special": text} for text in texts] if add_special_tokens else texts
-        answers = ask(folder, requests)
-        encodings = theirs.encode_batch(texts, add_special_tokens=add_special_tokens)
+    for kind in ("text", "special", "plain"):
+        answers = ask(folder, texts if kind == "text" else [{kind: text} for text in texts])
+        theirs.encode_special_tokens = kind == "plain"
+        encodings = theirs.encode_batch(texts, add_special_tokens=kind == "special")
         decoded = theirs.decode_batch([encoding.ids for encoding in encodings], skip_special_tokens=False)
         for text, answer, encoding, whole in zip(texts, answers, encodings, decoded, strict=True):
             assert answer.get("ids") == encoding.ids, (text, answer, encoding.tokens)
@@ -52,7 +52,9 @@ def check(folder, spec, seed, count, say):
             assert answer["streamed"] == whole, (text, encoding.tokens)
             tokens += len(encoding.ids)
     seconds = time.monotonic() - started
-    say(f"{len(texts)} strings with and without special tokens, {tokens} tokens: ids, offsets, decoded, streamed ({seconds:.0f} s)")
+    theirs.encode_special_tokens = False
+    say(f"{len(texts)} strings without special tokens, with them, and with those in the text as text, {tokens} tokens: "
+        f"ids, offsets, decoded, streamed ({seconds:.0f} s)")
 
     chance = random.Random(seed)
     ids = list(itertools.chain(spec["model"]["vocab"].values(), (token["id"] for token in spec["added_tokens"])))

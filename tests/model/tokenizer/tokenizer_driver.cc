@@ -3,6 +3,7 @@
 // Reads one JSON value a line and answers each with one line.
 //   a string          -> {"ids", "spans": [start, end, ...] in bytes, "decoded", "streamed"}
 //   {"special": text} -> the same, with the special tokens of the post-processor
+//   {"plain": text}   -> the same, with special tokens in the text as text
 //   an array of ids   -> {"decoded", "streamed", "skipped": without special tokens}
 // or {"error": message}.
 #include <iostream>
@@ -28,8 +29,9 @@ std::string Streamed(const Tokenizer& tokenizer, const std::vector<TokenId>& ids
 
 Json Error(const absl::Status& status) { return {{"error", std::string(status.message())}}; }
 
-Json AnswerText(const Tokenizer& tokenizer, const std::string& text, bool add_special_tokens) {
-  const auto tokens = tokenizer.EncodeWithOffsets(text, {.add_special_tokens = add_special_tokens});
+Json AnswerText(const Tokenizer& tokenizer, const std::string& text,
+                Tokenizer::EncodeOptions options) {
+  const auto tokens = tokenizer.EncodeWithOffsets(text, options);
   if (!tokens.ok()) return Error(tokens.status());
   std::vector<TokenId> ids;
   std::vector<uint32_t> spans;
@@ -50,9 +52,12 @@ Json AnswerIds(const Tokenizer& tokenizer, const std::vector<TokenId>& ids) {
 }
 
 Json Answer(const Tokenizer& tokenizer, const Json& request) {
-  if (request.is_string()) return AnswerText(tokenizer, request, false);
+  if (request.is_string()) return AnswerText(tokenizer, request, {});
   if (request.is_array()) return AnswerIds(tokenizer, request);
-  return AnswerText(tokenizer, request.at("special"), true);
+  if (request.contains("plain")) {
+    return AnswerText(tokenizer, request["plain"], {.parse_special_tokens = false});
+  }
+  return AnswerText(tokenizer, request.at("special"), {.add_special_tokens = true});
 }
 
 int Run(const char* folder) {
