@@ -19,32 +19,41 @@ using Json = nlohmann::json;
 
 constexpr const char* kSpecialTokenKeys[] = {"bos_token", "eos_token", "unk_token", "sep_token",
                                              "pad_token", "cls_token", "mask_token"};
-constexpr char kAdditional[] = "additional_special_tokens";
+// Lists of more of them; the second is how transformers 5 calls it.
+constexpr const char* kListKeys[] = {"additional_special_tokens", "extra_special_tokens"};
 
 // A file that need not be there: then an empty object.
 absl::StatusOr<Json> ReadIfThere(const std::filesystem::path& file) {
   return Exists(file) ? ReadJsonFile(file) : absl::StatusOr<Json>(Json::object());
 }
 
-// A special token is a string, or an object with content. Empty when there is none.
-absl::StatusOr<std::string> ReadContent(const Json& value, const char* key) {
-  if (value.is_null()) return std::string();
-  const Json& content = value.is_object() ? Member(value, "content") : value;
-  if (!content.is_string() || content == "") {
+// A special token is a string, or an object with content and maybe flags. None for null and "".
+absl::StatusOr<std::optional<AddedToken>> ReadSpecialToken(const Json& value, const char* key) {
+  if (value.is_null() || value == "") return std::nullopt;
+  if (value.is_string()) return AddedToken{.content = value.get<std::string>(), .special = true};
+  if (!value.is_object()) {
     return Fault(
         absl::StrCat(key, " must be a string, or an object with content, found ", ShowJson(value)));
   }
-  return content.get<std::string>();
+  absl::StatusOr<AddedToken> token = ReadAddedToken(value);
+  if (!token.ok()) return At(key, token.status());
+  token->special = true;
+  if (Member(value, "normalized").is_null()) token->normalized = false;
+  return *std::move(token);
 }
 
-// Found in the text and left out of decoded text, also where the files do not say so.
-void MakeSpecial(const std::string& content, TokenizerSpec& spec) {
-  const auto id = spec.ids.find(content);
-  if (id == spec.ids.end()) return;
-  AddedToken& token = spec.added_tokens[id->second];
-  token.id = id->second;
-  token.content = content;
-  token.special = true;
+// Found in the text and left out of decoded text, also where the files do not say so. Its flags
+// are those of the added token, where it is one already.
+absl::Status MakeSpecial(const Json& value, const char* key, TokenizerSpec& spec) {
+  const absl::StatusOr<std::optional<AddedToken>> token = ReadSpecialToken(value, key);
+  if (!token.ok()) return token.status();
+  if (!*token) return absl::OkStatus();
+  const auto id = spec.ids.find((*token)->content);
+  if (id == spec.ids.end()) return absl::OkStatus();
+  AddedToken& added = spec.added_tokens.try_emplace(id->second, **token).first->second;
+  added.id = id->second;
+  added.special = true;
+  return absl::OkStatus();
 }
 
 absl::Status ReadAddedTokensDecoder(const Json& tokens, TokenizerSpec& spec) {
@@ -79,18 +88,16 @@ absl::Status ReadAddedTokensJson(const Json& tokens, TokenizerSpec& spec) {
 // What the files say of the named special tokens: `names` has their keys.
 absl::Status MarkSpecialTokens(const Json& names, TokenizerSpec& spec) {
   for (const char* key : kSpecialTokenKeys) {
-    const absl::StatusOr<std::string> content = ReadContent(Member(names, key), key);
-    if (!content.ok()) return content.status();
-    MakeSpecial(*content, spec);
+    if (auto status = MakeSpecial(Member(names, key), key, spec); !status.ok()) return status;
   }
-  const Json& additional = Member(names, kAdditional);
-  if (!additional.is_null() && !additional.is_array()) {
-    return Fault(absl::StrCat(kAdditional, " must be an array, found ", ShowJson(additional)));
-  }
-  for (const Json& value : additional) {
-    const absl::StatusOr<std::string> content = ReadContent(value, kAdditional);
-    if (!content.ok()) return content.status();
-    MakeSpecial(*content, spec);
+  for (const char* key : kListKeys) {
+    const Json& list = Member(names, key);
+    if (!list.is_null() && !list.is_structured()) {
+      return Fault(absl::StrCat(key, " must be an array or an object, found ", ShowJson(list)));
+    }
+    for (const Json& value : list) {  // of an object the values, whose names are the models' own
+      if (auto status = MakeSpecial(value, key, spec); !status.ok()) return status;
+    }
   }
   return absl::OkStatus();
 }
@@ -98,12 +105,13 @@ absl::Status MarkSpecialTokens(const Json& names, TokenizerSpec& spec) {
 // The id of a named special token, none where the files do not name it.
 absl::StatusOr<std::optional<TokenId>> ReadNamedToken(const Json& names, const char* key,
                                                       const TokenizerSpec& spec) {
-  const absl::StatusOr<std::string> content = ReadContent(Member(names, key), key);
-  if (!content.ok()) return content.status();
-  if (content->empty()) return std::nullopt;
-  const auto id = spec.ids.find(*content);
+  const absl::StatusOr<std::optional<AddedToken>> token = ReadSpecialToken(Member(names, key), key);
+  if (!token.ok()) return token.status();
+  if (!*token) return std::nullopt;
+  const auto id = spec.ids.find((*token)->content);
   if (id == spec.ids.end()) {
-    return Fault(absl::StrCat(key, " is ", Quoted(*content), ", which the vocabulary lacks"));
+    return Fault(
+        absl::StrCat(key, " is ", Quoted((*token)->content), ", which the vocabulary lacks"));
   }
   return id->second;
 }

@@ -14,7 +14,8 @@ namespace ddl {
 //   without it are `special_tokens_map.json`, which then names the special tokens, and
 //   `added_tokens.json` read.
 // - The named special tokens (bos_token, eos_token, unk_token, sep_token, pad_token, cls_token,
-//   mask_token, additional_special_tokens) are special wherever the vocabulary has them.
+//   mask_token, additional_special_tokens, extra_special_tokens) are special wherever the
+//   vocabulary has them.
 // - `add_bos_token` and `add_eos_token` decide what goes around a text where no tokenizer.json
 // does.
 //   Beside one they are ignored, as transformers 5 have it; 4 obeyed them for the classes of Llama

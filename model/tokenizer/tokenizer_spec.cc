@@ -48,7 +48,10 @@ absl::Status AddToken(AddedToken token, TokenizerSpec& spec) {
   if (id_of_text != token.id) {
     return Fault(absl::StrCat(claim, ", but the vocabulary gives it id ", id_of_text));
   }
-  spec.added_tokens.insert_or_assign(token.id, std::move(token));
+  const auto before = spec.added_tokens.find(token.id);
+  if (before != spec.added_tokens.end()) token.special |= before->second.special;
+  const TokenId id = token.id;
+  spec.added_tokens.insert_or_assign(id, std::move(token));
   return absl::OkStatus();
 }
 

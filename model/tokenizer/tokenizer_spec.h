@@ -55,8 +55,8 @@ absl::Status AddMerge(const std::string& left, const std::string& right, Tokeniz
 // The same from a line "left right".
 absl::Status AddMergeLine(const std::string& line, TokenizerSpec& spec);
 
-// Adds a token, or changes the flags of one that is there. An error when another token has its id,
-// or its content has another id.
+// Adds a token, or changes the flags of one that is there, which stays special if it was, as
+// Hugging Face's stay. An error when another token has its id, or its content has another id.
 absl::Status AddToken(AddedToken token, TokenizerSpec& spec);
 
 // What GPT-2's byte-level tokenizer has besides its vocabulary.

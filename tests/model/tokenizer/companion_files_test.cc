@@ -89,13 +89,13 @@ TEST_F(CompanionFilesTest, AddTokensAndNameThem) {
        {0, 5, 7, 11},
        "a</s><>",
        4},
-      {"added_tokens_decoder changes flags",
+      {"added_tokens_decoder changes flags, but special tokens stay special",
        {{"tokenizer_config.json",
          R"({"added_tokens_decoder": {"4": {"content": "<s>", "lstrip": true, "special": false}}})"}},
        "a <s>",
        {0, 4},
        {0, 4},
-       "a<s>",
+       "a",
        std::nullopt},
       {"added_tokens.json",
        {{"added_tokens.json", R"({"<y>": 13, "<s>": 4})"}},
@@ -109,6 +109,21 @@ TEST_F(CompanionFilesTest, AddTokensAndNameThem) {
        "<x></s>b",
        {6, 5, 1},
        {6, 5, 1},
+       "b",
+       std::nullopt},
+      {"extra special tokens",
+       {{"tokenizer_config.json",
+         R"({"extra_special_tokens": ["<x>"], "additional_special_tokens": null})"}},
+       "<x>b",
+       {6, 1},
+       {6, 1},
+       "b",
+       std::nullopt},
+      {"extra special tokens by name",
+       {{"tokenizer_config.json", R"({"extra_special_tokens": {"image_token": "<x>"}})"}},
+       "<x>b",
+       {6, 1},
+       {6, 1},
        "b",
        std::nullopt},
       {"bos is the post-processor's, whatever the config says",
@@ -148,6 +163,19 @@ TEST_F(CompanionFilesTest, AddTokensAndNameThem) {
         << row.name;
     EXPECT_EQ((*tokenizer)->eos_token_id(), row.eos) << row.name;
   }
+}
+
+TEST_F(CompanionFilesTest, SpecialTokensBringTheirFlags) {
+  const auto tokenizer = Load({{"tokenizer.json", kTokenizerJson},
+                               {"special_tokens_map.json",
+                                R"({"mask_token": {"content": "<x>", "lstrip": true},
+                                    "bos_token": {"content": "<s>", "lstrip": true}})"}});
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const auto tokens = (*tokenizer)->EncodeWithOffsets("a <x> <s>", {});
+  ASSERT_TRUE(tokens.ok()) << tokens.status();
+  ASSERT_EQ(tokens->size(), 3u);  // no token is a space
+  EXPECT_EQ((*tokens)[1].start, 1u);
+  EXPECT_EQ((*tokens)[2].start, 6u);  // tokenizer.json says more about <s>
 }
 
 TEST_F(CompanionFilesTest, SpecialTokensMayBeText) {
@@ -237,7 +265,7 @@ TEST_F(CompanionFilesTest, FaultsAreNamed) {
       {{"special_tokens_map.json", R"({"eos_token": "<y>"})"},
        "special_tokens_map.json: eos_token is \"<y>\""},
       {{"special_tokens_map.json", R"({"additional_special_tokens": "<y>"})"},
-       "additional_special_tokens must be an array"},
+       "additional_special_tokens must be an array or an object"},
       {{"special_tokens_map.json", "["}, "special_tokens_map.json is not valid JSON"},
       {{"added_tokens.json", R"({"a": 7})"}, "added_tokens.json: \"a\" has id 7"},
       {{"added_tokens.json", R"({"y": "13"})"}, "added_tokens.json: \"y\": a token id must be"},
