@@ -92,6 +92,7 @@ TEST(EngineTest, EndsForEachReason) {
     FinishReason reason;
     int64_t tokens;
     const char* label;
+    std::vector<TokenId> eos = {};
   };
   const Row rows[] = {
       {"length", [](auto& p) { p.stopping.max_tokens = 8; }, 100, FinishReason::kLength, 8,
@@ -119,10 +120,38 @@ TEST(EngineTest, EndsForEachReason) {
        100, FinishReason::kStop, 4, "stop"},
       {"stop token first", [&](auto& p) { p.stopping.stop_token_ids = {expected[0]}; }, 100,
        FinishReason::kStop, 1, "stop"},
+      {"one of several end tokens",
+       [](auto&) {},
+       100,
+       FinishReason::kEos,
+       4,
+       "eos",
+       {49, expected[3]}},
+      {"another of them first",
+       [](auto&) {},
+       100,
+       FinishReason::kEos,
+       1,
+       "eos",
+       {expected[3], expected[0]}},
+      {"an end token that is a stop token",
+       [&](auto& p) { p.stopping.stop_token_ids = {expected[3]}; },
+       100,
+       FinishReason::kEos,
+       4,
+       "eos",
+       {expected[3]}},
+      {"end tokens ignored",
+       [](auto& p) { p.stopping.ignore_eos = true; },
+       100,
+       FinishReason::kLength,
+       8,
+       "length",
+       {expected[0], expected[3]}},
   };
   for (const Row& row : rows) {
     SCOPED_TRACE(row.name);
-    SteppedEngine e({}, {.max_context_length = row.context});
+    SteppedEngine e({}, {.max_context_length = row.context, .eos_token_ids = row.eos});
     Request request = Generate(Prompt(6), 8);
     row.set(ParamsOf(request));
     const auto sink = e.Submit(std::move(request));
@@ -139,7 +168,7 @@ TEST(EngineTest, EndsForEachReason) {
   }
 }
 
-TEST(EngineTest, StopTokensAreBannedUpToMinTokens) {
+TEST(EngineTest, StopAndEndTokensAreBannedUpToMinTokens) {
   const TokenId stop = ExpectedTokens(Prompt(6), 1)[0];
   for (const int32_t min_tokens : {0, 1, 2, 5}) {
     SCOPED_TRACE(min_tokens);
@@ -156,13 +185,15 @@ TEST(EngineTest, StopTokensAreBannedUpToMinTokens) {
       expected.push_back(FakeModelRunner::Next(tokens, sample).id);
       tokens.push_back(expected.back());
     }
-    SteppedEngine e;
-    Request request = Generate(Prompt(6), 12);
-    ParamsOf(request).stopping.stop_token_ids = {stop};
-    ParamsOf(request).stopping.min_tokens = min_tokens;
-    const auto sink = e.Submit(std::move(request));
-    e.Run();
-    EXPECT_EQ(sink->ids, expected);
+    for (const bool is_eos : {false, true}) {
+      SteppedEngine e({}, {.eos_token_ids = is_eos ? banned : std::vector<TokenId>()});
+      Request request = Generate(Prompt(6), 12);
+      if (!is_eos) ParamsOf(request).stopping.stop_token_ids = {stop};
+      ParamsOf(request).stopping.min_tokens = min_tokens;
+      const auto sink = e.Submit(std::move(request));
+      e.Run();
+      EXPECT_EQ(sink->ids, expected) << is_eos;
+    }
   }
 }
 
