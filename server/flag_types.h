@@ -9,6 +9,7 @@
 #include "absl/strings/string_view.h"
 #include "model/kernels/instruction_set.h"
 #include "model/runner_options.h"
+#include "server/config.h"
 #include "server/telemetry/logging.h"
 
 // Types of flags that are more than a number: one of a few words, or an amount of memory. Abseil
