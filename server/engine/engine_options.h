@@ -25,7 +25,7 @@ struct EngineOptions {
   int32_t max_step_tokens = 512;
   int32_t max_context_length = 1024;  // tokens, prompt and completion together
   // Tokens that end a completion, each of them, unless it ignores them.
-  std::vector<TokenId> eos_token_ids;
+  std::vector<TokenId> eos_token_ids = {};
   // While completions are being decoded, a step takes so many prompt and input positions that it
   // lasts at most this many times a step of the decodes alone, by the durations measured.
   double max_decode_slowdown = 2.0;
