@@ -17,9 +17,14 @@ namespace {
 // What gRPC's clients obey when a retry policy has them call again: milliseconds, as text.
 constexpr char kRetryPushback[] = "grpc-retry-pushback-ms";
 
+// gRPC's clients count from the time at which they woke up to read the answer, which on a busy
+// machine is some milliseconds before it was sent: they would come too early, and be refused again.
+constexpr absl::Duration kPushbackMargin = absl::Milliseconds(20);
+
 std::string Pushback(absl::Duration delay) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  const int64_t rounded_up = absl::ToInt64Milliseconds(absl::Ceil(delay, absl::Milliseconds(1)));
+  const int64_t rounded_up =
+      absl::ToInt64Milliseconds(absl::Ceil(delay + kPushbackMargin, absl::Milliseconds(1)));
   return absl::StrCat(std::clamp<int64_t>(rounded_up, 0, kMost));
 }
 
