@@ -218,6 +218,7 @@ __device__ inline uint64_t FindMass(uint64_t target, const float* weight, int n,
   uint64_t above = 0;  // the mass of the keys from bins.end up
   for (;;) {
     for (int b = threadIdx.x; b < kBins; b += kSampleThreads) shared.bin_mass[b] = 0;
+    if (threadIdx.x == 0) decision.refine = 0;
     __syncthreads();
     ForEachOf(weight, n, [&](int i, float w) {
       const uint64_t key = KeyOf(w, i);

@@ -264,8 +264,10 @@ __global__ void __launch_bounds__(kSampleThreads, 1) SampleRows(SampleTokensArgs
               decision.mass += WeightOf(shared.key[i]);
             }
           }
-          decision.enough = ranked >= n || (row.top_k > 0 ? ranked >= row.top_k
-                                                          : decision.mass >= row.top_p * total[0]);
+          // None found: a loop that does not end would be worse than whatever went wrong.
+          decision.enough =
+              found == 0 || ranked >= n ||
+              (row.top_k > 0 ? ranked >= row.top_k : decision.mass >= row.top_p * total[0]);
         }
         __syncthreads();
         enough = decision.enough != 0;

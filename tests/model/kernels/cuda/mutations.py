@@ -198,7 +198,7 @@ MUTATIONS = [
              FINISH),
     # rank_tokens.cuh
     Mutation("rank_tokens.cuh", "0xffffffffu - static_cast<uint32_t>(id))", "static_cast<uint32_t>(id) + 1u)", SAMPLING),
-    Mutation("rank_tokens.cuh", "if (i < n) body(i, value[k]);", "if (i < n) body(begin, value[k]);", SAMPLING),
+    Mutation("rank_tokens.cuh", "value[k] = i < n ? x[i] : 0.0f;", "value[k] = i < n ? x[begin] : 0.0f;", SAMPLING),
     Mutation("rank_tokens.cuh", "begin += kAtOnce * kSampleThreads", "begin += 2 * kAtOnce * kSampleThreads", SAMPLING),
     Mutation("rank_tokens.cuh", "(i & run) == 0", "(i & run) != 0", SAMPLING),
     Mutation("rank_tokens.cuh", "key >= threshold && key < bound", "key > threshold && key < bound", SAMPLING),
