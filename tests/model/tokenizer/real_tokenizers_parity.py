@@ -128,6 +128,7 @@ def test_every_tokenizer_of_the_packages_loads(tmp_path, say):
             continue
         (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
         theirs = tokenizers.Tokenizer.from_str(text)
+        theirs.no_padding()  # some files ask for it; neither transformers nor we pad
         for one, answer, encoding in zip(texts, ask(tmp_path, texts), theirs.encode_batch(texts, add_special_tokens=False)):
             assert answer["ids"] == encoding.ids, (path, one)
         served += 1
