@@ -189,7 +189,8 @@ TEST(WantedRowsTest, AreRunsWithWhatTheyDependOn) {
     std::vector<Sequence> sequences;
     std::vector<int32_t> wanted;
     int64_t taps;
-    std::string runs;  // by row
+    std::string runs;         // by row
+    int32_t saves_every = 4;  // positions
   };
   const std::vector<Row> rows = {
       {"none", {{0, 6}}, {}, 1, ""},
@@ -211,6 +212,12 @@ TEST(WantedRowsTest, AreRunsWithWhatTheyDependOn) {
        {1},
        2,
        "100<0: 0 1 2 3; 101<99: 5 6 7; 0<99: 9 10 11>102"},
+      {"and further where they are left seldom",
+       {{0, 20}},
+       {1},
+       2,
+       "100<0: 0 1 2 3 4 5 6 7; 101<99: 13 14 15; 0<99: 17 18 19",
+       /*saves_every=*/8},
       {"resumed: no run goes on from tails that another one leaves",
        {{2, 10}},
        {9},
@@ -233,7 +240,8 @@ TEST(WantedRowsTest, AreRunsWithWhatTheyDependOn) {
       const auto slot = static_cast<int32_t>(s);
       packed.AddSequence(slot, sequence.tail_source.value_or(slot), {slot, slot + 10});
       for (int32_t i = sequence.start; i < sequence.start + sequence.rows; ++i) {
-        packed.AddRow(i, i % 4 == 3 ? 100 + 10 * slot + i / 4 : -1);
+        const bool saves = (i + 1) % row.saves_every == 0;
+        packed.AddRow(i, saves ? 100 + 10 * slot + i / row.saves_every : -1);
       }
     }
     const Batch all = packed.batch();
