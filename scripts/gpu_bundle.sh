@@ -27,8 +27,8 @@ done
 for program in "${programs[@]}"; do ldd "$build/$program"; done |
   awk '$2 == "=>" && $3 ~ "^/(usr/)?lib/" && $1 !~ /^(libc|libm|libdl|librt|libpthread|libgcc_s|libstdc\+\+)\.so/ { print $3 }' |
   sort -u | xargs cp --dereference --target-directory "$folder/lib"
-cp -r tests/data/goldens "$folder/tests/data/"
-cp tools/make_random_checkpoint.py tools/ddl_config.py "$folder/tools/"
+cp -r tests/data/goldens* "$folder/tests/data/"
+cp tools/make_random_checkpoint.py tools/ddl_config.py tools/safetensors_writer.py "$folder/tools/"
 cp bench/plots.py bench/gpu_predictions.json "$folder/bench/"
 cp scripts/gpu_check.sh "$folder/"
 git describe --always --dirty --abbrev=12 >"$folder/REVISION"
@@ -36,6 +36,12 @@ libtorch=$(sed -n 's/^DDL_LIBTORCH_ROOT:[^=]*=//p' "$build/CMakeCache.txt")
 for info in "$libtorch"/torch-*.dist-info; do
   version=${info##*/torch-} && version=${version%.dist-info} && echo "${version%%+*}" >"$folder/TORCH"
 done
+# What is missing shows here, not where the GPU is: every test reads its data to be listed, every script its modules.
+libraries=$folder/lib:$(find "$libtorch" -path '*/lib/*.so*' -printf '%h\n' | sort -u | tr '\n' ':')
+for program in "${programs[@]}"; do
+  [[ $program != tests/* ]] || (cd "$folder" && LD_LIBRARY_PATH=$libraries "bin/${program##*/}" --gtest_list_tests >/dev/null)
+done
+for script in "$folder"/tools/make_random_checkpoint.py; do .venv/bin/python -B "$script" --help >/dev/null; done
 tar --create --xz --file "$archive" --directory "$stage" gpu-bundle
 bytes=$(stat --format %s "$archive")
 ((bytes <= most_bytes)) || { echo "gpu-bundle: $archive has $bytes bytes, more than $most_bytes" >&2; exit 1; }
