@@ -36,12 +36,12 @@ libtorch=$(sed -n 's/^DDL_LIBTORCH_ROOT:[^=]*=//p' "$build/CMakeCache.txt")
 for info in "$libtorch"/torch-*.dist-info; do
   version=${info##*/torch-} && version=${version%.dist-info} && echo "${version%%+*}" >"$folder/TORCH"
 done
-# What is missing shows here, not where the GPU is: every test reads its data to be listed, every script its modules.
+# What is missing shows here, not where the GPU is: every test reads its data to be listed, the script its modules.
 libraries=$folder/lib:$(find "$libtorch" -path '*/lib/*.so*' -printf '%h\n' | sort -u | tr '\n' ':')
 for program in "${programs[@]}"; do
   [[ $program != tests/* ]] || (cd "$folder" && LD_LIBRARY_PATH=$libraries "bin/${program##*/}" --gtest_list_tests >/dev/null)
 done
-for script in "$folder"/tools/make_random_checkpoint.py; do .venv/bin/python -B "$script" --help >/dev/null; done
+.venv/bin/python -B "$folder/tools/make_random_checkpoint.py" --help >/dev/null
 tar --create --xz --file "$archive" --directory "$stage" gpu-bundle
 bytes=$(stat --format %s "$archive")
 ((bytes <= most_bytes)) || { echo "gpu-bundle: $archive has $bytes bytes, more than $most_bytes" >&2; exit 1; }
