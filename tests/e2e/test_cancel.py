@@ -1,5 +1,6 @@
 """Cancelled and expired calls stop within a step, and give back what they held."""
 
+import math
 import threading
 
 import grpc
@@ -16,7 +17,7 @@ LONG = 500  # tokens
 
 @pytest.fixture(scope="module")
 def server():
-    """The paper's small model in float32 on one thread: a step takes 50 ms, in which a client's cancel
+    """The paper's small model in float32 on one thread: a step takes some 50 ms, in which a client's cancel
     arrives also on a machine that is busy with other tests."""
     with Server(checkpoints.paper_small(), "--dtype=float32") as running:
         yield running
@@ -27,8 +28,12 @@ def generated(scrape):
 
 
 def check_books(server, before, finish_reason, code, method, received, slack=2):
-    """Waits until nothing is left of the call, and compares the counters."""
+    """Waits until nothing is left of the call, and compares the counters. `slack`: in steps of 50 ms,
+    or as many shorter ones, where kernels are faster."""
     after = server.wait_until_idle()
+    step = (after.value("ddl_step_duration_seconds_sum", phase="decode")
+            / after.value("ddl_step_duration_seconds_count", phase="decode"))
+    slack = max(slack, math.ceil(slack * 0.05 / step))
     grown = generated(after) - generated(before)
     assert received <= grown <= received + slack
 

@@ -202,7 +202,8 @@ def test_drain_delay():
         watch.wait_for(SERVING)
         server.signal()
         watch.wait_for(NOT_SERVING)
-        assert server.client.generate([1], max_tokens=3).usage.completion_tokens == 3
+        assert server.client.generate(
+            [1], max_tokens=3, ignore_eos=True).usage.completion_tokens == 3
         server.signal()  # a second one stops at once
         assert server.wait(timeout=20) == 0
 

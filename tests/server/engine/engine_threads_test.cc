@@ -413,9 +413,9 @@ TEST_P(EngineThreadsTest, SleepsWhileEveryoneIsPaused) {
     const auto sink = std::make_shared<BoundedSink>(2);
     const auto handle = engine->Submit(std::move(request), sink);
     ASSERT_TRUE(handle.ok());
+    int64_t read = 0;  // the second look may find two more
     if (way == Way::kCancel || way == Way::kSubmit) {
-      size_t read = 0;
-      while (read < 2) read += sink->WaitAndRead().deltas.size();
+      while (read < 2) read += std::ssize(sink->WaitAndRead().deltas);
     }
     if (way == Way::kSubmit) {
       const auto other = std::make_shared<AwaitedSink>();
@@ -428,7 +428,8 @@ TEST_P(EngineThreadsTest, SleepsWhileEveryoneIsPaused) {
     EXPECT_EQ(code, way == Way::kTimeout    ? absl::StatusCode::kResourceExhausted
                     : way == Way::kDeadline ? absl::StatusCode::kDeadlineExceeded
                                             : absl::StatusCode::kCancelled);
-    EXPECT_LE(observer.steps, 2 + 2 + 5) << "what was read makes room for as much again";
+    EXPECT_LE(observer.steps, 2 + std::max<int64_t>(read, 2) + 5)
+        << "what was read makes room for as much again";
     EXPECT_LT(clock_reads, 300) << "it did not go round and round";
   }
 }
